@@ -1,4 +1,4 @@
-//! The rules of one connection: receive, transform, send, and when it is over.
+//! The rules of one connection: receive, transform, send, and close.
 //!
 //! A connection consists of its record in the working memory; this file holds the rules by which
 //! the record changes. [`drive`] serves a connection as far as readiness and budget allow,
@@ -8,7 +8,7 @@
 //! - every byte received is sent back once, in order, as [`service`] transformed it;
 //! - while output is pending nothing is received (backpressure), so a connection holds at most one
 //!   buffer of it;
-//! - an end of stream is answered only after the last byte owed;
+//! - an end of stream is answered only after the last pending byte;
 //! - a recorded readiness bit is cleared only when the kernel reported that there is nothing more.
 //!
 //! It must not know sockets, clocks, the event loop or logs: the socket is a [`Stream`], the time
@@ -63,7 +63,7 @@ pub struct Rules {
     pub linger_timeout: Duration,
 }
 
-/// What to do with the connection next.
+/// The next step for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
@@ -74,7 +74,7 @@ pub enum Outcome {
     /// It is over and its descriptor is to be closed. What it owed stays recorded until
     /// [`RecordMut::begin_close`].
     Close(CloseReason),
-    /// The caller is to look for its PROXY header.
+    /// The caller must peek at its PROXY header.
     Header,
     /// It is to be refused: nothing was received, and no header has arrived.
     Refuse(RefusalCause),
@@ -160,7 +160,7 @@ pub fn expire<P: Probe>(
     }
     match record.state() {
         State::Open if record.pending().is_some() => Outcome::Close(CloseReason::WriteStall),
-        // Of a header nothing was received, so nothing is owed.
+        // Nothing of a header was received, so no output is pending.
         State::Open | State::AwaitingHeader if is_finishing(record) => {
             end_stream(record, stream, State::LingeringStop, now)
         }
@@ -204,7 +204,7 @@ struct Turn<'a, 'm, P, S> {
     now: Tick,
 }
 
-/// How far the pending output got.
+/// The result of sending the pending output.
 enum Flushed {
     /// Nothing is pending.
     Clear,
@@ -371,7 +371,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
     }
 }
 
-/// Ends the stream from here; `state` says why the connection lingers then.
+/// Ends the stream from here; `state` is the reason why the connection lingers then.
 fn end_stream<P: Probe>(
     record: &mut RecordMut<'_, P>,
     stream: &mut impl Stream,

@@ -120,7 +120,7 @@ fn finishing_connection_stops_waiting_at_the_deadline() {
     );
     let _ = expire(&mut memory.record_mut(FD), &mut peer, &RULES, at(1000));
     assert_eq!(memory.record(FD).state(), State::LingeringStop);
-    // Whatever is shorter of its time for a first word and the time without any.
+    // The shorter of the first-byte timeout and the idle timeout applies.
     let hasty = Rules {
         idle_timeout: Some(PATIENCE / 2),
         ..RULES
@@ -128,7 +128,7 @@ fn finishing_connection_stops_waiting_at_the_deadline() {
     let mut memory = opened();
     memory.record_mut(FD).set_flags(Flags::FINISH);
     assert_eq!(deadline(&memory.record(FD), &hasty), Some(at(500)));
-    // One that has been there for long is ended at once.
+    // An old connection is ended at once.
     let mut memory = opened();
     memory
         .record_mut(FD)
@@ -202,7 +202,7 @@ fn slow_reader_renews_its_stall_deadline() {
         assert_eq!(outcome, Outcome::Waiting, "second {second}");
         assert_eq!(deadline(&memory.record(FD), &RULES), Some(now + PATIENCE));
     }
-    // With the last byte it is no longer a slow one: what it sent meanwhile is read.
+    // After its last pending byte it is no longer slow: its input is read.
     peer.room = 1;
     peer.message = Some(b"more");
     let outcome = expire(

@@ -94,7 +94,7 @@ pub enum ThawError {
     Inconsistent(&'static str),
 }
 
-/// Returns what the connection of `fd` was, from the memory alone, whenever its writer stopped;
+/// Returns the state of the connection of `fd` from the memory alone, whenever its writer stopped;
 /// `None` if there was none, or it was being closed. `owed` as for [`unsent()`].
 ///
 /// # Errors
@@ -300,7 +300,7 @@ impl Phase {
         }
     }
 
-    /// `None` of what is no connection, or soon will be none.
+    /// Returns `None` for a state without a connection, or with one that is being closed.
     const fn of(state: State) -> Option<Self> {
         match state {
             State::Open => Some(Self::Open),

@@ -1,7 +1,7 @@
 //! The layout of the working memory, and the encoding of its words.
 //!
 //! Pure arithmetic: offsets from three numbers, words from fields and back. A word that another
-//! process may read is hostile input, so every unpacking is total: any 64 bits give a value or
+//! process may read is untrusted input, so every unpacking is total: any 64 bits give a value or
 //! `None`, never a panic.
 
 use crate::sys::shared::LINE_BYTES;
@@ -239,7 +239,7 @@ impl State {
     }
 }
 
-/// What is remembered of a connection between two readiness reports.
+/// The state of a connection between two readiness reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags(pub u8);
 
@@ -274,8 +274,9 @@ impl Flags {
         Self(self.0 & Self::PEER_ENDED.with(Self::FINISH).0)
     }
 
-    /// The flags with which a connection begins or continues at a worker: nothing is ready until
-    /// the event loop reports it, but one that is to finish has its last look at once.
+    /// Returns the flags with which a connection begins or continues at a worker: nothing is ready
+    /// until the event loop reports it, but one that is to finish has work at once, its last
+    /// receive.
     #[must_use]
     pub const fn resumed(self) -> Self {
         let lasting = self.lasting();
@@ -308,9 +309,9 @@ impl Flags {
 /// The first word of a record: state 8 bits, flags 8, peer port 16, generation 32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// What the record is for.
+    /// The state of the record.
     pub state: State,
-    /// What is remembered.
+    /// The flags.
     pub flags: Flags,
     /// The peer's port.
     pub port: u16,

@@ -1,12 +1,12 @@
-//! One record of the working memory: what is known of a connection, and the store rules by which it
+//! One record of the working memory: the state of a connection, and the store rules by which it
 //! changes.
 //!
 //! A [`Record`] reads and a [`RecordMut`] writes; both are found once, by descriptor number, and
 //! then hold their cache line. The rules are listed in [the module above](super); each method names
-//! the one that it carries out, and its stores are in the order that the rule demands.
+//! its rule, and makes its stores in the sequence that the rule requires.
 //!
-//! Invariant: the first word is read once, when the handle is made, and kept in it: a record has one
-//! writer, which is the one that holds the handle.
+//! Invariant: the first word is read once, when the handle is created, and kept in it: a record has
+//! one writer, the holder of the handle.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
@@ -75,14 +75,14 @@ impl<'a> Record<'a> {
         Self { words, head }
     }
 
-    /// What the record is for.
+    /// Returns the state.
     #[inline]
     #[must_use]
     pub const fn state(&self) -> State {
         self.head.state
     }
 
-    /// What is remembered of the connection between two readiness reports.
+    /// Returns the state of the connection between two readiness reports.
     #[inline]
     #[must_use]
     pub const fn flags(&self) -> Flags {
@@ -229,14 +229,15 @@ impl<P: Probe> RecordMut<'_, P> {
         done
     }
 
-    /// The scratch buffer, for bytes that are owed to nobody.
+    /// Returns the scratch buffer, for bytes that are not sent.
     #[inline]
     pub fn scratch(&mut self) -> &mut [u8] {
         let length = self.layout.buffer_bytes as usize;
         self.bytes.range(self.layout.scratch(), length)
     }
 
-    /// Rule 6, before the call: the stream is ended from here; `state` says why it lingers.
+    /// Rule 6, before the call: the stream is ended from here; `state` is the reason why it
+    /// lingers.
     pub fn begin_linger(&mut self, state: State, now: Tick) {
         debug_assert!(
             self.pending().is_none(),
@@ -303,7 +304,7 @@ impl<P: Probe> RecordMut<'_, P> {
         self.set_state(State::Open);
     }
 
-    /// Asks the connection to end as soon as nothing is owed on it.
+    /// Makes the connection end as soon as no output is pending on it.
     pub fn finish(&mut self) {
         self.set_flags(self.flags().with(Flags::LAST_LOOK));
     }

@@ -1,10 +1,10 @@
-//! One store to the working memory, and the probe that a test hangs on it.
+//! One store to the working memory, and the probe for tests.
 
 use std::sync::atomic::Ordering;
 
 use crate::sys::shared::Line;
 
-/// Observes every store, so that a test can stop the world after each. The product's is
+/// Observes every store, so that a test can stop execution after each. The product uses
 /// [`Unprobed`], which compiles to nothing.
 pub trait Probe {
     /// A store was made.

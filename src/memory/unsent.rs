@@ -1,6 +1,6 @@
-//! The reader's side of the store rules: what a connection is owed, from the memory alone.
+//! The reader's side of the store rules: the unsent output of a connection, from the memory alone.
 //!
-//! The memory is hostile input here: its writer died at any instant, perhaps because of what it
+//! The memory is untrusted input here: its writer died at any instant, perhaps because of what it
 //! wrote. Every word is checked before it is used, and a contradiction is [`Corrupt`], never a
 //! panic.
 
@@ -11,7 +11,7 @@ use super::record::{HEAD, PENDING};
 use super::{Memory, Probe};
 use crate::service;
 
-/// The memory contradicts itself or the kernel's counters, so what is owed is unknown.
+/// The memory contradicts itself or the kernel's counters, so the unsent output is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the working memory is inconsistent: {0}")]
 pub struct Corrupt(pub &'static str);
