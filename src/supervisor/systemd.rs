@@ -42,7 +42,7 @@ use notify::{Change, Message, Notifier, View};
 #[derive(Debug, Default)]
 pub(crate) struct Systemd(Option<Manager>);
 
-/// The socket address of the service manager.
+/// The socket of the service manager, and the messages for it.
 #[derive(Debug)]
 struct Manager {
     socket: OwnedFd,
