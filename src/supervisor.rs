@@ -227,7 +227,7 @@ impl Supervisor {
         self.reaper.is_empty() || until <= now
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     fn config(&self) -> &Config {
         self.fleet.config()
     }

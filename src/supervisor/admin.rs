@@ -253,7 +253,7 @@ impl Admin {
         self.rotation
     }
 
-    /// The process number, while there is a process.
+    /// Returns the process number, while there is a process.
     pub(crate) fn pid(&self) -> Option<i32> {
         self.process.as_ref().map(AdminProcess::pid)
     }
@@ -368,7 +368,7 @@ const fn pace(config: &Config) -> Pace {
     }
 }
 
-/// A listener at `wanted`.
+/// Returns a listener at `wanted`.
 fn bind(wanted: &AdminAddr) -> Result<Listener, String> {
     match wanted {
         AdminAddr::Tcp(address) => bind_tcp(*address).map_err(|error| error.to_string()),

@@ -120,7 +120,7 @@ impl Control {
         }
     }
 
-    /// The path of the socket, if there is one.
+    /// Returns the path of the socket, if there is one.
     pub(crate) fn status(&self) -> Option<String> {
         let server = self.server.as_ref()?;
         Some(server.path().display().to_string())

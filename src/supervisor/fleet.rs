@@ -88,7 +88,7 @@ impl Saved {
         self.slots.len()
     }
 
-    /// The configuration in force; `None` if it is missing.
+    /// Returns the configuration in force; `None` if it is missing.
     pub(crate) fn config(&self) -> Option<&Config> {
         self.releases.config()
     }
@@ -155,7 +155,7 @@ impl Fleet {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -248,7 +248,7 @@ impl Fleet {
         }
     }
 
-    /// The release whose configuration is in force.
+    /// Returns the release whose configuration is in force.
     pub(crate) fn in_force(&self) -> &Release {
         self.releases.in_force()
     }
@@ -257,7 +257,7 @@ impl Fleet {
         self.releases.in_force_id()
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     pub(crate) fn config(&self) -> &Config {
         &self.in_force().config
     }
@@ -291,27 +291,27 @@ impl Fleet {
         u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
     }
 
-    /// The slots that have listeners.
+    /// Returns the slots that have listeners.
     pub(crate) fn listening(&self) -> impl Iterator<Item = SlotId> + '_ {
         let slots = (0..).map(SlotId).zip(&self.slots);
         let listening = slots.filter(|(_, slot)| !slot.listeners().is_empty());
         listening.map(|(id, _)| id)
     }
 
-    /// The listeners of a slot as they travel with a message.
+    /// Returns the listeners of a slot as they travel with a message.
     pub(crate) fn borrowed_listeners(&self, slot: SlotId) -> Vec<BorrowedFd<'_>> {
         let slot = self.slots.get(slot.index());
         slot.map_or_else(Vec::new, SlotResources::borrowed_listeners)
     }
 
-    /// The connections that a worker has open.
+    /// Returns the connections that a worker has open.
     pub(crate) fn open_connections(&self, worker: WorkerId) -> u32 {
         let child = self.child(worker);
         let open = child.map_or(0, |child| memory::open_connections(&child.memory));
         u32::try_from(open).unwrap_or(u32::MAX)
     }
 
-    /// The connections that all workers have open.
+    /// Returns the connections that all workers have open.
     pub(crate) fn all_connections(&self) -> u64 {
         let open = self
             .children()
@@ -319,7 +319,7 @@ impl Fleet {
         open.fold(0, u64::saturating_add)
     }
 
-    /// The counters of all slots, those that have left included.
+    /// Returns the counters of all slots, those that have left included.
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = self.former.sum();
         for slot in &self.slots {
@@ -335,7 +335,7 @@ impl Fleet {
         behind.map(|child| child.worker)
     }
 
-    /// The process numbers of the workers.
+    /// Returns the process numbers of the workers.
     pub(crate) fn pids(&self) -> impl Iterator<Item = i32> + '_ {
         self.children().map(Child::pid)
     }

@@ -121,7 +121,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine that waits for [`Event::Boot`]. `seed` feeds the jitter of the backoff.
+    /// Returns a machine that waits for [`Event::Boot`]. `seed` feeds the jitter of the backoff.
     #[must_use]
     pub fn new(policy: Policy, seed: u64) -> Self {
         let release = ReleaseId::FIRST;
@@ -155,7 +155,7 @@ impl Machine {
         self
     }
 
-    /// The machine that `snapshot` was taken of.
+    /// Returns the machine that `snapshot` was taken of.
     ///
     /// # Errors
     /// [`SnapshotError::Version`] if another version wrote it, [`SnapshotError::Contradiction`] if
@@ -339,7 +339,7 @@ impl Machine {
         }
     }
 
-    /// Every slot, in order.
+    /// Returns every slot, in order.
     pub fn slots(&self) -> impl Iterator<Item = SlotView<'_>> {
         self.slots.iter().map(Slot::view)
     }
@@ -356,7 +356,7 @@ impl Machine {
         self.release
     }
 
-    /// The limits in force, the number of workers included.
+    /// Returns the limits in force, the number of workers included.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy

@@ -87,7 +87,7 @@ impl Reaper {
         }
     }
 
-    /// Whether every killed child is reaped.
+    /// Returns whether every killed child is reaped.
     pub(crate) fn is_empty(&self) -> bool {
         self.killed.is_empty()
     }

@@ -262,7 +262,7 @@ impl Supervisor {
         }
     }
 
-    /// The connections of workers that drain.
+    /// Returns the connections of workers that drain.
     fn draining_connections(&self) -> u64 {
         let workers = self.machine.slots().flat_map(|slot| slot.predecessors);
         let leaving = workers.filter(|it| it.state == "leaving");
@@ -304,7 +304,7 @@ impl Supervisor {
         self.control.answer(request, reply, registry, clock::now());
     }
 
-    /// The active worker of every slot.
+    /// Returns the active worker of every slot.
     pub(super) fn active_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
         self.machine.slots().map(|slot| WorkerId {
             slot: slot.id,

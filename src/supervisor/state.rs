@@ -164,7 +164,7 @@ impl State {
         settings.unwrap_or((LogLevel::Info, LogFormat::Human))
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     fn config(&self) -> Result<&Config, Error> {
         let missing = Error::Contradiction("the release in force is missing");
         self.fleet.config().ok_or(missing)

@@ -50,7 +50,7 @@ impl Supervisor {
         }
     }
 
-    /// The status in one line, with the failure of the last request.
+    /// Returns the status in one line, with the failure of the last request.
     pub(super) fn status_line(&self, failure: Option<&str>) -> String {
         let open = self.fleet.all_connections();
         let workers = self.machine.policy().workers;

@@ -231,7 +231,7 @@ impl Upgrade {
         format!("cannot execute {}: {error}", self.program.display())
     }
 
-    /// The process number of the child, while there is one.
+    /// Returns the process number of the child, while there is one.
     pub(crate) const fn pid(&self) -> Option<i32> {
         match &self.stage {
             Stage::Running { child, .. } => Some(child.pid()),

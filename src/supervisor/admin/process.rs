@@ -235,7 +235,7 @@ mod tests {
     use crate::sys::image::Process;
     use crate::wire::FromWorker;
 
-    /// A process that does nothing, and the end of its channel.
+    /// Returns a process that does nothing, and the end of its channel.
     fn process() -> (Child, AdminProcess, Channel<FromAdmin, ToAdmin>) {
         let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let number = child.id().cast_signed();

@@ -211,7 +211,7 @@ impl ControlServer {
         self.socket.own();
     }
 
-    /// The path of the socket.
+    /// Returns the path of the socket.
     pub(crate) fn path(&self) -> &Path {
         &self.socket.id.path
     }
@@ -298,7 +298,7 @@ impl ControlServer {
         Some((client.peer.pid, client.peer.uid))
     }
 
-    /// When [`Self::handle_timeout`] is due.
+    /// Returns when [`Self::handle_timeout`] is due.
     pub(crate) fn deadline(&self) -> Option<Tick> {
         let clients = self.clients.iter().flatten();
         let dues = clients.filter_map(|client| client.state.due());
@@ -323,7 +323,7 @@ impl ControlServer {
         Vec::new()
     }
 
-    /// When [`Self::keep_file`] is due.
+    /// Returns when [`Self::keep_file`] is due.
     pub(crate) const fn file_due(&self) -> Tick {
         self.file_due
     }

@@ -85,7 +85,7 @@ impl Fleet {
         own.room(most, workers, open, self.nofile)
     }
 
-    /// Connections that all slots together may hold.
+    /// Returns the number of connections that all slots together may hold.
     pub(crate) fn capacity(&self) -> u64 {
         let each = self.in_force().limits.max_connections;
         u64::from(each).saturating_mul(self.slots.len() as u64)

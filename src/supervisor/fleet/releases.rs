@@ -61,7 +61,7 @@ struct SavedRelease {
 }
 
 impl Saved {
-    /// The configuration in force; `None` if it is missing.
+    /// Returns the configuration in force; `None` if it is missing.
     pub(crate) fn config(&self) -> Option<&Config> {
         let in_force = self.known.iter().find(|one| one.id == self.in_force)?;
         Some(&in_force.config)

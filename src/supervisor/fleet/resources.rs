@@ -261,7 +261,7 @@ impl SlotResources {
         self.listeners.clear();
     }
 
-    /// The slot's listeners, one for each address.
+    /// Returns the slot's listeners, one for each address.
     pub(crate) fn listeners(&self) -> &[OwnedFd] {
         &self.listeners
     }

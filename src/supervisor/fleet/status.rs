@@ -52,7 +52,7 @@ impl Fleet {
         })
     }
 
-    /// The process number of a worker.
+    /// Returns the process number of a worker.
     pub(crate) fn pid_of(&self, worker: WorkerId) -> Option<u32> {
         self.child(worker).map(|child| child.pid().unsigned_abs())
     }

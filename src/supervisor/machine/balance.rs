@@ -173,7 +173,7 @@ impl Machine {
         self.slots.iter().filter_map(Slot::serving)
     }
 
-    /// Whether the worker's loop has turned between an earlier sample and the latest one.
+    /// Returns whether the worker's loop has turned between an earlier sample and the latest one.
     fn has_turned_since(&self, before: Option<&Look>, worker: WorkerId) -> bool {
         let turns = |look: &Look| {
             let load = look.loads.iter().find(|it| it.worker == worker)?;

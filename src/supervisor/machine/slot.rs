@@ -245,7 +245,7 @@ impl Slot {
         self.workers.iter().find(|it| it.is_handing_over())
     }
 
-    /// Whether it serves with `release` and no connections are being handed over to it.
+    /// Returns whether it serves with `release` and no connections are being handed over to it.
     pub(super) fn is_renewed(&self, release: ReleaseId) -> bool {
         self.serving().is_some() && self.release() == release && self.handing_over().is_none()
     }
@@ -284,7 +284,7 @@ impl Slot {
             .min()
     }
 
-    /// Whether one of its own workers accepts from its queue.
+    /// Returns whether one of its own workers accepts from its queue.
     fn is_served(&self) -> bool {
         match self.state {
             // A stopping worker goes on accepting for the lame-duck time.
@@ -326,7 +326,7 @@ impl Slot {
         }
     }
 
-    /// Whether it is backing off, or its worker was killed because it was unresponsive.
+    /// Returns whether it is backing off, or its worker was killed because it was unresponsive.
     fn is_ailing(&self) -> bool {
         match (self.state, self.active().map(|it| &it.state)) {
             (SlotState::BackingOff { .. }, _) => true,

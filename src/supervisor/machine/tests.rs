@@ -161,7 +161,7 @@ impl Stage {
         }
     }
 
-    /// All slots Ready at `at`.
+    /// Returns all slots Ready at `at`.
     fn booted(policy: Policy, at: u64) -> Self {
         let workers = policy.workers;
         let mut stage = Self::new(policy);

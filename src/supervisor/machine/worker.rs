@@ -217,7 +217,7 @@ impl WorkerState {
         }
     }
 
-    /// Whether the change to `next` is valid. One that is not listed is a bug.
+    /// Returns whether the change to `next` is valid. One that is not listed is a bug.
     const fn may_become(&self, next: &Self) -> bool {
         match self {
             Self::Starting { .. } => matches!(next, Self::Serving { .. } | Self::Killed { .. }),
@@ -230,7 +230,7 @@ impl WorkerState {
         }
     }
 
-    /// Whether the worker's event loop is to be watched.
+    /// Returns whether the worker's event loop is to be watched.
     pub(super) const fn has_pulse(&self) -> bool {
         matches!(self, Self::Serving { .. } | Self::HandingOver { .. })
     }
@@ -296,7 +296,7 @@ impl Worker {
         matches!(self.state, WorkerState::HandingOver { .. })
     }
 
-    /// Whether it is leaving, so that its exit is no failure.
+    /// Returns whether it is leaving, so that its exit is no failure.
     pub(super) const fn is_leaving(&self) -> bool {
         match self.state {
             WorkerState::Starting { .. } | WorkerState::Serving { .. } => false,

@@ -51,7 +51,7 @@ struct Parts {
     _poll: Poll,
 }
 
-/// A process that does nothing, and its pidfd.
+/// Returns a process that does nothing, and its pidfd.
 fn process() -> (process::Child, Process) {
     let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let number = child.id().cast_signed();

@@ -93,17 +93,17 @@ impl Given {
         Ok(given)
     }
 
-    /// The addresses to listen on.
+    /// Returns the addresses to listen on.
     pub(crate) fn addresses(&self) -> &[Listen] {
         &self.plan.addresses
     }
 
-    /// The number of slots that get a socket.
+    /// Returns the number of slots that get a socket.
     pub(crate) fn slots(&self) -> u16 {
         u16::try_from(self.plan.slots.len()).unwrap_or(u16::MAX)
     }
 
-    /// The number of slots that have a socket of a socket unit.
+    /// Returns the number of slots that have a socket of a socket unit.
     pub(crate) const fn unit_slots(&self) -> u16 {
         self.plan.from_unit
     }
@@ -164,7 +164,7 @@ impl Given {
     }
 }
 
-/// The inherited descriptors, with their names.
+/// Returns the inherited descriptors, with their names.
 fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
     let variable = |name| std::env::var(name).ok();
     let number = |name| variable(name).and_then(|text| text.parse::<RawFd>().ok());

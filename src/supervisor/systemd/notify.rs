@@ -207,7 +207,7 @@ impl Notifier {
         self.outbox.iter().filter_map(removed).collect()
     }
 
-    /// The number of messages that wait to be sent.
+    /// Returns the number of messages that wait to be sent.
     pub(crate) fn waiting(&self) -> u64 {
         self.outbox.len() as u64
     }
