@@ -172,7 +172,7 @@ pub fn expire<P: Probe>(
     }
 }
 
-/// Whether the deadline of the connection of `record` has passed.
+/// Returns whether the deadline of the connection of `record` has passed.
 #[must_use]
 pub fn is_due(record: &Record<'_>, rules: &Rules, now: Tick) -> bool {
     deadline(record, rules).is_some_and(|due| due <= now)
@@ -242,7 +242,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         }
     }
 
-    /// Whether the peer has sent nothing yet and still has time to.
+    /// Returns whether the peer has sent nothing yet and still has time to.
     fn awaits_first_byte(&self) -> bool {
         self.record.bytes_moved().0 == 0
             && self.record.last_progress() + self.rules.first_byte_timeout > self.now

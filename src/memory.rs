@@ -139,14 +139,14 @@ impl<P: Probe> Memory<P> {
         Ok(memory)
     }
 
-    /// The record of `fd`, to be read.
+    /// Returns the record of `fd`, to be read.
     #[inline]
     #[must_use]
     pub fn record(&self, fd: u32) -> Record<'_> {
         Record::new(self.shared.line(Layout::record(fd)))
     }
 
-    /// The record of `fd`, to be written.
+    /// Returns the record of `fd`, to be written.
     #[inline]
     pub fn record_mut(&mut self, fd: u32) -> RecordMut<'_, P> {
         let (words, bytes) = self.shared.split_at(self.layout.scratch());
@@ -202,29 +202,29 @@ impl<P: Probe> Memory<P> {
         self.count(Counter::Took(TurnClass::of(ns)), 1);
     }
 
-    /// The layout.
+    /// Returns the layout.
     #[must_use]
     pub const fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The mapping, for readers.
+    /// Returns the mapping, for readers.
     #[must_use]
     pub const fn shared(&self) -> &SharedMemory {
         &self.shared
     }
 
-    /// The probe.
+    /// Returns the probe.
     pub const fn probe(&mut self) -> &mut P {
         &mut self.probe
     }
 
-    /// Descriptor numbers whose records are not free.
+    /// Returns the descriptor numbers whose records are not free.
     pub fn occupied(&self) -> impl Iterator<Item = u32> + '_ {
         self.occupied_from(0)
     }
 
-    /// Those from number `first` on.
+    /// Returns those from number `first` on.
     pub fn occupied_from(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
         (first..self.used).filter(|&fd| self.record(fd).state() != State::Free)
     }

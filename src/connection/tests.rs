@@ -40,7 +40,7 @@ impl Stream for Peer {
     }
 }
 
-/// A connection that has just begun, at tick zero.
+/// Returns a connection that has just begun, at tick zero.
 fn opened() -> Memory {
     let layout = Layout {
         descriptors: 8,
@@ -58,7 +58,7 @@ fn opened() -> Memory {
     memory
 }
 
-/// A connection with nine bytes pending since tick zero.
+/// Returns a connection with nine bytes pending since tick zero.
 fn stalled() -> (Memory, Peer) {
     let start = Tick::from_millis(0);
     let mut memory = opened();

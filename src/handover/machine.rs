@@ -169,7 +169,7 @@ impl Sender {
         self.actions.pop_front()
     }
 
-    /// Whether everything in flight is settled and nothing more will be sent.
+    /// Returns whether everything in flight is settled and nothing more will be sent.
     #[must_use]
     pub const fn is_over(&self) -> bool {
         matches!(self.phase, SenderPhase::Over(_))
@@ -184,7 +184,7 @@ impl Sender {
         }
     }
 
-    /// Whether a turn now would send another batch.
+    /// Returns whether a turn now would send another batch.
     #[must_use]
     pub fn has_room(&self) -> bool {
         matches!(self.phase, SenderPhase::Sending)
@@ -192,7 +192,7 @@ impl Sender {
             && self.in_flight.len() < HANDOVER_WINDOW
     }
 
-    /// Whether a batch waits for the kernel to accept it.
+    /// Returns whether a batch waits for the kernel to accept it.
     #[must_use]
     pub const fn is_blocked(&self) -> bool {
         self.staged.is_some()
@@ -311,7 +311,7 @@ impl Sender {
     }
 }
 
-/// Whether an acknowledgement accounts for each of `count` connections exactly once.
+/// Returns whether an acknowledgement accounts for each of `count` connections exactly once.
 fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
     let places = left.map_or(&[][..], |left| &left.places);
     let within = places.iter().all(|place| u32::from(*place) < count);

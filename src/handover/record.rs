@@ -143,7 +143,7 @@ pub struct BatchEncoder {
 }
 
 impl BatchEncoder {
-    /// An empty batch.
+    /// Returns an empty batch.
     #[must_use]
     pub fn new(sequence: u32) -> Self {
         let mut frame = Vec::with_capacity(HEADER_BYTES + 16 * RECORD_BYTES);
@@ -163,13 +163,13 @@ impl BatchEncoder {
         true
     }
 
-    /// Connections in it.
+    /// Returns the number of connections in it.
     #[must_use]
     pub const fn count(&self) -> u32 {
         self.count
     }
 
-    /// The packet.
+    /// Returns the packet.
     #[must_use]
     pub fn finish(mut self) -> Vec<u8> {
         self.frame[COUNT_AT..COUNT_AT + 4].copy_from_slice(&self.count.to_le_bytes());

@@ -57,14 +57,15 @@ pub fn room(shared: &SharedMemory) -> u32 {
     u32::try_from(buffers).unwrap_or(0).min(Layout::MAX_BUFFERS)
 }
 
-/// Whether the counters are plausible. A compromised worker may have left any words: then none of
-/// them may be added to anything.
+/// Returns whether the counters are plausible. A compromised worker may have left any words: then
+/// none of them may be added to anything.
 #[must_use]
 pub fn is_believable(shared: &SharedMemory) -> bool {
     balance_of(|one| counter(shared, one)).unsigned_abs() <= Layout::MAX_DESCRIPTORS.into()
 }
 
-/// Connections opened less those closed. Wraps, because the words may be anything.
+/// Returns the connections opened less those closed. Wraps, because the words may be
+/// anything.
 fn balance_of(count: impl Fn(Counter) -> u64) -> i64 {
     let came = count(Counter::Accepted).wrapping_add(count(Counter::MovedIn));
     let ended = CloseReason::ALL.into_iter().map(Counter::Closed);

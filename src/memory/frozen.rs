@@ -290,7 +290,7 @@ impl Frozen {
 }
 
 impl Phase {
-    /// The state of a record that is this far; the inverse of [`Phase::of`].
+    /// Returns the state of a record that is this far; the inverse of [`Phase::of`].
     const fn state(self) -> State {
         match self {
             Self::Open => State::Open,

@@ -34,7 +34,7 @@ impl Layout {
     /// Maximum number of buffers: their number has 24 bits in the pending word.
     pub const MAX_BUFFERS: u32 = (1 << 24) - 1;
 
-    /// Whether the words can express the three numbers.
+    /// Returns whether the words can express the three numbers.
     #[must_use]
     pub const fn is_valid(self) -> bool {
         self.descriptors > 0
@@ -44,7 +44,7 @@ impl Layout {
             && self.buffer_bytes as usize <= SCRATCH_BYTES
     }
 
-    /// Total bytes.
+    /// Returns the total number of bytes.
     #[must_use]
     pub const fn total_bytes(self) -> usize {
         self.pool_offset() + self.buffers as usize * Self::STRIDE
@@ -59,33 +59,33 @@ impl Layout {
     /// The line with the progress of handovers: batches sent, settled and answered.
     pub const MOVING: usize = 3 * LINE_BYTES;
 
-    /// The line that holds metrics cell `cell`.
+    /// Returns the line that holds metrics cell `cell`.
     #[must_use]
     pub const fn metrics_line(cell: usize) -> usize {
         4 * LINE_BYTES + (cell / 8) * LINE_BYTES
     }
 
-    /// The record of descriptor number `fd`: one cache line.
+    /// Returns the record of descriptor number `fd`: one cache line.
     #[inline]
     #[must_use]
     pub const fn record(fd: u32) -> usize {
         PAGE_BYTES + fd as usize * LINE_BYTES
     }
 
-    /// The scratch buffer. Everything before it is words, everything from it on is bytes.
+    /// Returns the scratch buffer. Everything before it is words, everything from it on is bytes.
     #[inline]
     #[must_use]
     pub const fn scratch(self) -> usize {
         Self::record(self.descriptors).next_multiple_of(PAGE_BYTES)
     }
 
-    /// The first byte of buffer number `buffer`.
+    /// Returns the first byte of buffer number `buffer`.
     #[must_use]
     pub const fn buffer(self, buffer: u32) -> usize {
         self.pool_offset() + buffer as usize * Self::STRIDE
     }
 
-    /// The offset of pending output and its number of bytes.
+    /// Returns the offset of pending output and its number of bytes.
     #[must_use]
     pub const fn pending(self, pending: Pending) -> (usize, usize) {
         let start = self.buffer(pending.buffer) + pending.offset as usize;
@@ -162,13 +162,13 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Bytes still to be sent.
+    /// Returns the number of unsent bytes.
     #[must_use]
     pub const fn len(self) -> u32 {
         self.end - self.offset
     }
 
-    /// Whether nothing is left; such a value is never stored.
+    /// Returns whether nothing is left; such a value is never stored.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.end == self.offset
@@ -268,7 +268,7 @@ impl Flags {
     /// proves emptiness.
     pub const LAST_LOOK: Self = Self::FINISH.with(Self::READABLE).with(Self::READ_DRY);
 
-    /// The flags that belong to the connection itself, without readiness and queueing.
+    /// Returns the flags that belong to the connection itself, without readiness and queueing.
     #[must_use]
     pub const fn lasting(self) -> Self {
         Self(self.0 & Self::PEER_ENDED.with(Self::FINISH).0)
@@ -287,7 +287,7 @@ impl Flags {
         }
     }
 
-    /// Whether any of `other` is set.
+    /// Returns whether any of `other` is set.
     #[must_use]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0

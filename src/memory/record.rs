@@ -67,7 +67,7 @@ pub(super) struct Entry {
 pub struct NoBuffer;
 
 impl<'a> Record<'a> {
-    /// The record in line `words`. A first word that no [`Head`] packs to reads as free.
+    /// Returns the record in line `words`. A first word that no [`Head`] packs to reads as free.
     #[inline]
     pub(super) fn new(words: &'a Line) -> Self {
         let word = words.0[HEAD].load(Ordering::Relaxed);
@@ -103,26 +103,26 @@ impl<'a> Record<'a> {
         Pending::unpack(self.load(PENDING))
     }
 
-    /// When bytes last moved; or when the stream was ended from here, once it lingers.
+    /// Returns when bytes last moved; or when the stream was ended from here, once it lingers.
     #[inline]
     #[must_use]
     pub fn last_progress(&self) -> Tick {
         Tick::from_nanos(self.load(LAST_PROGRESS))
     }
 
-    /// When the connection was accepted.
+    /// Returns when the connection was accepted.
     #[must_use]
     pub fn opened_at(&self) -> Tick {
         Tick::from_nanos(self.load(OPENED))
     }
 
-    /// Bytes received from the peer and bytes sent to it.
+    /// Returns the numbers of bytes received from the peer and sent to it.
     #[must_use]
     pub fn bytes_moved(&self) -> (u64, u64) {
         (self.load(BYTES_IN), self.load(BYTES_OUT))
     }
 
-    /// The peer's address.
+    /// Returns the peer's address.
     #[must_use]
     pub fn peer(&self) -> SocketAddr {
         let high = u128::from(self.load(ADDRESS)) << 64;
@@ -146,7 +146,7 @@ impl<'a, P> Deref for RecordMut<'a, P> {
 }
 
 impl<P: Probe> RecordMut<'_, P> {
-    /// The connection's descriptor number.
+    /// Returns the connection's descriptor number.
     #[inline]
     #[must_use]
     pub const fn fd(&self) -> u32 {

@@ -38,8 +38,8 @@ pub enum Gate {
 }
 
 impl Gate {
-    /// The number of open connections at which accepting resumes after the limit `max`: a tenth
-    /// less, so that a server at its limit does not pause and resume with every connection.
+    /// Returns the number of open connections at which accepting resumes after the limit `max`: a
+    /// tenth less, so that a server at its limit does not pause and resume with every connection.
     #[must_use]
     pub const fn resume_at(max: u32) -> u32 {
         max - max.div_ceil(10)
@@ -77,7 +77,7 @@ impl Gate {
     }
 }
 
-/// The pause cause of a failure that shuts the gate; `None` for other failures.
+/// Returns the pause cause of a failure that shuts the gate; `None` for other failures.
 #[must_use]
 pub const fn pause_cause(failure: AcceptFailure) -> Option<PauseCause> {
     match failure {
@@ -122,7 +122,7 @@ impl Acceptor {
         }
     }
 
-    /// Whether readiness reported for `token` is this listener's.
+    /// Returns whether readiness reported for `token` is this listener's.
     #[must_use]
     pub fn has(&self, token: Token) -> bool {
         self.token == token
@@ -173,7 +173,7 @@ impl Acceptor {
         }
     }
 
-    /// The descriptor's number, for logs.
+    /// Returns the descriptor's number, for logs.
     #[must_use]
     pub fn number(&self) -> i32 {
         self.listener.as_raw_fd()

@@ -112,8 +112,8 @@ impl Reactor {
         self.close(fd, CloseReason::Refused);
     }
 
-    /// The proxy of connection `fd`, for a log line that is about to be written; `None` without a
-    /// proxy. The record has the client's address only; the kernel has the proxy's.
+    /// Returns the proxy of connection `fd`, for a log line that is about to be written; `None`
+    /// without a proxy. The record has the client's address only; the kernel has the proxy's.
     pub(super) fn proxy_of(&self, fd: u32) -> Option<SocketAddr> {
         if self.proxies.is_none() || !tracing::enabled!(tracing::Level::DEBUG) {
             return None;
@@ -125,7 +125,7 @@ impl Reactor {
     }
 }
 
-/// The refusal cause of a header that is not valid.
+/// Returns the refusal cause of a header that is not valid.
 const fn cause_of(error: Error) -> RefusalCause {
     match error {
         Error::Missing => RefusalCause::ProxyMissing,

@@ -47,7 +47,7 @@ impl PeerLines {
         self.0.note(line.kind(), now)
     }
 
-    /// When the next overdue count must be written.
+    /// Returns when the next overdue count must be written.
     pub(super) const fn due(&self) -> Option<Tick> {
         self.0.due()
     }

@@ -22,19 +22,19 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
 impl Reactor {
-    /// Whether connections may still migrate: the process must not exit yet.
+    /// Returns whether connections may still migrate: the process must not exit yet.
     #[must_use]
     pub const fn is_moving(&self) -> bool {
         self.outgoing.is_some() || self.incoming.is_some()
     }
 
-    /// Whether connections may still migrate from here.
+    /// Returns whether connections may still migrate from here.
     #[must_use]
     pub const fn is_handing_over(&self) -> bool {
         self.outgoing.is_some()
     }
 
-    /// Whether connections may still migrate to here.
+    /// Returns whether connections may still migrate to here.
     #[must_use]
     pub const fn is_taking_over(&self) -> bool {
         self.incoming.is_some()
@@ -56,7 +56,7 @@ impl Reactor {
         }
     }
 
-    /// When migration continues without a report, if it does.
+    /// Returns when migration continues without a report, if it does.
     pub(super) fn migration_due(&self) -> Option<Tick> {
         [self.counts_until, self.batches_due()]
             .into_iter()

@@ -38,7 +38,7 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// A wheel for descriptor numbers below `descriptors`.
+    /// Returns a wheel for descriptor numbers below `descriptors`.
     #[must_use]
     pub fn new(descriptors: u32, now: Tick) -> Self {
         let count = descriptors as usize;
@@ -110,7 +110,7 @@ impl Timers {
         self.reached = self.reached.max(until);
     }
 
-    /// Whether `fd` has a deadline that fires in time for `due`.
+    /// Returns whether `fd` has a deadline that fires in time for `due`.
     #[must_use]
     #[inline]
     pub fn is_armed_by(&self, fd: u32, due: Tick, now: Tick) -> bool {
@@ -118,7 +118,7 @@ impl Timers {
         unit != 0 && (unit <= units_up(due) || unit <= units_rounded(due, now))
     }
 
-    /// When to call [`Timers::expire`] next. Possibly early, never late.
+    /// Returns when to call [`Timers::expire`] next. Possibly early, never late.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
         let first = bucket_of(self.reached + 1);
@@ -151,7 +151,8 @@ const fn units_up(at: Tick) -> u64 {
     at.as_nanos().div_ceil(granularity_ns())
 }
 
-/// The unit in which `due` fires: a multiple of a power of two that grows with the time left.
+/// Returns the unit in which `due` fires: a multiple of a power of two that grows with the time
+/// left.
 const fn units_rounded(due: Tick, now: Tick) -> u64 {
     let unit = units_up(due);
     let slack = unit.saturating_sub(units_down(now)) / PRECISION;

@@ -30,7 +30,7 @@ fn acknowledged(sequence: u32) -> SenderEvent {
     SenderEvent::Received(Packet { sequence, message })
 }
 
-/// A sender with two batches in flight: 1 and 2.
+/// Returns a sender with two batches in flight: 1 and 2.
 fn waiting() -> Sender {
     let mut sender = Sender::default();
     for sequence in [1, 2] {

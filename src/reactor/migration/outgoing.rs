@@ -109,7 +109,7 @@ impl Reactor {
         self.outgoing = (!self.finish_handover(&outgoing)).then_some(outgoing);
     }
 
-    /// Whether a turn would find connections to send.
+    /// Returns whether a turn would find connections to send.
     pub(super) fn may_send(&self, outgoing: &Outgoing) -> bool {
         match &outgoing.part {
             Some(part) => part.waits(),

@@ -43,7 +43,7 @@ impl Reactor {
         quiet.take(most as usize).collect()
     }
 
-    /// Whether nothing is owed on the connection and no input is known.
+    /// Returns whether nothing is owed on the connection and no input is known.
     fn is_quiet(&self, fd: u32, generation: u32) -> bool {
         let record = self.memory.record(fd);
         let busy = [

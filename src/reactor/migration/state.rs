@@ -172,7 +172,7 @@ impl Chosen {
         Self::Pending(part)
     }
 
-    /// Whether a turn would choose connections or send a batch.
+    /// Returns whether a turn would choose connections or send a batch.
     pub(super) fn waits(&self) -> bool {
         match self {
             Self::Pending(_) => true,
