@@ -258,7 +258,7 @@ impl Admin {
         self.process.as_ref().map(AdminProcess::pid)
     }
 
-    /// `None` without an address.
+    /// Returns `None` without an address.
     pub(crate) fn status(&self) -> Option<AdminStatus> {
         if self.http.is_none() && self.agent.is_none() {
             return None;

@@ -1,31 +1,30 @@
-//! Everything the supervisor decides, as a state machine that does nothing.
+//! All decisions of the supervisor, as a state machine without side effects.
 //!
 //! The shell reports events through [`Machine::handle`] and [`Machine::handle_timeout`], and after
 //! each call executes [`Machine::poll_action`] until it is empty; it waits no longer than
-//! [`Machine::poll_timeout`]. A call of `handle_timeout` that comes early or late is legal.
+//! [`Machine::poll_timeout`]. An early or late call of `handle_timeout` is legal.
 //!
-//! What this module must not do: read a clock, touch a process or a descriptor, log, or hold
-//! randomness it was not seeded with. The same seed and the same calls give the same actions.
+//! This module must not read a clock, touch a process or a descriptor, log, or use randomness other
+//! than its seed. The same seed and the same calls give the same actions.
 //!
 //! Invariants, checked after each call in debug builds:
-//! - a slot has at most one active worker; while the machine runs, it has one, or a time at which
-//!   the next is spawned, or its turn is still to come, or it is leaving: no slot is ever forgotten;
+//! - a slot has at most one active worker; while the machine runs, the slot has one, or a time at
+//!   which the next is spawned, or waits for an earlier slot, or is leaving;
 //! - a slot's first worker binds unless the slot was given listeners, every later one adopts; one
-//!   slot binds at a time, in the order of their numbers, so the slots that have a socket are the
-//!   first ones and the order of the sockets in their group is that of the slots;
-//! - a queue is lent only while its slot does not serve it, to one sibling, and that one serves;
-//! - one operation is in progress at a time, each request is answered once, and nothing planned
-//!   takes a worker away before another is Ready for what it leaves;
+//!   slot binds at a time, by ascending number, so the slots that have a socket are the first ones
+//!   and the sockets in their group are sorted by slot;
+//! - a queue is lent only while its slot does not serve it, to one sibling, which serves;
+//! - one operation is in progress at a time, each request is answered once, and no planned
+//!   operation removes a worker before another is Ready to replace it;
 //! - once a stop or a failed boot has begun nothing is spawned; once custody has ended nothing is
-//!   lent; `Exit` comes when no process is left, once, last.
+//!   lent; `Exit` is returned once, last, when no process is left.
 //!
-//! Data: `worker` and `slot` (a worker's life, and the place for it), `plan` (an operation),
-//! `policy` (the limits), `exchange` (events, actions, notices), `snapshot` (the saved state).
-//! They know no decision. Decisions: `reactions` says what each event means, `lifecycle` how a
-//! worker starts and ends, `succession` how one follows another; `operation` runs what is planned,
-//! by `roll`, `upgrade` and `scale`; `pending` holds requests back until then, `cancel` ends an
-//! operation early; `lending`, `pulse` and `balance` watch queues, event loops and loads.
-//! `invariants` and `ways` check all of it.
+//! Data, without decisions: `worker`, `slot`, `plan` (an operation), `policy` (the limits),
+//! `exchange` (events, actions, notices), `snapshot` (the saved state). Decisions: `reactions`
+//! handles each event, `lifecycle` starts and ends workers, `succession` replaces one by another;
+//! `operation` runs planned operations by `roll`, `upgrade` and `scale`; `pending` queues requests
+//! until then, `cancel` ends an operation early; `lending`, `pulse` and `balance` watch queues,
+//! event loops and loads. `invariants` and `ways` check all of them.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 

@@ -101,7 +101,7 @@ impl Life {
         self.stage = Stage::Ended;
     }
 
-    /// Unexpected exits.
+    /// Returns the number of unexpected exits.
     pub(crate) const fn deaths(&self) -> u64 {
         self.deaths
     }

@@ -67,7 +67,7 @@ pub(crate) enum Input {
 }
 
 impl Client {
-    /// Just accepted.
+    /// Creates a client that was just accepted.
     pub(crate) fn new(stream: UnixStream, peer: Peer, now: Tick) -> Self {
         let state = State::Asking {
             incoming: Incoming::new(CONTROL_REQUEST_MAX_BYTES),

@@ -1,8 +1,8 @@
-//! What goes into the supervisor's machine and what comes out: events, actions, notices.
+//! The input and output of the supervisor's machine: events, actions, notices.
 //!
-//! Plain values without behaviour. Each names a worker by slot *and* generation, so that what comes
-//! late is recognised. They can be serialised because actions not yet carried out are part of a
-//! snapshot: renaming a variant or a field changes the snapshot's format (and its version).
+//! Plain values without behaviour. Each names a worker by slot *and* generation, so that late ones
+//! are recognised. They can be serialised because pending actions are part of a snapshot: renaming
+//! a variant or a field changes the snapshot's format (and its version).
 
 mod answer;
 mod event;
@@ -20,7 +20,7 @@ use crate::handover::Part;
 pub use uppercased_ctl::control::ScaleTo;
 use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 
-/// What the shell must do, in this order.
+/// An action that the shell must execute, in sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Start a process; report a failure with [`Event::SpawnFailed`].

@@ -287,7 +287,7 @@ impl Slot {
     /// Returns whether one of its own workers accepts from its queue.
     fn is_served(&self) -> bool {
         match self.state {
-            // A stopping worker goes on accepting for the lame-duck time.
+            // A stopping worker continues to accept for the lame-duck time.
             SlotState::Active(_) => self.active().is_some_and(|it| {
                 matches!(
                     it.state,

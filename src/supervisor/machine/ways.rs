@@ -10,7 +10,7 @@ use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotState};
 use uppercased_ctl::clock::Tick;
 
-/// How a state ends.
+/// The way in which a state ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Nothing waits for its end.
@@ -116,7 +116,7 @@ impl Machine {
         }
     }
 
-    /// A worker that was sent a stop request is killed when the drain is over.
+    /// Returns the end of a stop: remaining workers are killed when the drain is over.
     const fn drain_ends(&self) -> Way {
         match &self.phase {
             Phase::Draining { deadline, .. } => Way::By(*deadline),

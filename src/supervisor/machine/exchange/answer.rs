@@ -1,10 +1,10 @@
-//! What the machine answers to a request.
+//! The machine's answer to a request.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How a planned operation ended.
+/// The result of a planned operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// It succeeded.

@@ -113,7 +113,8 @@ pub enum Event {
         /// As in [`Event::Restart`].
         drain: bool,
     },
-    /// An operation is requested. If it can begin, now or later, [`Action::Begin`](super::Action::Begin) follows.
+    /// An operation is requested. If it can begin, now or later,
+    /// [`Action::Begin`](super::Action::Begin) follows.
     Requested {
         /// The request; [`RequestId::NOBODY`] for a signal.
         request: RequestId,

@@ -42,7 +42,7 @@ const NOBODY: RequestId = RequestId::NOBODY;
 const MORE: Wanted = Wanted::Scale(ScaleTo::By(1));
 const FEWER: Wanted = Wanted::Scale(ScaleTo::By(-1));
 
-/// One slot whose successor takes over: the restart ends with the next `exited(0, 1, 0)`.
+/// Returns one slot whose successor takes over: the restart ends with the next `exited(0, 1, 0)`.
 fn restarting() -> Stage {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, restart(calm(1)));

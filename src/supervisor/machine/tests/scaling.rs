@@ -288,7 +288,7 @@ fn late_canary_is_still_watched_first() {
     assert!(stood.iter().any(follows), "{stood:?}");
 }
 
-/// Slot 1 of two has failed twice and backs off; its queue is not lent yet.
+/// Returns two slots, of which slot 1 has failed twice and backs off; its queue is not lent yet.
 fn with_a_broken_slot(policy: Policy) -> Stage {
     let mut stage = Stage::booted(policy, 0);
     stage.at(100, killed(1, 1));
@@ -384,7 +384,7 @@ fn stalled_worker_is_reported_before_it_hangs() {
     assert_eq!(stage.at(9_000, pulse(6)), [kill(0, 1)]);
 }
 
-/// Three slots, of which the second cannot start.
+/// Returns three slots, of which the second cannot start.
 fn degraded(policy: Policy) -> Stage {
     let mut stage = Stage::new(Policy {
         boot: Boot::Any,
@@ -456,7 +456,7 @@ fn degraded_server_can_be_reloaded() {
         matches!(tried.as_slice(), [Action::Spawn { worker: it, release: NEXT, .. }] if *it == worker(1, 3)),
         "the new release is tried where no worker was: {tried:?}"
     );
-    // It was broken before, so the roll goes on.
+    // It was broken before, so the roll continues.
     stage.at(121, exited(0, 1, 0));
     assert_eq!(
         stage.at(130, exited(1, 3, 1)),
