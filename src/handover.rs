@@ -2,7 +2,7 @@
 //!
 //! A socket pair (`SOCK_SEQPACKET`, carries descriptors) connects the two workers. The sender sends
 //! its connections in batches between the turns of its loop, the receiver adopts each batch between
-//! its own turns and acknowledges it; both go on serving.
+//! its own turns and acknowledges it; both continue to serve.
 //!
 //! ```text
 //!   sender                                          receiver
@@ -39,13 +39,13 @@ pub struct HandedOver {
     pub moved: u32,
     /// Connections that the sender still has.
     pub left: u32,
-    /// How it ended.
+    /// The result for the sender.
     pub end: HandoverEnd,
-    /// Only a part was to move: the sender goes on serving, however it ended.
+    /// Whether only a part was to move: the sender then continues to serve, whatever the result.
     pub part: bool,
 }
 
-/// How a handover ended for the sender.
+/// The result of a handover for the sender.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoverEnd {

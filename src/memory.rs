@@ -2,7 +2,7 @@
 //!
 //! One memfd per slot, created and also held by the supervisor, holds the metrics, one record for
 //! each descriptor number, the scratch buffer and the pool of pending-output buffers. A reader that
-//! maps it after the worker's death, at whatever instant that came, can tell what each connection
+//! maps it after the worker's death, at any instant, can determine what each connection
 //! had received and not sent ([`unsent()`]); so the death of a worker need not be the death of its
 //! connections.
 //!
@@ -24,21 +24,21 @@
 //!    connection that comes from another owner is recorded in the same order ([`Memory::thaw`]);
 //! 5. close: state Closing, close, state Free, before anything else can create a descriptor
 //!    ([`RecordMut::begin_close`], [`RecordMut::end_close`]); whatever is still owed then stays
-//!    recorded until after the state says Closing, or its loss would look like a connection that owes
+//!    recorded until after the state is Closing, or its loss would look like a connection that owes
 //!    nothing;
 //! 6. end of stream: the lingering state, then the call, which may be made twice
 //!    ([`RecordMut::begin_linger`]);
 //! 7. free buffers are known privately only: a buffer that no record names is free;
 //! 8. handover: at the sender the record is marked as moving before the connection is sent, and
-//!    says Handed after the acknowledgement was read, before the descriptor is closed; then it is
+//!    is Handed after the acknowledgement was read, before the descriptor is closed; then it is
 //!    Free ([`RecordMut::begin_handover`], [`RecordMut::end_handover`], [`RecordMut::end_close`]). At the
 //!    receiver it is marked as moving until its acknowledgement is sent ([`Memory::arrive`]). When a
 //!    handover fails, the record is unmarked at the sender ([`RecordMut::take_ownership`]) and Handed at
 //!    the receiver;
 //! 9. PROXY header: while it is awaited it stays in the kernel. Then the record is given the client's
-//!    address, *then* exactly the header is received, *then* the state says Open
+//!    address, *then* exactly the header is received, *then* the state is Open
 //!    ([`RecordMut::set_client`], [`RecordMut::end_header`]). Between the last two the kernel's count of
-//!    bytes read tells which it is: none before, the header's after. These bytes are owed to nobody and
+//!    bytes read shows which: none before, the header's after. These bytes are not answered and
 //!    are not among the record's, which does not contain their number: a reader that computes from the
 //!    kernel's counters what is owed on such a connection counts them, too.
 //!

@@ -162,7 +162,7 @@ impl Reactor {
             .register(&mut SourceFd(&number), CONTROL, interest)
     }
 
-    /// Adds a listener of slot `owner`; `proxied` says whether its connections begin with a PROXY
+    /// Adds a listener of slot `owner`; `proxied`: whether its connections begin with a PROXY
     /// header.
     ///
     /// # Errors

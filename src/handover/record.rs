@@ -178,7 +178,8 @@ impl BatchEncoder {
 }
 
 impl Packet {
-    /// As bytes. Of a batch, as many connections as fit; a cause is cut to [`CAUSE_MAX_BYTES`].
+    /// Encodes the packet. A batch is cut to the connections that fit, a cause to
+    /// [`CAUSE_MAX_BYTES`].
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut frame = Vec::new();

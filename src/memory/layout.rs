@@ -126,7 +126,7 @@ pub enum InHand {
 }
 
 impl InHand {
-    /// As one word: kind 8 bits, length 24, descriptor 32.
+    /// Packs it into one word: kind 8 bits, length 24, descriptor 32.
     #[must_use]
     pub const fn pack(self) -> u64 {
         match self {
@@ -136,7 +136,7 @@ impl InHand {
         }
     }
 
-    /// From one word; `None` if no [`InHand`] packs to it.
+    /// Unpacks one word; `None` if no [`InHand`] packs to it.
     #[must_use]
     pub const fn unpack(word: u64) -> Option<Self> {
         let fd = (word & 0xffff_ffff) as u32;
@@ -174,13 +174,14 @@ impl Pending {
         self.end == self.offset
     }
 
-    /// As one word: buffer 24 bits, offset 20, end 20. Never 0, which means no pending output.
+    /// Packs it into one word: buffer 24 bits, offset 20, end 20. Never 0, which means no pending
+    /// output.
     #[must_use]
     pub const fn pack(self) -> u64 {
         ((self.buffer as u64) << 40) | ((self.offset as u64) << 20) | self.end as u64
     }
 
-    /// From one word; `None` for 0 and for what [`Pending::pack`] cannot give.
+    /// Unpacks one word; `None` for 0 and for words that [`Pending::pack`] never returns.
     #[must_use]
     pub const fn unpack(word: u64) -> Option<Self> {
         let buffer = (word >> 40) as u32;
@@ -223,7 +224,7 @@ pub enum State {
 }
 
 impl State {
-    /// From its number.
+    /// Returns the state of this number.
     #[must_use]
     pub const fn unpack(number: u8) -> Option<Self> {
         match number {
@@ -293,13 +294,13 @@ impl Flags {
         self.0 & other.0 != 0
     }
 
-    /// With `other` set.
+    /// Returns the flags with `other` set.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// With `other` cleared.
+    /// Returns the flags with `other` cleared.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
@@ -328,7 +329,7 @@ impl Head {
         generation: 0,
     };
 
-    /// As one word.
+    /// Packs it into one word.
     #[must_use]
     pub const fn pack(self) -> u64 {
         self.state as u64
@@ -337,7 +338,7 @@ impl Head {
             | ((self.generation as u64) << 32)
     }
 
-    /// From one word; `None` if its state is invalid.
+    /// Unpacks one word; `None` if its state is invalid.
     #[must_use]
     pub const fn unpack(word: u64) -> Option<Self> {
         match State::unpack((word & 0xff) as u8) {

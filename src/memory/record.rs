@@ -96,7 +96,7 @@ impl<'a> Record<'a> {
         self.head.generation
     }
 
-    /// Output that the kernel has not accepted yet.
+    /// Returns the output that the kernel has not accepted yet.
     #[inline]
     #[must_use]
     pub fn pending(&self) -> Option<Pending> {
@@ -191,7 +191,7 @@ impl<P: Probe> RecordMut<'_, P> {
         Ok(())
     }
 
-    /// The call in hand moved no byte, or its bytes are accounted for.
+    /// Clears the call in hand: it moved no byte, or its bytes are accounted for.
     #[inline]
     pub fn clear_in_hand(&mut self) {
         self.set_in_hand(InHand::Nothing);
@@ -271,19 +271,20 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    /// Rule 8: the connection is going to another worker; nothing more is done to it here. Its
-    /// readiness is forgotten.
+    /// Rule 8: the connection migrates to another worker; nothing more is done to it here. Its
+    /// readiness is dropped.
     pub fn begin_handover(&mut self) {
         self.set_flags(self.flags().lasting().with(Flags::MOVING));
     }
 
-    /// Rule 8: the connection is this worker's, after all or from now on; nothing is ready yet, as
-    /// after [`Memory::thaw`](super::Memory::thaw).
+    /// Rule 8: the connection belongs to this worker, again or from now on; nothing is ready yet,
+    /// as after [`Memory::thaw`](super::Memory::thaw).
     pub fn take_ownership(&mut self) {
         self.set_flags(self.flags().resumed());
     }
 
-    /// Rule 8: the connection is another worker's, and its descriptor here is about to be closed.
+    /// Rule 8: the connection belongs to another worker, and its descriptor here is about to be
+    /// closed.
     pub fn end_handover(&mut self) {
         self.set_state(State::Handed);
     }

@@ -7,7 +7,7 @@ use crate::sys::shared::Line;
 /// Observes every store, so that a test can stop execution after each. The product uses
 /// [`Unprobed`], which compiles to nothing.
 pub trait Probe {
-    /// A store was made.
+    /// Called after each store.
     fn stored(&mut self);
 }
 

@@ -106,7 +106,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Wraps a bound, listening, non-blocking socket of slot `owner`; `proxied` says whether its
+    /// Wraps a bound, listening, non-blocking socket of slot `owner`; `proxied`: whether its
     /// connections begin with a PROXY header.
     #[must_use]
     pub fn new(owner: SlotId, listener: OwnedFd, token: Token, proxied: bool) -> Self {
