@@ -17,8 +17,8 @@
 //! 2. a short send: the rest is copied to a buffer, *then* the record names it, *then* nothing is
 //!    in hand ([`RecordMut::end_send`]); while output is pending nothing is received;
 //! 3. flush: [`InHand::Flush`](layout::InHand::Flush), send, the record's offset, nothing in hand
-//!    ([`RecordMut::begin_flush`], [`RecordMut::end_flush`]); the end of the pending range never moves
-//!    meanwhile;
+//!    ([`RecordMut::begin_flush`], [`RecordMut::end_flush`]); the end of the pending range never
+//!    moves meanwhile;
 //! 4. accept: the accepting mark, a record for each descriptor (pending output first, state last),
 //!    the mark off again ([`Memory::begin_accept`], [`Memory::open`], [`Memory::end_accept`]); a
 //!    connection that comes from another owner is recorded in the same order ([`Memory::thaw`]);
@@ -29,18 +29,18 @@
 //! 6. end of stream: the lingering state, then the call, which may be made twice
 //!    ([`RecordMut::begin_linger`]);
 //! 7. free buffers are known privately only: a buffer that no record names is free;
-//! 8. handover: at the sender the record is marked as moving before the connection is sent, and
-//!    is Handed after the acknowledgement was read, before the descriptor is closed; then it is
-//!    Free ([`RecordMut::begin_handover`], [`RecordMut::end_handover`], [`RecordMut::end_close`]). At the
-//!    receiver it is marked as moving until its acknowledgement is sent ([`Memory::arrive`]). When a
-//!    handover fails, the record is unmarked at the sender ([`RecordMut::take_ownership`]) and Handed at
-//!    the receiver;
-//! 9. PROXY header: while it is awaited it stays in the kernel. Then the record is given the client's
-//!    address, *then* exactly the header is received, *then* the state is Open
-//!    ([`RecordMut::set_client`], [`RecordMut::end_header`]). Between the last two the kernel's count of
-//!    bytes read shows which: none before, the header's after. These bytes are not answered and
-//!    are not among the record's, which does not contain their number: a reader that computes from the
-//!    kernel's counters what is owed on such a connection counts them, too.
+//! 8. handover: at the sender the record is marked as moving before the connection is sent, and is
+//!    Handed after the acknowledgement was read, before the descriptor is closed; then it is Free
+//!    ([`RecordMut::begin_handover`], [`RecordMut::end_handover`], [`RecordMut::end_close`]). At
+//!    the receiver it is marked as moving until its acknowledgement is sent ([`Memory::arrive`]).
+//!    When a handover fails, the record is unmarked at the sender ([`RecordMut::take_ownership`])
+//!    and Handed at the receiver;
+//! 9. PROXY header: while it is awaited it stays in the kernel. Then the record is given the
+//!    client's address, *then* exactly the header is received, *then* the state is Open
+//!    ([`RecordMut::set_client`], [`RecordMut::end_header`]). Between the last two the kernel's
+//!    count of bytes read shows which: none before, the header's after. These bytes are not
+//!    answered and are not among the record's, which does not contain their number: a reader that
+//!    computes from the kernel's counters what is owed on such a connection counts them, too.
 //!
 //! Only these rules write this memory. It must not make system calls on connections: it records
 //! what the reactor does.
@@ -166,8 +166,8 @@ impl<P: Probe> Memory<P> {
         self.store(Layout::ACCEPTING, 0, 1);
     }
 
-    /// Rule 4: records a new connection in `state`, open or awaiting its PROXY header; `peer` is the
-    /// proxy then.
+    /// Rule 4: records a new connection in `state`, open or awaiting its PROXY header; `peer` is
+    /// the proxy then.
     pub fn open(&mut self, fd: u32, generation: u32, peer: SocketAddr, now: Tick, state: State) {
         let entry = Entry {
             pending: None,

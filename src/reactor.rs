@@ -1,9 +1,9 @@
 //! The worker's event loop: mio, edge-triggered, one thread, blocking only in its wait.
 //!
-//! A turn has fixed phases: [`Reactor::wait`] waits; [`Reactor::handle_reports`] drives the connections
-//! that are ready (each with a report straight from it, then those left over from the last turn); the
-//! worker reads its channel; [`Reactor::work`] adopts connections that another worker hands over,
-//! accepts, acts on deadlines and hands connections over.
+//! A turn has fixed phases: [`Reactor::wait`] waits; [`Reactor::handle_reports`] drives the
+//! connections that are ready (each with a report straight from it, then those left over from the
+//! last turn); the worker reads its channel; [`Reactor::work`] adopts connections that another
+//! worker hands over, accepts, acts on deadlines and hands connections over.
 //!
 //! Invariants:
 //! - both directions of a connection are registered once, from its accept to its close; readiness

@@ -167,7 +167,8 @@ impl<P: Probe> RecordMut<'_, P> {
         self.scratch()
     }
 
-    /// Rule 1, after the call: returns the `len` bytes received, to be transformed in place and sent.
+    /// Rule 1, after the call: returns the `len` bytes received, to be transformed in place and
+    /// sent.
     #[inline]
     pub fn end_receive(&mut self, len: u32, now: Tick) -> &mut [u8] {
         // Counted first: once the length is in hand, the count is known to include it.
@@ -180,7 +181,8 @@ impl<P: Probe> RecordMut<'_, P> {
     /// Rule 2: of the `len` bytes received, the kernel accepted the first `sent`; keeps the rest.
     ///
     /// # Errors
-    /// [`NoBuffer`] if the pool is empty; the rest is then in hand until [`RecordMut::begin_close`].
+    /// [`NoBuffer`] if the pool is empty; the rest is then in hand until
+    /// [`RecordMut::begin_close`].
     #[inline]
     pub fn end_send(&mut self, sent: u32, len: u32) -> Result<(), NoBuffer> {
         self.add(BYTES_OUT, sent);
@@ -247,8 +249,8 @@ impl<P: Probe> RecordMut<'_, P> {
         self.set_state(state);
     }
 
-    /// Rule 5, before the call. Returns the number of bytes received and given up: if it is not zero,
-    /// the connection is to be reset, because an end of stream would hide the loss.
+    /// Rule 5, before the call. Returns the number of bytes received and given up: if it is not
+    /// zero, the connection is to be reset, because an end of stream would hide the loss.
     pub fn begin_close(&mut self) -> u64 {
         self.set_state(State::Closing);
         if self.is_in_hand() {

@@ -20,8 +20,8 @@ impl Probe for Unprobed {
     fn stored(&mut self) {}
 }
 
-/// Stores one word. `Release` keeps the store behind everything before it in program order; on x86-64
-/// it is a plain move.
+/// Stores one word. `Release` keeps the store behind everything before it in program order; on
+/// x86-64 it is a plain move.
 #[inline]
 pub(super) fn store(probe: &mut impl Probe, line: &Line, word: usize, value: u64) {
     line.0[word].store(value, Ordering::Release);

@@ -21,8 +21,8 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::Counter;
 
 impl Reactor {
-    /// Serves every connection that is ready: those with a report, then those left over from the last
-    /// turn. Notes readiness of anything else. Returns whether the channel is to be read.
+    /// Serves every connection that is ready: those with a report, then those left over from the
+    /// last turn. Notes readiness of anything else. Returns whether the channel is to be read.
     pub fn handle_reports(&mut self, reports: &Reports) -> bool {
         let left_over = self.ready.len();
         let (mut control, mut worked) = (false, false);

@@ -1,5 +1,5 @@
-//! A start, up to the first worker: limits, locks, listeners, the image. A start that fails here has
-//! changed nothing.
+//! A start, up to the first worker: limits, locks, listeners, the image. A start that fails here
+//! has changed nothing.
 
 use mio::Poll;
 

@@ -226,8 +226,8 @@ fn bind_within(path: &Path, patience: Duration) -> Result<(UnixListener, SocketF
     Ok((listener, file))
 }
 
-/// Binds with mode 0600: a mode that is set after `bind` would come too late. The mask is that of the
-/// whole process, which has one thread.
+/// Binds with mode 0600: a mode that is set after `bind` would come too late. The mask is that of
+/// the whole process, which has one thread.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let before = umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
     let bound = UnixListener::bind(path);

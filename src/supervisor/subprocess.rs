@@ -1,7 +1,7 @@
 //! A child process and the socket to it: a worker, the admin process or a pre-flight.
 //!
-//! Invariants: the first message waits in the channel before the process exists; the end of the process
-//! is reported by its pidfd.
+//! Invariants: the first message waits in the channel before the process exists; the end of the
+//! process is reported by its pidfd.
 
 use std::ffi::OsStr;
 use std::io;
