@@ -19,7 +19,7 @@
 //! untouched, until the acknowledgement, so a batch that is refused, or whose receiver dies, is
 //! back at once: a failure never closes a connection.
 //!
-//! A worker may also hand over a [`Part`] of its connections and continue. It goes on accepting,
+//! A worker may also hand over a [`Part`] of its connections and continue. It continues to accept,
 //! and connections that are not adopted stay with it; everything else is the same.
 //!
 //! [`record`] is the format, [`machine`] the rules of both sides; `reactor::migration` executes

@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - both directions of a connection are registered once, from its accept to its close; readiness
-//!   is remembered in its record;
+//!   is stored in its record;
 //! - a report carries the connection's generation; a report for an earlier connection with the same
 //!   descriptor number is counted and dropped;
 //! - no connection receives more than its byte budget in a turn and no burst accepts more than its

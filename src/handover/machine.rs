@@ -12,7 +12,7 @@
 //!   when it was declined or refused or could not be sent, or the receiver is gone;
 //! - a connection that the receiver cannot adopt is not offered again, and does not stop the
 //!   others;
-//! - a receiver that has refused adopts nothing any more, so a refusal settles everything in
+//! - a receiver that has refused adopts nothing afterwards, so a refusal settles everything in
 //!   flight;
 //! - an invalid answer settles nothing: the batch stays frozen until the receiver acknowledges it
 //!   or is gone, because the receiver may own it.
@@ -76,14 +76,14 @@ pub enum SenderAction {
         sequence: u32,
     },
     /// Close the descriptors of a batch, without reading or ending a stream; serve those at the
-    /// places `left` again, and do not offer them any more.
+    /// places `left` again, and never offer them again.
     Release {
         /// The batch's number.
         sequence: u32,
         /// Places in the batch, in ascending order.
         left: Vec<u8>,
     },
-    /// Serve the connections of a batch again, and do not offer them any more.
+    /// Serve the connections of a batch again, and never offer them again.
     TakeBack {
         /// The batch's number.
         sequence: u32,
@@ -105,7 +105,7 @@ pub struct Sender {
     in_flight: VecDeque<(u32, u32)>,
     /// The batch that the kernel has not accepted yet.
     staged: Option<u32>,
-    /// Why the first connection stayed that the receiver could not adopt.
+    /// The cause for the first connection that the receiver could not adopt.
     stuck_cause: Option<String>,
     phase: SenderPhase,
     actions: VecDeque<SenderAction>,
@@ -328,7 +328,7 @@ pub enum ReceiverEvent {
         /// Number of descriptors.
         descriptors: usize,
     },
-    /// Nothing may be adopted any more: the sender sent bytes that are not a whole packet, or this
+    /// Nothing more may be adopted: the sender sent bytes that are not a whole packet, or this
     /// worker stops.
     Unfit {
         /// The cause, in one line.
@@ -416,7 +416,7 @@ enum ReceiverPhase {
     Adopting {
         sequence: u32,
     },
-    /// Nothing is adopted any more. Packets are dropped: the sender has been answered.
+    /// Nothing more is adopted. Packets are dropped: the sender has been answered.
     Refusing,
     /// The sender has sent its end.
     Complete,

@@ -151,7 +151,7 @@ impl BatchEncoder {
         Self { frame, count: 0 }
     }
 
-    /// Adds a connection. Returns false if it does not fit any more.
+    /// Adds a connection. Returns false if it does not fit.
     #[must_use]
     pub fn push(&mut self, frozen: &Frozen) -> bool {
         let length = self.frame.len() + RECORD_BYTES + frozen.unsent.len();

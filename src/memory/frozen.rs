@@ -35,7 +35,7 @@ pub struct Frozen {
     pub phase: Phase,
     /// The peer ended its stream; the end is answered after the unsent output.
     pub peer_ended: bool,
-    /// Whether the stream is to be ended as soon as nothing is owed, because the worker stops.
+    /// Whether the stream is to be ended as soon as no output is pending, because the worker stops.
     pub finish: bool,
     /// The peer's address; an IPv4-mapped one as IPv4.
     pub peer: SocketAddr,
@@ -63,7 +63,7 @@ pub enum Phase {
     AwaitingHeader,
 }
 
-/// Why a frozen connection cannot be thawed.
+/// The reason why a frozen connection cannot be thawed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ThawError {
     /// The memory has no record for the number.

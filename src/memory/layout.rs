@@ -256,7 +256,7 @@ impl Flags {
     pub const PEER_ENDED: Self = Self(1 << 3);
     /// It is in the ready queue.
     pub const QUEUED: Self = Self(1 << 4);
-    /// The worker stops: end the stream as soon as nothing is owed.
+    /// The worker stops: end the stream as soon as no output is pending.
     pub const FINISH: Self = Self(1 << 5);
 
     /// Migrating, at both ends, until the acknowledgement: neither worker may touch it. It is the

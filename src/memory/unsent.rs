@@ -60,7 +60,7 @@ fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Cor
     let bound = if len == 0 { layout.buffer_bytes } else { len };
     let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
     let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
-    // Length still unknown: nothing was sent yet, so what was received is what is owed.
+    // Length still unknown: nothing was sent yet, so all bytes received are unsent.
     let start = if len == 0 { 0 } else { len - owed };
     Ok((layout.scratch() + start as usize, owed as usize))
 }

@@ -92,7 +92,7 @@ impl Timers {
         }
     }
 
-    /// Moves every number due by `now` to `fired`; they are not armed any more.
+    /// Moves every number due by `now` to `fired`; they are no longer armed.
     pub fn expire(&mut self, now: Tick, fired: &mut Vec<u32>) {
         let until = units_down(now);
         let buckets = until.saturating_sub(self.reached).min(BUCKETS as u64);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plain table of deadlines: nothing early, nothing forgotten, and the next
+        /// Against the plain table of deadlines: nothing early, nothing missed, and the next
         /// deadline never lies after the earliest one.
         #[test]
         fn wheel_agrees_with_a_table(

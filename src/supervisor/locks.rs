@@ -78,7 +78,7 @@ impl PortLocks {
     }
 
     /// # Errors
-    /// A descriptor is not there, or cannot be watched.
+    /// A descriptor is missing, or cannot be watched.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,

@@ -121,7 +121,7 @@ impl Reaper {
     }
 
     /// # Errors
-    /// A descriptor is not there.
+    /// A descriptor is missing.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,

@@ -162,7 +162,7 @@ impl<S: AsFd> Subprocess<S> {
     }
 
     /// # Errors
-    /// A descriptor is not there.
+    /// A descriptor is missing.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,

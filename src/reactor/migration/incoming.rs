@@ -199,7 +199,7 @@ impl Reactor {
         let message = Message::Acknowledged { taken, left };
         let frame = Packet { sequence, message }.encode();
         match incoming.link.packets.send(&frame, &[]) {
-            // A sender that is gone does not own them any more.
+            // A sender that is gone no longer owns them.
             Ok(true) | Err(packets::Error::Closed) => {}
             refused @ (Ok(false) | Err(packets::Error::System { .. })) => {
                 // The sender will see the socket close without an acknowledgement, and keep them.

@@ -30,7 +30,7 @@ const ANSWERS_AT_ONCE: usize = HANDOVER_WINDOW + 1;
 impl Reactor {
     /// Begins to hand over every connection by the socket `link`, and stops accepting; the
     /// listeners are kept until the result is known. If no other worker accepts from them (`last`),
-    /// accepting goes on until no connection is left, and the connections in the queues then
+    /// accepting continues until no connection is left, and the connections in the queues then
     /// migrate as well. [`Reactor::handed_over`] returns the result.
     ///
     /// # Errors

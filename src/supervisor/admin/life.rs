@@ -38,7 +38,7 @@ enum Stage {
     Due(Tick),
     /// There is one.
     Runs { since: Tick },
-    /// No process is started any more.
+    /// No process is started again.
     Ended,
 }
 

@@ -91,7 +91,7 @@ impl Client {
     }
 
     /// # Errors
-    /// The connection is not there.
+    /// The connection is missing.
     pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
         Ok(Self {
             stream: UnixStream::from_std(inherited.take(saved.stream)?.into()),

@@ -229,7 +229,7 @@ impl Child {
     }
 
     /// # Errors
-    /// A descriptor is not there, or its memory cannot be mapped.
+    /// A descriptor is missing, or its memory cannot be mapped.
     pub(crate) fn restore(
         saved: Saved,
         inherited: &mut Inherited,

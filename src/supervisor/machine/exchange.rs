@@ -137,7 +137,7 @@ pub enum Action {
         /// The number of slots.
         slots: u16,
     },
-    /// Close the kept duplicates of a slot's listeners: no worker will serve them any more.
+    /// Close the kept duplicates of a slot's listeners: no worker will serve them again.
     CloseListeners {
         /// The slot.
         slot: SlotId,

@@ -121,7 +121,7 @@ pub(super) enum SlotState {
 pub(super) struct History {
     /// The latest generation of all workers, including running ones.
     pub(super) born: Generation,
-    /// The latest worker that is not active any more; 0 before the first.
+    /// The latest formerly active worker; 0 before the first.
     pub(super) generation: Generation,
     /// The release of that worker.
     pub(super) release: ReleaseId,
