@@ -81,7 +81,7 @@ events! {
     "Operations" {
         operation_started: INFO "operation started" [operation, request]
             "A reload, an upgrade or a change of the number of workers begins.";
-        operation_finished: INFO "operation finished" [operation, replaced, workers, migrated, draining, duration_ms]
+        operation_done: INFO "operation done" [operation, replaced, workers, migrated, draining, duration_ms]
             "It succeeded.";
         operation_refused: WARN "operation refused" [operation, error]
             "It did not begin.";

@@ -436,7 +436,7 @@ pub(super) fn progress(notice: &Notice) -> Option<String> {
 fn operation_ended(what: &str, answer: &Answer) {
     match answer {
         Answer::Done(done) => event!(
-            operation_finished,
+            operation_done,
             operation = what,
             replaced = done.renewed,
             workers = done.workers,

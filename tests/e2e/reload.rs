@@ -63,7 +63,7 @@ fn sighup_triggers_reload() {
     planned.server.signal(Signal::SIGHUP);
     planned
         .server
-        .wait_log_from(mark, |line| line.contains("operation finished"));
+        .wait_log_from(mark, |line| line.contains("operation done"));
     planned.workers().assert_renewed_since(&before);
     client.roundtrip(b"after");
 }

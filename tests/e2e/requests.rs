@@ -38,7 +38,7 @@ fn pending(planned: &Planned) -> Vec<String> {
 fn operations_done(planned: &Planned) -> usize {
     let log = planned.server.log();
     log.iter()
-        .filter(|line| line.contains("operation finished"))
+        .filter(|line| line.contains("operation done"))
         .count()
 }
 
@@ -340,7 +340,7 @@ fn nohup_server_survives_terminal_and_reloads() {
     };
     wait_for("terminal closed, serving on");
     server.signal(Signal::SIGHUP);
-    wait_for("operation finished");
+    wait_for("operation done");
     server.signal(Signal::SIGTERM);
     let status = server.process.wait().expect("it ends");
     assert_eq!(status.code(), Some(0));

@@ -49,7 +49,7 @@ fn signals_add_and_remove_one_worker() {
     ] {
         let mark = server.log_len();
         server.signal(signal);
-        server.wait_log_from(mark, |line| line.contains("operation finished"));
+        server.wait_log_from(mark, |line| line.contains("operation done"));
         assert_eq!(count(), expected);
     }
     let mark = server.log_len();

@@ -527,7 +527,7 @@ fn surplus_slots_are_served_before_leaving() {
             .start();
         let load = Load::start(second.addr(), LoadSize::small());
         assert_served(early);
-        second.wait_log(|line| line.contains("operation finished"));
+        second.wait_log(|line| line.contains("operation done"));
         assert_eq!(second.worker_pids().len(), 2);
         manager.wait_stored(&["slot-0", "slot-1"]);
         load.go_on_for(50);

@@ -101,7 +101,7 @@ fn sigusr2_triggers_upgrade() {
     planned.install(Image::copy(planned.folder()).with_faults("version=8.0.0"));
     let mark = server.log_len();
     server.signal(Signal::SIGUSR2);
-    server.wait_log_from(mark, |line| line.contains("operation finished"));
+    server.wait_log_from(mark, |line| line.contains("operation done"));
     assert_eq!(version(&planned), "8.0.0");
     client.roundtrip(b"after");
 }
