@@ -387,7 +387,7 @@ fn reload_keeps_non_reading_clients() {
         let server = Server::start(&["--listen=127.0.0.1:0", "--workers=1", NO_STALL]);
         let counters = KernelCounters::read();
         let load = Load::start(server.addr(), size);
-        until("whoever does not read has output pending", || {
+        until("a client that does not read has output pending", || {
             count(&server, "backpressure") >= blocked
         });
         let answered = server.reload().expect_success();
