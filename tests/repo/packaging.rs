@@ -221,8 +221,13 @@ impl Root {
 
     fn stub(&self, name: &str, script: &str) {
         let path = self.path("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        // A child process writes it: another thread could fork while this process has it open, and
+        // its execution would fail with ETXTBSY.
+        let text = format!("#!/bin/sh\n{script}");
+        let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let mut shell = Command::new("sh");
+        let status = shell.args(["-c", write]).arg(&path).arg(text).status();
+        assert!(status.unwrap().success());
     }
 
     fn set_state(&self, state: &str) {

@@ -31,9 +31,12 @@ fn program_path_need_not_be_text() {
     let folder = tempfile::tempdir().unwrap();
     let name = std::ffi::OsString::from_vec(b"caf\xe9 it's".to_vec());
     let program = folder.path().join(name);
-    std::fs::write(&program, "#!/bin/sh\necho \"$1\" >&2\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    std::fs::set_permissions(&program, mode).unwrap();
+    // A child process writes it: another thread could fork while this process has it open, and its
+    // execution would fail with ETXTBSY.
+    let write = r#"printf '#!/bin/sh\necho "$1" >&2\n' > "$0" && chmod 700 "$0""#;
+    let mut shell = Command::new("sh");
+    let status = shell.args(["-c", write]).arg(&program).status();
+    assert!(status.unwrap().success());
     let job = Job {
         first: Duration::from_millis(1),
         every: None,
