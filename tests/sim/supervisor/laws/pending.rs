@@ -177,7 +177,7 @@ impl Laws {
         let stops = self.end != End::Running;
         // If two requests have no caller, a refusal in the call that makes one applies to that one.
         let made = self.pending.made.is_some_and(|(it, ..)| it == request);
-        if stops || (!made && self.returned(request)) {
+        if (!made && self.returned(request)) || stops {
             self.forget_waiter(request);
             return;
         }
