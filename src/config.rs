@@ -43,7 +43,7 @@ pub use sandbox::{Account, Sandbox};
 pub use service_links::{is_service_link, service_links};
 pub use settings::{Category, SETTINGS, Setting};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, Origins, from_environment, from_file};
-pub use types::{Boot, Control, ListenAddr, LogFormat, LogLevel, RestartConnections, Steer};
+pub use types::{Boot, Control, ListenAddr, LogFormat, LogLevel, ReloadConnections, Steer};
 pub use value::{Count, Facts, Lookup, Size, Span};
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! A bound socket exists as long as its slot: it is passed on, never shut down. All workers of the
 //! slot share it and its options, which are those of the committed release: the worker that binds
 //! sets them, the supervisor sets them again when another release is committed, and a worker that
-//! adopts the socket leaves them unchanged, so a rolled-back restart has nothing to undo.
+//! adopts the socket leaves them unchanged, so a rolled-back reload has nothing to undo.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

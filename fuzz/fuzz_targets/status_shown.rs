@@ -48,10 +48,10 @@ fn status() -> Value {
     };
     json!({
         "version": "1.2.3", "pid": 10, "uptime_ms": 12_345, "phase": "serving", "rotation": "drain",
-        "operation": "a restart is under way", "release": 2, "addresses": ["127.0.0.1:1"],
-        "operations": [{"what": "restart", "outcome": "done", "count": 1, "sum_us": 5}],
+        "operation": "a reload is in progress", "release": 2, "addresses": ["127.0.0.1:1"],
+        "operations": [{"what": "reload", "outcome": "done", "count": 1, "sum_us": 5}],
         "last_operation": {
-            "what": "restart", "outcome": "failed", "cause": "c", "took_ms": 5, "age_ms": 6
+            "what": "reload", "outcome": "failed", "cause": "c", "took_ms": 5, "age_ms": 6
         },
         "control": "/run/it.sock", "capacity": 100,
         "admin": {"address": "127.0.0.1:2", "pid": 13, "agent": "127.0.0.1:3", "deaths": 2},

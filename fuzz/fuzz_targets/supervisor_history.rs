@@ -9,7 +9,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::supervisor::machine::{
     Action, Boot, Death, Event, Generation, HandoverEnd, Load, Machine, Policy, Progress,
-    ReleaseId, RequestId, RestartConnections, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
+    ReleaseId, RequestId, ReloadConnections, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -84,7 +84,7 @@ enum Step {
     ChannelBroken(Who),
     ChannelClosed(Who),
     Stop,
-    Restart(Limits, bool),
+    Reload(Limits, bool),
     Upgrade(bool),
     Requested(Want, Caller, bool),
     /// A waiting caller, counted from the latest, cancels.
@@ -124,10 +124,10 @@ impl Limits {
             backoff_max: span(4),
             backoff_reset: span(5),
             lend_after: span(6),
-            restart_connections: if self.drain {
-                RestartConnections::Drain
+            reload_connections: if self.drain {
+                ReloadConnections::Drain
             } else {
-                RestartConnections::Handover
+                ReloadConnections::Handover
             },
             linger_timeout: span(7),
             bake_time: span(8),
@@ -234,10 +234,10 @@ impl World {
             Step::ChannelClosed(who) => Event::ChannelClosed {
                 worker: self.who(who),
             },
-            Step::Restart(limits, drain) => {
+            Step::Reload(limits, drain) => {
                 let request = self.request();
                 let release = self.release();
-                Event::Restart {
+                Event::Reload {
                     request,
                     release,
                     policy: limits.policy(),
@@ -281,7 +281,7 @@ impl World {
                 match wanted {
                     Wanted::Reload => {
                         let release = self.release();
-                        Event::Restart {
+                        Event::Reload {
                             request,
                             release,
                             policy: limits.policy(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::admin::AdminAddr;
 use super::proxy::ProxyListeners;
 use super::sandbox::{Account, Sandbox};
-use super::types::{Boot, Control, ListenAddr, LogFormat, LogLevel, RestartConnections, Steer};
+use super::types::{Boot, Control, ListenAddr, LogFormat, LogLevel, ReloadConnections, Steer};
 
 /// All settings, validated.
 ///
@@ -98,7 +98,7 @@ pub struct Config {
     /// Address of health and metrics over HTTP; `None`: none.
     pub admin: Option<AdminAddr>,
     /// Treatment of established connections by a rolling restart.
-    pub restart_connections: RestartConnections,
+    pub reload_connections: ReloadConnections,
     /// How many workers must start for the server to serve.
     pub boot: Boot,
     /// How long the first replaced worker must serve before the others are replaced.
@@ -177,7 +177,7 @@ pub(super) const BLANK: Config = Config {
     lend_after: Duration::ZERO,
     control: Control::Off,
     admin: None,
-    restart_connections: RestartConnections::Handover,
+    reload_connections: ReloadConnections::Handover,
     boot: Boot::Any,
     bake_time: Duration::ZERO,
     handover_timeout: Duration::ZERO,

@@ -19,13 +19,13 @@ use self::setting::Binding;
 pub use self::setting::Setting;
 use super::bounds::*;
 use super::listen::Listen;
-use super::types::{Boot, RestartConnections, Steer};
+use super::types::{Boot, ReloadConnections, Steer};
 use super::value::{Choice, ControlSocket, Grammar as _, OrWord, PerCpu, Switch};
 
 const BOOT: Choice<Boot> = Choice(&[("any", Boot::Any), ("all", Boot::All)]);
-const RESTART_CONNECTIONS: Choice<RestartConnections> = Choice(&[
-    ("handover", RestartConnections::Handover),
-    ("drain", RestartConnections::Drain),
+const RELOAD_CONNECTIONS: Choice<ReloadConnections> = Choice(&[
+    ("handover", ReloadConnections::Handover),
+    ("drain", ReloadConnections::Drain),
 ]);
 const STEER: Choice<Steer> = Choice(&[
     ("hash", Steer::Hash),
@@ -377,7 +377,7 @@ pub static SETTINGS: &[Setting] = &[
                     start fails the whole start.",
     },
     Setting {
-        binding: bind!(restart_connections, RESTART_CONNECTIONS),
+        binding: bind!(reload_connections, RELOAD_CONNECTIONS),
         category: Category::Operation,
         value_name: "HOW",
         default: "handover",

@@ -55,7 +55,7 @@ pub enum Boot {
 /// Treatment of established connections by a rolling restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RestartConnections {
+pub enum ReloadConnections {
     /// They migrate to the new worker.
     Handover,
     /// They stay with the old one until they end or `drain_timeout` expires.

@@ -61,7 +61,7 @@ pub use exchange::{
 pub(super) use phase::Phase;
 use plan::Operation;
 pub use plan::Planned;
-pub use policy::{Boot, KILL_GRACE, Policy, RestartConnections};
+pub use policy::{Boot, KILL_GRACE, Policy, ReloadConnections};
 use queue::Pending;
 pub use slot::{LastDeath, Queue, SlotView, WorkerView};
 use slot::{Slot, SlotState};
@@ -216,12 +216,12 @@ impl Machine {
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
             Event::ChannelClosed { worker } => self.channel_closed(*worker, now),
             Event::Stop { by } => self.stop(by, now),
-            Event::Restart {
+            Event::Reload {
                 request,
                 release,
                 policy,
                 drain,
-            } => self.restart(*request, *release, policy, *drain, now),
+            } => self.reload(*request, *release, policy, *drain, now),
             Event::Upgrade { request, drain } => self.upgrade(*request, *drain, now),
             Event::PreflightPassed => self.preflight_passed(),
             Event::PreflightFailed { cause } => self.preflight_failed(cause),

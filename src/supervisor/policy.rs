@@ -14,7 +14,7 @@ pub(super) fn policy(config: &Config) -> Policy {
         backoff_max: config.backoff_max,
         backoff_reset: config.backoff_reset,
         lend_after: config.lend_after,
-        restart_connections: config.restart_connections,
+        reload_connections: config.reload_connections,
         boot: config.boot,
         linger_timeout: config.linger_timeout,
         bake_time: config.bake_time,

@@ -134,7 +134,7 @@ impl Supervisor {
         let drain = self.machine.may_drain_what_begins();
         let prepared = config.and_then(|config| self.prepare_release(config, drain));
         self.happened(match prepared {
-            Ok((release, policy)) => Event::Restart {
+            Ok((release, policy)) => Event::Reload {
                 request,
                 release,
                 policy,

@@ -159,7 +159,7 @@ fn successor_dying_after_acknowledging_loses_only_its_connections() {
 }
 
 /// The connections not yet migrated are lost with it, as in any crash; its queue and its slot are
-/// not, and the restart continues.
+/// not, and the reload continues.
 #[test]
 fn dying_predecessor_leaves_queue_to_successor() {
     for point in [
@@ -308,7 +308,7 @@ fn leave_by(point: &str, command: &[&str]) {
 
 /// Workers are killed repeatedly at arbitrary moments.
 #[test]
-fn workers_killed_during_restarts_leave_no_dead_slot() {
+fn workers_killed_during_reloads_leave_no_dead_slot() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--backoff-max=20ms"]].concat());
     let server = &planned.server;
     let mut rng = fastrand::Rng::with_seed(7);

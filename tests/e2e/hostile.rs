@@ -128,7 +128,7 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
             "--listen=127.0.0.1:0",
             "--workers=1",
             "--bake-time=0s",
-            "--restart-connections=drain",
+            "--reload-connections=drain",
             "--send-buffer=200KiB",
         ]);
         let server = &planned.server;

@@ -26,7 +26,7 @@ use crate::support::planned::Planned;
 /// The number of operations.
 #[derive(Clone, Copy)]
 struct Effort {
-    restarts: u32,
+    reloads: u32,
     upgrades: u32,
     /// Pairs of a step up and a step down.
     scales: u32,
@@ -34,14 +34,14 @@ struct Effort {
 }
 
 const SHORT: Effort = Effort {
-    restarts: 8,
+    reloads: 8,
     upgrades: 2,
     scales: 2,
     handshake_timeout: "--handshake-timeout=300ms",
 };
 
 const LONG: Effort = Effort {
-    restarts: 200,
+    reloads: 200,
     upgrades: 20,
     scales: 25,
     handshake_timeout: "--handshake-timeout=1s",
@@ -98,14 +98,14 @@ fn start(place: &Place, workers: u16, effort: &Effort, faults: &str) -> Planned 
 fn operate(planned: &Planned, place: &Place, workers: u16, effort: &Effort) -> Report {
     let server = &planned.server;
     let load = Load::start_from(place.origin.clone(), server.addr(), place.size.clone());
-    for round in 1..=effort.restarts {
+    for round in 1..=effort.reloads {
         server.reload().expect_success();
-        if round % (effort.restarts / effort.upgrades.max(1)).max(1) == 0 {
+        if round % (effort.reloads / effort.upgrades.max(1)).max(1) == 0 {
             let version = format!("version=1.{round}.0");
             planned.install(Image::copy(planned.folder()).with_faults(&version));
             server.upgrade().expect_success();
         }
-        if round % (effort.restarts / effort.scales.max(1)).max(1) == 0 {
+        if round % (effort.reloads / effort.scales.max(1)).max(1) == 0 {
             server.scale(workers + 1).expect_success();
             server.scale(workers).expect_success();
         }
@@ -118,7 +118,7 @@ fn operate(planned: &Planned, place: &Place, workers: u16, effort: &Effort) -> R
 fn prove(place: &Place, workers: u16, clients: impl Fn() -> KernelCounters) {
     let effort = effort();
     let planned = start(place, workers, &effort, "");
-    // After the first restart the server must return to the same resources after every later one.
+    // After the first reload the server must return to the same resources after every later one.
     planned.server.reload().expect_success();
     let baseline = Baseline::of(&planned.server);
     let (servers, theirs) = (KernelCounters::read(), clients());

@@ -320,7 +320,7 @@ fn second_operation_is_refused_while_one_runs() {
 fn drain_mode_keeps_connections_until_they_end() {
     let planned = start(&[
         "--workers=2",
-        "--restart-connections=drain",
+        "--reload-connections=drain",
         "--drain-timeout=30s",
     ]);
     let server = &planned.server;
@@ -354,7 +354,7 @@ fn drain_mode_keeps_connections_until_they_end() {
 fn drain_timeout_closes_connections_gracefully() {
     let planned = start(&[
         "--workers=1",
-        "--restart-connections=drain",
+        "--reload-connections=drain",
         "--drain-timeout=300ms",
         "--linger-timeout=5s",
     ]);

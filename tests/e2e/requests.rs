@@ -14,7 +14,7 @@ use crate::support::observe::until;
 use crate::support::planned::Planned;
 use crate::support::terminal::open_terminal;
 
-/// Long enough for a request to arrive during a restart.
+/// Long enough for a request to arrive during a reload.
 const BUSY: [&str; 3] = [
     "--listen=127.0.0.1:0",
     "--bake-time=700ms",

@@ -250,7 +250,7 @@ impl<'a> World<'a> {
         match self.rng.u8(0..8) {
             0..4 => {
                 let (release, policy) = self.new_release(here);
-                Event::Restart {
+                Event::Reload {
                     request,
                     release,
                     policy,
@@ -320,7 +320,7 @@ impl<'a> World<'a> {
             },
             Wanted::Reload => {
                 let (release, policy) = self.new_release(self.machine.policy().workers);
-                Event::Restart {
+                Event::Reload {
                     request,
                     release,
                     policy,

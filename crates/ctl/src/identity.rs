@@ -24,7 +24,7 @@ pub struct SlotId(pub u16);
 pub struct Generation(pub u32);
 
 /// A program (an open file) with a configuration, as workers run it. Counted from 1, the one that
-/// an instance starts with; every restart and upgrade creates another.
+/// an instance starts with; every reload and upgrade creates another.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]

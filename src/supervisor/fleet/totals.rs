@@ -1,7 +1,7 @@
 //! The counters of a slot, over all its workers.
 //!
 //! A worker counts in its own working memory. When that memory is dropped, its counters are added
-//! up here, so that a restart resets nothing. Invariant: connections that a worker still had when
+//! up here, so that a replacement resets nothing. Invariant: connections that a worker still had when
 //! its memory is added are counted as lost with it, once; so "accepted and migrated in, less closed
 //! and migrated out" remains the number of open ones. A worker may write any values: no sum of them
 //! may crash the supervisor, and implausible ones are not added to the totals.

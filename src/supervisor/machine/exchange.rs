@@ -147,7 +147,7 @@ pub enum Action {
         /// The slot; always the one with the highest number.
         slot: SlotId,
     },
-    /// The request is next: prepare it, then begin it with [`Event::Restart`], [`Event::Upgrade`]
+    /// The request is next: prepare it, then begin it with [`Event::Reload`], [`Event::Upgrade`]
     /// or [`Event::Scale`], or abandon it with [`Event::NotBegun`]. One of them must follow, with
     /// this request.
     Begin {

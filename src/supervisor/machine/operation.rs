@@ -20,7 +20,7 @@ use super::{
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    pub(super) fn restart(
+    pub(super) fn reload(
         &mut self,
         request: RequestId,
         release: ReleaseId,
@@ -28,7 +28,7 @@ impl Machine {
         drain: bool,
         now: Tick,
     ) -> Reception {
-        let kind = OperationKind::Restart;
+        let kind = OperationKind::Reload;
         match self.in_the_way(request, kind, now) {
             Obstacle::Wait => {}
             Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
@@ -322,7 +322,7 @@ impl Machine {
             Stage::Ending { .. } => "its last workers are leaving".to_owned(),
         };
         let what = match operation.kind {
-            OperationKind::Restart => "a reload",
+            OperationKind::Reload => "a reload",
             OperationKind::Upgrade => "an upgrade",
             OperationKind::Scale { .. } => "a change of the number of workers",
         };
@@ -333,7 +333,7 @@ impl Machine {
     #[must_use]
     pub fn planned(&self) -> Option<Planned> {
         Some(match self.operation.as_ref()?.kind {
-            OperationKind::Restart | OperationKind::Upgrade => Planned::Renewal,
+            OperationKind::Reload | OperationKind::Upgrade => Planned::Renewal,
             OperationKind::Scale { .. } => Planned::Scaling,
         })
     }

@@ -5,7 +5,7 @@
 //! workers that accumulates further signals. A command is queued if its caller requested that.
 //!
 //! When nothing blocks the first request any more, it is handed to the shell, which prepares it and
-//! either begins it ([`super::Event::Restart`] and the like) or abandons it
+//! either begins it ([`super::Event::Reload`] and the like) or abandons it
 //! ([`super::Event::NotBegun`]). A request that need not wait takes the same path.
 //!
 //! Invariants: a request leaves the queue only when it is handed out, answered or withdrawn; one is
@@ -306,7 +306,7 @@ impl Machine {
         let mut workers = self.workers_in_prospect();
         let described = self.pending.waiting.iter().map(|it| {
             let what = match it.wanted {
-                Wanted::Reload => OperationKind::Restart.what(),
+                Wanted::Reload => OperationKind::Reload.what(),
                 Wanted::Upgrade => OperationKind::Upgrade.what(),
                 Wanted::Scale(to) => {
                     workers = to.from(workers).clamp(1, WORKERS_MAX);
@@ -364,7 +364,7 @@ impl Machine {
 
     fn kind_of(&self, wanted: Wanted) -> OperationKind {
         match wanted {
-            Wanted::Reload => OperationKind::Restart,
+            Wanted::Reload => OperationKind::Reload,
             Wanted::Upgrade => OperationKind::Upgrade,
             Wanted::Scale(to) => OperationKind::Scale {
                 to: to.from(self.policy.workers.max(1)),

@@ -39,7 +39,7 @@ pub enum Planned {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum OperationKind {
-    Restart,
+    Reload,
     Upgrade,
     Scale { to: u16 },
 }
@@ -84,7 +84,7 @@ pub(super) enum Stage {
 impl OperationKind {
     pub(super) fn what(self) -> String {
         match self {
-            Self::Restart => "reload".to_owned(),
+            Self::Reload => "reload".to_owned(),
             Self::Upgrade => "upgrade".to_owned(),
             Self::Scale { to } => format!("scale to {to}"),
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::config::{Boot, RestartConnections};
+pub use crate::config::{Boot, ReloadConnections};
 
 /// Time beyond `lame_duck` + `drain_timeout` for a stopping worker to exit before it is killed, and
 /// time for a killed worker to exit before it is given up. A worker closes its last connections
@@ -31,8 +31,8 @@ pub struct Policy {
     pub backoff_reset: Duration,
     /// Time for which a queue may be unserved before a sibling serves it.
     pub lend_after: Duration,
-    /// The effect of a restart on established connections.
-    pub restart_connections: RestartConnections,
+    /// The effect of a reload on established connections.
+    pub reload_connections: ReloadConnections,
     /// The number of workers that must start for the server to serve.
     pub boot: Boot,
     /// Time for which a worker waits for its peers to close once it has ended their streams; part

@@ -351,7 +351,7 @@ impl Machine {
         let mut cause = cause.clone();
         let mut odd = false;
         for slot in &self.slots {
-            // Or of an earlier restart that failed the same way.
+            // Or of an earlier reload that failed the same way.
             let what = if slot.active().is_some() && slot.release() != self.release {
                 format!("still runs release {}", slot.release())
             } else if slot.serving().is_none() {

@@ -1,6 +1,6 @@
 //! One slot: its workers, which of them is active, and which worker serves its accept queue.
 //!
-//! The *active* worker serves the queue, or is about to. During a restart a *successor* starts
+//! The *active* worker serves the queue, or is about to. During a reload a *successor* starts
 //! beside it; once the successor is active, the other is a *predecessor* until it has handed over
 //! or drained its connections. Promotion and rollback change which worker is active, and nothing
 //! else.

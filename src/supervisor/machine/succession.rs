@@ -16,7 +16,7 @@ use super::pulse::LOOK_FLOOR;
 use super::worker::{ExitReport, Watch, Worker, WorkerState};
 use super::{
     Action, Death, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress, Queue,
-    Reception, RestartConnections, SlotState, WorkerId,
+    Reception, ReloadConnections, SlotState, WorkerId,
 };
 use crate::config::HANDOVER_CHECKS;
 use uppercased_ctl::clock::Tick;
@@ -33,9 +33,9 @@ impl Machine {
         self.recall_all_from(from);
         self.slots[index].next_release = release;
         self.serve(index, to, false, now);
-        match self.policy_of(release).restart_connections {
-            RestartConnections::Handover => self.hand_over(from, to, false, false, now),
-            RestartConnections::Drain => {
+        match self.policy_of(release).reload_connections {
+            ReloadConnections::Handover => self.hand_over(from, to, false, false, now),
+            ReloadConnections::Drain => {
                 self.actions.push_back(Action::Serve { worker: to });
                 self.leave(from, self.policy.drain_timeout, now);
             }

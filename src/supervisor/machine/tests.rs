@@ -24,7 +24,7 @@ const fn policy(workers: u16) -> Policy {
         backoff_max: ms(1_000),
         backoff_reset: ms(10_000),
         lend_after: ms(50),
-        restart_connections: RestartConnections::Handover,
+        reload_connections: ReloadConnections::Handover,
         boot: Boot::All,
         linger_timeout: Duration::from_secs(5),
         bake_time: Duration::from_secs(1),

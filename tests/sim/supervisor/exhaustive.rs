@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use uppercased::supervisor::machine::{
-    Boot, Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, RequestId,
-    RestartConnections, ScaleTo, SlotId, Snapshot, WorkerId,
+    Boot, Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, ReloadConnections,
+    RequestId, ScaleTo, SlotId, Snapshot, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -46,7 +46,7 @@ enum Letter {
     Done(Role),
     PeerGone(Role),
     Refused(Role),
-    Restart,
+    Reload,
     Upgrade,
     Passed,
     Resumed,
@@ -104,7 +104,7 @@ const PLANNED: [Letter; 28] = [
     Letter::Done(Predecessor(1)),
     Letter::PeerGone(Predecessor(1)),
     Letter::Refused(Predecessor(1)),
-    Letter::Restart,
+    Letter::Reload,
     Letter::OneMore,
     Letter::OneLess,
     Letter::Stop,
@@ -243,7 +243,7 @@ impl Walk {
             Letter::PeerGone(role) => handed_over(role, HandoverEnd::PeerGone),
             Letter::Refused(role) => handed_over(role, HandoverEnd::Refused { cause: cause() }),
             Letter::Boot => Some(Event::Boot),
-            Letter::Restart => Some(Event::Restart {
+            Letter::Reload => Some(Event::Reload {
                 request,
                 release,
                 policy: policy(),
@@ -304,7 +304,7 @@ const fn policy() -> Policy {
         backoff_max: ms(150),
         backoff_reset: ms(5_000),
         lend_after: ms(50),
-        restart_connections: RestartConnections::Handover,
+        reload_connections: ReloadConnections::Handover,
         boot: Boot::Any,
         linger_timeout: ms(500),
         bake_time: Duration::ZERO,
@@ -384,14 +384,14 @@ fn every_short_history_of_lame_duck() {
 }
 
 #[test]
-fn every_short_history_of_new_restart() {
-    let start = [BOOTED, &[Letter::Restart]];
+fn every_short_history_of_new_reload() {
+    let start = [BOOTED, &[Letter::Reload]];
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
 #[test]
 fn every_short_history_of_handover() {
-    let start = [BOOTED, &[Letter::Restart, Letter::Ready(Successor(0))]];
+    let start = [BOOTED, &[Letter::Reload, Letter::Ready(Successor(0))]];
     assert!(every_history_after(&start, &PLANNED, PLANNED_EVENTS_MAX) > 10_000);
 }
 
@@ -399,7 +399,7 @@ fn every_short_history_of_handover() {
 #[test]
 fn every_short_history_of_second_handover() {
     let second = [
-        Letter::Restart,
+        Letter::Reload,
         Letter::Ready(Successor(0)),
         Letter::Done(Predecessor(0)),
         Letter::Ready(Successor(1)),
@@ -412,7 +412,7 @@ fn every_short_history_of_second_handover() {
 #[test]
 fn every_short_history_of_rollback() {
     let back = [
-        Letter::Restart,
+        Letter::Reload,
         Letter::Ready(Successor(0)),
         Letter::Done(Predecessor(0)),
         Letter::Exited(Predecessor(0)),

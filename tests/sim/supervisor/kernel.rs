@@ -12,7 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use uppercased::supervisor::machine::{
     Action, Boot, Death, Event, Generation, HandoverEnd, KILL_GRACE, Load, Notice, Policy,
-    Progress, ReleaseId, RestartConnections, SlotId, WorkerId,
+    Progress, ReleaseId, ReloadConnections, SlotId, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -671,10 +671,10 @@ pub(crate) fn policy(rng: &mut Rng) -> Policy {
         backoff_max: ms(rng.u64(100..3_000)),
         backoff_reset: ms(rng.u64(0..20_000)),
         lend_after: ms([0, 50, 400][rng.usize(0..3)]),
-        restart_connections: if rng.u8(0..4) == 0 {
-            RestartConnections::Drain
+        reload_connections: if rng.u8(0..4) == 0 {
+            ReloadConnections::Drain
         } else {
-            RestartConnections::Handover
+            ReloadConnections::Handover
         },
         boot: [Boot::Any, Boot::All][rng.usize(0..2)],
         linger_timeout: ms(rng.u64(0..1_000)),

@@ -378,7 +378,7 @@ impl Laws {
             "{worker} is spawned to {listener:?}"
         );
         if let Life::Gone { earliest, .. } = slot.life {
-            // A restart does not wait for a backoff that another release has caused.
+            // A reload does not wait for a backoff that another release has caused.
             let other = slot.release != release;
             let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
             // Nor does an additional slot: it first needs the missing one.

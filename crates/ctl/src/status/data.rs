@@ -97,7 +97,7 @@ pub struct ServiceManagerStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OperationTimes {
-    /// "restart", "upgrade" or "scale".
+    /// "reload", "upgrade" or "scale".
     pub what: String,
     /// "done" or "failed".
     pub outcome: String,

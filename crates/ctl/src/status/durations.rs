@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Upper bounds of the cells in milliseconds: from a fork on an idle machine to a restart of very
+/// Upper bounds of the cells in milliseconds: from a fork on an idle machine to a reload of very
 /// many workers. Longer durations have a cell of their own, the last one.
 pub const BOUNDS_MS: [u64; 15] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000,

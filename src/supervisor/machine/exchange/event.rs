@@ -65,14 +65,14 @@ pub enum Event {
     },
     /// Replace every worker, one slot after the other, with a release that the shell has prepared
     /// and validated.
-    Restart {
+    Reload {
         /// The request.
         request: RequestId,
         /// The release of the new workers.
         release: ReleaseId,
         /// The limits of the release's configuration, in force once every slot has been replaced.
         /// Its `workers` is the configured number if that has changed, else the number in force:
-        /// after the last replacement the restart continues by scaling to it.
+        /// after the last replacement the reload continues by scaling to it.
         policy: Policy,
         /// Whether connections that cannot migrate may be left to drain.
         drain: bool,
@@ -81,7 +81,7 @@ pub enum Event {
     Upgrade {
         /// The request.
         request: RequestId,
-        /// As in [`Event::Restart`].
+        /// As in [`Event::Reload`].
         drain: bool,
     },
     /// The new program passed its pre-flight.
@@ -101,7 +101,7 @@ pub enum Event {
     Resumed {
         /// The release of the new program and its configuration.
         release: ReleaseId,
-        /// Its limits, as in [`Event::Restart`].
+        /// Its limits, as in [`Event::Reload`].
         policy: Policy,
     },
     /// Set the number of workers.
@@ -110,7 +110,7 @@ pub enum Event {
         request: RequestId,
         /// The target number of workers.
         to: ScaleTo,
-        /// As in [`Event::Restart`].
+        /// As in [`Event::Reload`].
         drain: bool,
     },
     /// An operation is requested. If it can begin, now or later,

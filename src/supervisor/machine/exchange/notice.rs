@@ -31,14 +31,14 @@ pub enum Notice {
     },
     /// A planned operation began.
     OperationStarted {
-        /// "restart", "upgrade", "scale to 3".
+        /// "reload", "upgrade", "scale to 3".
         what: String,
         /// The request.
         request: RequestId,
     },
     /// A planned operation ended, or did not begin.
     OperationEnded {
-        /// "restart", "upgrade", "scale to 3".
+        /// "reload", "upgrade", "scale to 3".
         what: String,
         /// The result.
         answer: Answer,
@@ -141,7 +141,7 @@ pub enum Notice {
         /// The worker.
         worker: WorkerId,
     },
-    /// A restart rolls back: the slots that it replaced get the old release again.
+    /// A roll reverses: the slots that it replaced get the old release again.
     RollingBack {
         /// The cause.
         cause: String,

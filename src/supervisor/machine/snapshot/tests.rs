@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Boot, Event, Machine, RestartConnections, SlotId, WorkerId};
+use super::super::{Boot, Event, Machine, ReloadConnections, SlotId, WorkerId};
 use super::*;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::RequestId;
@@ -14,7 +14,7 @@ const VERSION_1: &str = concat!(
     r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
     r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"#,
     r#""nanos":0},"backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"#,
-    r#""nanos":50000000},"restart_connections":"handover","boot":"any","#,
+    r#""nanos":50000000},"reload_connections":"handover","boot":"any","#,
     r#""linger_timeout":{"secs":5,"nanos":0},"bake_time":{"secs":1,"nanos":0},"#,
     r#""handover_timeout":{"secs":10,"nanos":0},"handshake_timeout":{"secs":3,"#,
     r#""nanos":0},"hang_timeout":{"secs":8,"nanos":0},"stall_check":null,"#,
@@ -35,12 +35,12 @@ const VERSION_1: &str = concat!(
     r#""due":2009000000,"awaited":false,"turns":null,"moved":9000000,"misses":0}}],"#,
     r#""queue":"Served","next_release":1,"history":{"born":1,"generation":0,"#,
     r#""release":1,"failures":0,"deaths":0,"last_death":null}}],"release":1,"#,
-    r#""operation":{"request":7,"kind":"Restart","since":20000000,"stage":{"Roll":{"#,
+    r#""operation":{"request":7,"kind":"Reload","since":20000000,"stage":{"Roll":{"#,
     r#""target":2,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
     r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
     r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"#,
     r#""nanos":0},"backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"#,
-    r#""nanos":50000000},"restart_connections":"handover","boot":"any","#,
+    r#""nanos":50000000},"reload_connections":"handover","boot":"any","#,
     r#""linger_timeout":{"secs":5,"nanos":0},"bake_time":{"secs":1,"nanos":0},"#,
     r#""handover_timeout":{"secs":10,"nanos":0},"handshake_timeout":{"secs":3,"#,
     r#""nanos":0},"hang_timeout":{"secs":8,"nanos":0},"stall_check":null,"#,
@@ -64,7 +64,7 @@ fn machine() -> Machine {
         backoff_max: Duration::from_secs(10),
         backoff_reset: Duration::from_secs(60),
         lend_after: Duration::from_millis(50),
-        restart_connections: RestartConnections::Handover,
+        reload_connections: ReloadConnections::Handover,
         boot: Boot::Any,
         stall_check: None,
         linger_timeout: Duration::from_secs(5),
@@ -81,7 +81,7 @@ fn machine() -> Machine {
             generation: Generation(generation),
         },
     };
-    let restart = Event::Restart {
+    let reload = Event::Reload {
         request: RequestId(7),
         release: ReleaseId(2),
         policy,
@@ -90,7 +90,7 @@ fn machine() -> Machine {
     machine.handle(Event::Boot, Tick::ZERO);
     machine.handle(ready(0, 1), Tick::from_millis(7));
     machine.handle(ready(1, 1), Tick::from_millis(9));
-    machine.handle(restart, Tick::from_millis(20));
+    machine.handle(reload, Tick::from_millis(20));
     while machine.poll_action().is_some() {}
     machine.handle(ready(0, 2), Tick::from_millis(30));
     while let Some(action) = machine.poll_action() {

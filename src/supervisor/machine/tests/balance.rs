@@ -1,7 +1,7 @@
 //! Moving connections between workers that serve: one test per rule, and simulated hours of steady
 //! load.
 
-use super::planned::{calm, restart, scale};
+use super::planned::{calm, reload, scale};
 use super::*;
 use crate::config::{
     REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LOOKS, REBALANCE_REST_MAX,
@@ -171,7 +171,7 @@ fn operation_pauses_rebalancing_without_waiting() {
         rebalance: Some(THRESHOLD),
         ..calm(2)
     };
-    assert_eq!(stage.at(now, restart(policy)).len(), 1);
+    assert_eq!(stage.at(now, reload(policy)).len(), 1);
     let ordered = stage.at(now + 1, ready(0, 2));
     assert!(matches!(ordered[..], [Action::HandOver { .. }]));
     // A late report of the part is ignored, and not taken for that of another one.

@@ -1,6 +1,6 @@
 //! Cancelled operations: the rollback of each, and the requests that are answered.
 
-use super::planned::{ASKED, NEXT, calm, failure, hand_over, handed_over, restart, scale};
+use super::planned::{ASKED, NEXT, calm, failure, hand_over, handed_over, reload, scale};
 use super::*;
 
 const CANCELLER: RequestId = RequestId(9);
@@ -63,10 +63,10 @@ fn cancelled_reload_stops_reading_configuration() {
 }
 
 #[test]
-fn cancelled_restart_rolls_back() {
+fn cancelled_reload_rolls_back() {
     // While the canary is watched.
     let mut stage = Stage::booted(policy(2), 0);
-    stage.at(100, restart(policy(2)));
+    stage.at(100, reload(policy(2)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
@@ -152,7 +152,7 @@ fn cancelled_shrinking_keeps_slots_that_have_not_left() {
 #[test]
 fn stop_answers_cancelling_caller() {
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     stage.at(101, ready(0, 2));
     stage.at(110, cancel());
     let actions = stage.at(111, stop("SIGTERM"));

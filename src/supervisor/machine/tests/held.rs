@@ -1,6 +1,6 @@
 //! Killed workers that do not exit: operations continue without them.
 
-use super::planned::{calm, restart};
+use super::planned::{calm, reload};
 use super::*;
 
 const fn abandon(slot: u16, generation: u32) -> Action {
@@ -75,7 +75,7 @@ fn failed_boot_ends_without_worker_that_stays() {
 #[test]
 fn roll_back_ends_without_successor_that_stays() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     assert_eq!(stage.at(200, channel_broken(0, 2)), [kill(0, 2)]);
     let (at, actions) = stage.next_timeout();
     assert_eq!((at, actions.first()), (200 + GRACE, Some(&abandon(0, 2))));

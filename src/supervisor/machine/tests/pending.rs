@@ -1,6 +1,6 @@
 //! Queued requests: one test per rule.
 
-use super::planned::{ASKED, calm, done, handed_over, restart, scale};
+use super::planned::{ASKED, calm, done, handed_over, reload, scale};
 use super::*;
 
 fn by_signal(wanted: Wanted) -> Event {
@@ -42,10 +42,10 @@ const NOBODY: RequestId = RequestId::NOBODY;
 const MORE: Wanted = Wanted::Scale(ScaleTo::By(1));
 const FEWER: Wanted = Wanted::Scale(ScaleTo::By(-1));
 
-/// Returns one slot whose successor takes over: the restart ends with the next `exited(0, 1, 0)`.
-fn restarting() -> Stage {
+/// Returns one slot whose successor takes over: the reload ends with the next `exited(0, 1, 0)`.
+fn reloading() -> Stage {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage
@@ -53,7 +53,7 @@ fn restarting() -> Stage {
 
 #[test]
 fn signals_during_operation_begin_after_it() {
-    let mut stage = restarting();
+    let mut stage = reloading();
     for wanted in [Wanted::Reload, Wanted::Upgrade, Wanted::Reload] {
         assert_eq!(stage.at(121, by_signal(wanted)), []);
     }
@@ -69,7 +69,7 @@ fn signals_during_operation_begin_after_it() {
     let cause = "a reload is about to begin: the configuration is being read; try again when it \
                  is done";
     assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);
-    let again = Event::Restart {
+    let again = Event::Reload {
         request: NOBODY,
         release: ReleaseId(3),
         policy: calm(1),
@@ -87,7 +87,7 @@ fn signals_during_operation_begin_after_it() {
 
 #[test]
 fn signals_for_workers_add_up_to_target() {
-    let mut stage = restarting();
+    let mut stage = reloading();
     for (wanted, expected) in [
         (MORE, "scale to 2 (signal)"),
         (MORE, "scale to 3 (signal)"),
@@ -135,7 +135,7 @@ fn signals_during_boot_begin_after_it() {
 #[test]
 fn pending_requests_survive_failure_and_exec() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(101, by_signal(Wanted::Reload));
     let saved = stage.machine.snapshot().to_json().unwrap();
     let read = Snapshot::from_json(&saved).unwrap();
@@ -172,7 +172,7 @@ fn unprepared_request_is_refused_and_next_begins() {
 
 #[test]
 fn waiting_commands_are_bounded_and_withdrawn() {
-    let mut stage = restarting();
+    let mut stage = reloading();
     for request in 10..18 {
         assert_eq!(stage.at(121, waiting(request, Wanted::Reload)), []);
     }
@@ -202,7 +202,7 @@ fn waiting_commands_are_bounded_and_withdrawn() {
 
 #[test]
 fn stop_refuses_pending_requests() {
-    let mut stage = restarting();
+    let mut stage = reloading();
     stage.at(121, by_signal(Wanted::Reload));
     stage.at(122, waiting(8, Wanted::Upgrade));
     let answers = stage.at(123, stop("SIGTERM"));
@@ -232,11 +232,11 @@ fn exit_refuses_dispatched_requests() {
 #[test]
 fn request_waits_for_old_workers_to_drain() {
     let policy = Policy {
-        restart_connections: RestartConnections::Drain,
+        reload_connections: ReloadConnections::Drain,
         ..calm(1)
     };
     let mut stage = Stage::booted(policy.clone(), 0);
-    stage.at(100, restart(policy));
+    stage.at(100, reload(policy));
     stage.at(110, ready(0, 2));
     assert_eq!(stage.at(120, by_signal(Wanted::Reload)), []);
     assert_eq!(
@@ -258,7 +258,7 @@ fn reading_configuration_blocks_nothing_else() {
     assert_eq!(stage.at(100, RELOAD), [begin(ASKED, Wanted::Reload)]);
     assert_eq!(stage.at(110, killed(0, 1)), [adopt(0, 2)]);
     assert_eq!(stage.at(120, ready(0, 2)), []);
-    let actions = stage.at(130, restart(calm(1)));
+    let actions = stage.at(130, reload(calm(1)));
     assert!(matches!(actions[..], [Action::Spawn { standby: true, .. }]));
     // Its deadline ends with it.
     assert_eq!(stage.at(140, ready(0, 3)).len(), 1);

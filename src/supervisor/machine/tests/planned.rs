@@ -1,4 +1,4 @@
-//! Restart and upgrade, and the rules of every planned operation: one test per rule.
+//! Reload and upgrade, and the rules of every planned operation: one test per rule.
 
 use super::*;
 
@@ -21,8 +21,8 @@ pub(super) const fn calm(workers: u16) -> Policy {
     }
 }
 
-pub(super) fn restart(policy: Policy) -> Event {
-    Event::Restart {
+pub(super) fn reload(policy: Policy) -> Event {
+    Event::Reload {
         request: ASKED,
         release: NEXT,
         policy,
@@ -113,9 +113,9 @@ impl Stage {
 }
 
 #[test]
-fn restart_replaces_slots_in_turn_then_answers() {
+fn reload_replaces_slots_in_turn_then_answers() {
     let mut stage = Stage::booted(calm(2), 0);
-    assert_eq!(stage.at(100, restart(calm(2))), [standby(0, 2, NEXT)]);
+    assert_eq!(stage.at(100, reload(calm(2))), [standby(0, 2, NEXT)]);
     assert_eq!(
         stage.at(110, ready(0, 2)),
         [hand_over(worker(0, 1), worker(0, 2), false)],
@@ -150,7 +150,7 @@ fn restart_replaces_slots_in_turn_then_answers() {
 #[test]
 fn canary_is_watched_before_others_follow() {
     let mut stage = Stage::booted(policy(2), 0);
-    stage.at(100, restart(policy(2)));
+    stage.at(100, reload(policy(2)));
     stage.at(110, ready(0, 2));
     assert_eq!(stage.at(120, handed_over(0, 1, HandoverEnd::Done)), []);
     stage.at(121, exited(0, 1, 0));
@@ -158,7 +158,7 @@ fn canary_is_watched_before_others_follow() {
 
     // The canary fails: everything is rolled back, though there is only one slot.
     let mut stage = Stage::booted(policy(1), 0);
-    stage.at(100, restart(policy(1)));
+    stage.at(100, reload(policy(1)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
@@ -172,11 +172,11 @@ fn canary_is_watched_before_others_follow() {
 #[test]
 fn draining_predecessor_delays_nothing() {
     let policy = Policy {
-        restart_connections: RestartConnections::Drain,
+        reload_connections: ReloadConnections::Drain,
         ..calm(1)
     };
     let mut stage = Stage::booted(policy.clone(), 0);
-    stage.at(100, restart(policy.clone()));
+    stage.at(100, reload(policy.clone()));
     assert_eq!(
         stage.at(110, ready(0, 2)),
         [
@@ -193,7 +193,7 @@ fn draining_predecessor_delays_nothing() {
     );
     let cause = "old workers still serve connections that an earlier operation left with them \
                  (1 of them, for at most 36.99s); try again then";
-    assert_eq!(stage.at(120, restart(policy)), [refusal(cause)]);
+    assert_eq!(stage.at(120, reload(policy)), [refusal(cause)]);
     // 110 + drain 30,000 + linger 5,000 + grace 2,000.
     assert_eq!(stage.next_timeout(), (37_110, vec![kill(0, 1)]));
     assert_eq!(stage.at(37_111, killed(0, 1)), []);
@@ -205,7 +205,7 @@ fn failed_successor_changes_nothing() {
     let cause = "the new worker of slot 0 failed: it ended before it was ready: exit code 1 \
                  (no such group); every worker runs what it ran before";
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     assert_eq!(stage.at(110, start_failed(0, 2, words)), []);
     assert_eq!(stage.at(111, exited(0, 2, 1)), [failure(cause)]);
     assert_eq!(
@@ -222,7 +222,7 @@ fn failed_successor_changes_nothing() {
         start_timeout: ms(7_000),
         ..calm(1)
     };
-    stage.at(100, restart(slow));
+    stage.at(100, reload(slow));
     assert_eq!(stage.next_timeout(), (7_100, vec![kill(0, 2)]));
     assert_eq!(stage.at(7_101, ready(0, 2)), []);
     let cause = "the new worker of slot 0 failed: it ended before it was ready: \
@@ -233,7 +233,7 @@ fn failed_successor_changes_nothing() {
 #[test]
 fn failure_in_later_slot_rolls_back_earlier_slots() {
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
@@ -253,7 +253,7 @@ fn failure_in_later_slot_rolls_back_earlier_slots() {
 
     // The rollback can fail too; then the answer names the release of each slot.
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
@@ -268,7 +268,7 @@ fn failure_in_later_slot_rolls_back_earlier_slots() {
 #[test]
 fn superseded_worker_has_not_failed() {
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     // A worker that leaves and exits abnormally counts as failed.
@@ -287,7 +287,7 @@ fn dead_successor_returns_slot_to_predecessor() {
     let cause = "the new worker of slot 0 failed: it died after 10ms of service: \
                  signal 9 (SIGKILL); every worker runs what it ran before";
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     assert_eq!(stage.at(120, killed(0, 2)), [failure(cause)]);
     assert!(stage.notices.contains(&Notice::Restored {
@@ -301,7 +301,7 @@ fn dead_successor_returns_slot_to_predecessor() {
 
     // It detected the loss before the supervisor did.
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     assert_eq!(
         stage.at(119, handed_over(0, 1, HandoverEnd::PeerGone)),
@@ -320,7 +320,7 @@ fn dead_successor_returns_slot_to_predecessor() {
 #[test]
 fn restored_finished_worker_is_replaced_immediately() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     stage.at(120, killed(0, 2));
     assert_eq!(
@@ -333,7 +333,7 @@ fn restored_finished_worker_is_replaced_immediately() {
 
     // A worker that was refused is sent a request to accept again.
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     stage.at(120, killed(0, 2));
     assert_eq!(stage.at(121, refused_by_peer(0, 1, 5)), [serve(0, 1)]);
@@ -343,7 +343,7 @@ fn restored_finished_worker_is_replaced_immediately() {
 #[test]
 fn starting_successor_replaces_dead_worker() {
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     assert_eq!(stage.at(110, killed(0, 1)), []);
     assert_eq!(stage.state(0), "starting");
     // It is Ready without accepting, and no worker hands over to it.
@@ -359,7 +359,7 @@ fn starting_successor_replaces_dead_worker() {
 
     // The same if it must be killed: its exit is not awaited.
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     assert_eq!(stage.at(110, channel_broken(0, 1)), [kill(0, 1)]);
     assert_eq!(
         stage.at(120, ready(0, 2)),
@@ -390,12 +390,12 @@ fn idle_slot_adopts_new_release_directly() {
         release: NEXT,
         standby: false,
     };
-    assert_eq!(stage.at(30, restart(calm(1))), [spawn(3)]);
+    assert_eq!(stage.at(30, reload(calm(1))), [spawn(3)]);
     assert_eq!(stage.at(40, ready(0, 3)), [COMMIT, done(1, 1, 0, 0, 10)]);
 
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(10, killed(0, 1));
-    assert_eq!(stage.at(30, restart(calm(1))), [kill(0, 2)]);
+    assert_eq!(stage.at(30, reload(calm(1))), [kill(0, 2)]);
     assert_eq!(stage.at(31, killed(0, 2)), [spawn(3)]);
     assert_eq!(stage.machine.slots().next().unwrap().deaths, 1);
 }
@@ -405,7 +405,7 @@ fn borrower_returns_queue_before_leaving() {
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(10, killed(1, 1));
     assert_eq!(stage.timeout(60), [lend(1, worker(0, 1))]);
-    stage.at(70, restart(calm(2)));
+    stage.at(70, reload(calm(2)));
     assert_eq!(
         stage.at(80, ready(0, 2)),
         [
@@ -421,7 +421,7 @@ fn only_one_operation_runs_while_serving() {
     let mut stage = Stage::new(calm(2));
     assert_eq!(stage.at(0, scale(3)), [refusal(START_AGAIN)]);
     let mut stage = Stage::booted(calm(2), 0);
-    let same = Event::Restart {
+    let same = Event::Reload {
         request: ASKED,
         release: ReleaseId::FIRST,
         policy: calm(2),
@@ -431,7 +431,7 @@ fn only_one_operation_runs_while_serving() {
         stage.at(99, same),
         [refusal("release 1 is what runs already")]
     );
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     let cause = "a reload is under way: slot 0 of 2 is being renewed; try again when it is done";
     assert_eq!(stage.at(101, scale(3)), [refusal(cause)]);
     assert_eq!(
@@ -460,7 +460,7 @@ fn only_one_operation_runs_while_serving() {
 #[test]
 fn stop_during_handover_asks_both_to_finish() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     assert_eq!(
         stage.at(120, stop("SIGTERM")),
@@ -572,7 +572,7 @@ fn requests_without_caller_are_answered() {
 #[test]
 fn death_during_rollback_is_reported() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     stage.at(120, refused_by_peer(0, 1, 5));
     assert_eq!(stage.release(0), ReleaseId::FIRST);

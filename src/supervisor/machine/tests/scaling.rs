@@ -1,7 +1,7 @@
 //! Scaling up and down, and stalled workers: one test per rule.
 
 use super::planned::{
-    COMMIT, NEXT, calm, done, failure, hand_over, handed_over, refusal, refused_by_peer, restart,
+    COMMIT, NEXT, calm, done, failure, hand_over, handed_over, refusal, refused_by_peer, reload,
     scale,
 };
 use super::*;
@@ -175,9 +175,9 @@ fn failed_leaving_slot_restarts_and_leaves_later() {
 }
 
 #[test]
-fn restart_scales_to_new_worker_count() {
+fn reload_scales_to_new_worker_count() {
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     stage.at(110, ready(0, 2));
     let grown = Action::Spawn {
         worker: worker(1, 1),
@@ -248,7 +248,7 @@ fn missed_polls_before_commit_prove_no_stall() {
         turns: 5,
     };
     let mut stage = Stage::booted(with(400), 0);
-    stage.at(10, restart(with(4_000)));
+    stage.at(10, reload(with(4_000)));
     stage.at(20, ready(0, 2));
     for look in [120, 220, 320, 420] {
         stage.timeout(look);
@@ -272,7 +272,7 @@ fn late_canary_is_still_watched_first() {
         stage.at(100, killed(slot, 1));
         stage.at(101, exited(slot, 2, 1));
     }
-    stage.at(102, restart(policy(3)));
+    stage.at(102, reload(policy(3)));
     stage.at(110, exited(0, 3, 1));
     assert_eq!(stage.state(0), "backing off");
     assert_eq!(stage.state(1), "starting");
@@ -449,7 +449,7 @@ fn degraded_server_can_be_scaled() {
 #[test]
 fn degraded_server_can_be_reloaded() {
     let mut stage = degraded(calm(3));
-    stage.at(100, restart(calm(3)));
+    stage.at(100, reload(calm(3)));
     stage.at(110, ready(0, 2));
     let tried = stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     assert!(

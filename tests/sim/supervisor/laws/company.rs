@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use uppercased::config::HANG_CHECKS;
 use uppercased::supervisor::machine::{
-    ListenerSource, ReleaseId, RestartConnections, SlotId, WorkerId,
+    ListenerSource, ReleaseId, ReloadConnections, SlotId, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -84,7 +84,7 @@ impl Laws {
             let may = !told || self.resuming.remove(&worker);
             return law!(may, "{worker} is told to serve and does");
         }
-        self.takes_over(worker, Part::Relieved, RestartConnections::Drain, now);
+        self.takes_over(worker, Part::Relieved, ReloadConnections::Drain, now);
     }
 
     /// Checks that a worker that could not hand over every connection serves its slot again.
@@ -167,7 +167,7 @@ impl Laws {
             self.last_handover_begins(from, to, part, now);
         } else {
             law!(from.slot == to.slot, "{from} hands over to {to}");
-            self.takes_over(to, part, RestartConnections::Handover, now);
+            self.takes_over(to, part, ReloadConnections::Handover, now);
         }
     }
 
@@ -207,7 +207,7 @@ impl Laws {
     }
 
     /// Replaces the main worker by its successor, which must be Ready.
-    fn takes_over(&mut self, worker: WorkerId, part: Part, mode: RestartConnections, now: Tick) {
+    fn takes_over(&mut self, worker: WorkerId, part: Part, mode: ReloadConnections, now: Tick) {
         let slot = &mut self.slots[worker.slot.index()];
         let Some(other) = slot.others.remove(&worker.generation.0) else {
             panic!("law broken: {worker} is to serve and is nobody");
@@ -217,7 +217,7 @@ impl Laws {
             "{worker} is to serve and is {:?}",
             other.part
         );
-        let wanted = self.policies[&other.release].restart_connections;
+        let wanted = self.policies[&other.release].reload_connections;
         law!(wanted == mode, "connections are treated as {mode:?}");
         let Life::Serving { since, told: true } = slot.life else {
             panic!("law broken: {worker} relieves {:?}", slot.life);

@@ -79,7 +79,7 @@ impl Laws {
             Event::Loads { loads } => self.note_loads(loads, now),
             Event::Progress { .. } => {}
             Event::Pulse { worker, turns } => self.note_pulse(*worker, *turns, now),
-            Event::Restart { .. }
+            Event::Reload { .. }
             | Event::Upgrade { .. }
             | Event::PreflightPassed
             | Event::PreflightFailed { .. }

@@ -33,7 +33,7 @@ pub(super) struct Asked {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    Restart(ReleaseId),
+    Reload(ReleaseId),
     Upgrade,
     Scale,
 }
@@ -92,7 +92,7 @@ impl Laws {
     pub(super) fn note_plan(&mut self, event: &Event, now: Tick) {
         let here = self.open();
         match event {
-            Event::Restart {
+            Event::Reload {
                 request,
                 release,
                 policy,
@@ -101,7 +101,7 @@ impl Laws {
                 self.asked_to_drain = *drain;
                 self.policies.insert(*release, policy.clone());
                 let to = policy.workers;
-                self.note_asked(*request, Kind::Restart(*release), to, true);
+                self.note_asked(*request, Kind::Reload(*release), to, true);
             }
             Event::Upgrade { request, drain } => {
                 self.note_asked(*request, Kind::Upgrade, here, true);
@@ -189,7 +189,7 @@ impl Laws {
             self.in_the_way()
         );
         let policy = match asked.kind {
-            Kind::Restart(release) => &self.policies[&release],
+            Kind::Reload(release) => &self.policies[&release],
             Kind::Upgrade | Kind::Scale => &self.policy,
         };
         let bound = self.bound(policy, asked.to);
@@ -197,7 +197,7 @@ impl Laws {
             request,
             kind: asked.kind,
             stage: match asked.kind {
-                Kind::Restart(release) => Stage::Roll(release),
+                Kind::Reload(release) => Stage::Roll(release),
                 Kind::Upgrade => Stage::Preflight { since: None },
                 Kind::Scale => Stage::Scale,
             },
@@ -410,7 +410,7 @@ impl Laws {
         );
         let renewed = match operation.kind {
             Kind::Scale => 0,
-            Kind::Restart(_) | Kind::Upgrade => operation.committed,
+            Kind::Reload(_) | Kind::Upgrade => operation.committed,
         };
         law!(
             done.renewed == renewed,

@@ -22,7 +22,7 @@ fn stalled_side_of_a_handover_is_replaced() {
     let (old, new) = (worker(0, 1), worker(0, 2));
     let begun = || {
         let mut stage = Stage::booted(calm(1), 0);
-        stage.at(100, restart(calm(1)));
+        stage.at(100, reload(calm(1)));
         stage.at(110, ready(0, 2));
         stage
     };
@@ -72,7 +72,7 @@ fn stalled_sender_does_not_cost_the_receiver() {
     // It has sent nothing, or has not read the answers.
     for found in [progress(0, 0, 0), progress(6, 2, 6)] {
         let mut stage = Stage::booted(calm(1), 0);
-        stage.at(100, restart(calm(1)));
+        stage.at(100, reload(calm(1)));
         stage.at(110, ready(0, 2));
         let mut last = Vec::new();
         while last.is_empty() {
@@ -87,9 +87,9 @@ fn stalled_sender_does_not_cost_the_receiver() {
 }
 
 #[test]
-fn staying_connections_roll_back_restart() {
+fn staying_connections_roll_back_reload() {
     let mut stage = Stage::booted(calm(2), 0);
-    stage.at(100, restart(calm(2)));
+    stage.at(100, reload(calm(2)));
     stage.at(110, ready(0, 2));
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
@@ -115,7 +115,7 @@ fn staying_connections_roll_back_restart() {
 
     // Connections that cannot return either are not closed for that.
     let mut stage = Stage::booted(calm(1), 0);
-    stage.at(100, restart(calm(1)));
+    stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
     stage.at(120, refused_by_peer(0, 1, 5));
     let told = stage.at(130, refused_by_peer(0, 2, 1));
@@ -138,7 +138,7 @@ fn staying_connections_roll_back_restart() {
 #[test]
 fn refused_connections_drain_on_request() {
     let mut stage = Stage::booted(calm(1), 0);
-    let request = Event::Restart {
+    let request = Event::Reload {
         request: ASKED,
         release: NEXT,
         policy: calm(1),
