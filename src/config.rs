@@ -7,9 +7,7 @@
 //! input ([`from_file`], [`from_environment`]) and the properties of the machine ([`Facts`]).
 
 mod admin;
-mod bounds;
 mod change;
-mod data;
 mod descriptors;
 mod error;
 mod launch;
@@ -28,9 +26,7 @@ mod types;
 mod value;
 
 pub use admin::AdminAddr;
-pub use bounds::*;
 pub use change::{NeedsStop, check_change};
-pub use data::Config;
 pub use descriptors::{connection_limit, descriptor_reserve};
 pub use error::Error;
 pub use launch::Launch;
@@ -41,7 +37,7 @@ pub use proxy::ProxyListeners;
 pub use resolve::{resolve, verify};
 pub use sandbox::{Account, Sandbox};
 pub use service_links::{is_service_link, service_links};
-pub use settings::{Category, SETTINGS, Setting};
+pub use settings::{Config, SETTINGS, Setting, WORKERS};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, Origins, from_environment, from_file};
 pub use types::{Boot, Control, ListenAddr, LogFormat, LogLevel, ReloadConnections, Steer};
 pub use value::{Count, Facts, Lookup, Size, Span};

@@ -491,7 +491,7 @@ fn flag(setting: &'static Setting) -> Arg {
         .long(setting.flag())
         .next_line_help(true)
         .value_name(setting.value_name)
-        .help_heading(setting.category.heading())
+        .help_heading(setting.heading)
         .help(format!("{} [default: {}]", setting.help, setting.default))
         .long_help(format!(
             "{}. {}\n\nAccepts {}.\n[env: {}] [default: {}]",

@@ -40,9 +40,9 @@ pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> St
     push_ignored(&mut text, "# ", ignored);
     let mut heading = None;
     for (setting, origin) in origins.iter() {
-        if heading != Some(setting.category) {
-            heading = Some(setting.category);
-            let _ = writeln!(text, "\n# {}", setting.category.heading());
+        if heading != Some(setting.heading) {
+            heading = Some(setting.heading);
+            let _ = writeln!(text, "\n# {}", setting.heading);
         }
         let shown = setting.show(config);
         let from_default = *origin == Origin::Default;

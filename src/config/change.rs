@@ -3,8 +3,7 @@
 //! Pure. Invariant: every change that [`check_change`] accepts takes effect with the workers of a
 //! restart (or at once, in the supervisor); none is applied silently in part.
 
-use super::data::Config;
-use super::settings::Setting;
+use super::settings::{Config, Setting};
 use super::types::ListenAddr;
 
 /// A change of a setting that is fixed while the server runs.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::data::Config;
+use super::settings::Config;
 
 /// A start: a command line and the configuration that it gave.
 #[derive(Clone, Debug, PartialEq, Eq)]

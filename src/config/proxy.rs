@@ -11,10 +11,11 @@ use super::types::ListenAddr;
 use super::value::{Facts, Grammar};
 
 /// The listeners on which a PROXY header must precede a client's bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyListeners {
     /// None: a header is treated as client data.
+    #[default]
     None,
     /// All of them.
     All,

@@ -4,10 +4,9 @@
 
 use std::net::SocketAddr;
 
-use super::data::{BLANK, Config};
 use super::error::Error;
 use super::rules;
-use super::settings::SETTINGS;
+use super::settings::{Config, SETTINGS};
 use super::source::{Assignment, Origin, Origins};
 use super::value::Facts;
 
@@ -19,7 +18,7 @@ use super::value::Facts;
 /// The first value that its setting rejects (even one that another source overrides: it would take
 /// effect when that source is removed), then the first violated rule between settings.
 pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config, Origins), Error> {
-    let mut config = BLANK;
+    let mut config = Config::blank();
     let mut origins = Vec::with_capacity(SETTINGS.len());
     for setting in SETTINGS {
         let given: Vec<&Assignment> = assignments
@@ -65,7 +64,7 @@ pub fn verify(config: &Config) -> Result<(), Error> {
         cpus: 1,
         lookup: &|_, _| Err("it is a name, not an address".to_owned()),
     };
-    let mut copy = BLANK;
+    let mut copy = Config::blank();
     for setting in SETTINGS {
         let refused = |why| Error::Value {
             name: setting.key().to_owned(),

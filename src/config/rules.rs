@@ -3,12 +3,11 @@
 //! Must not: check a value alone (its row does).
 
 use super::admin::AdminAddr;
-use super::data::Config;
 use super::error::Error;
 use super::listen;
 use super::networks::NETWORKS_IN_ALL_MAX;
 use super::proxy::ProxyListeners;
-use super::settings::Setting;
+use super::settings::{Config, Setting};
 use super::source::Origins;
 use super::types::Steer;
 

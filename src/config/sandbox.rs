@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::value::{Choice, Facts, Grammar, OrWord};
 
 /// Whether workers are sandboxed before they serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sandbox {
     /// With every layer that the kernel supports; missing ones are logged.
@@ -18,6 +18,7 @@ pub enum Sandbox {
     /// With every layer, or the worker does not start.
     Required,
     /// No sandbox.
+    #[default]
     Off,
 }
 

@@ -30,12 +30,13 @@ impl fmt::Display for ListenAddr {
 }
 
 /// The control socket of a running server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
     /// A socket named after the supervisor's process ID, in the runtime directory.
     Auto,
     /// None: signals only.
+    #[default]
     Off,
     /// A socket at this path.
     Path(#[serde(with = "path_bytes")] PathBuf),
@@ -53,20 +54,22 @@ pub enum Boot {
 }
 
 /// Treatment of established connections by a rolling restart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReloadConnections {
     /// They migrate to the new worker.
+    #[default]
     Handover,
     /// They stay with the old one until they end or `drain_timeout` expires.
     Drain,
 }
 
 /// How new connections are distributed over the workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Steer {
     /// By the kernel's hash of addresses and ports.
+    #[default]
     Hash,
     /// By the CPU that receives the first packet.
     Cpu,
@@ -87,22 +90,24 @@ impl Steer {
 }
 
 /// The format of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people, with colour on a terminal.
+    #[default]
     Human,
     /// One JSON object per line.
     Json,
 }
 
 /// The minimum level of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the usual five")]
 pub enum LogLevel {
     Error,
     Warn,
+    #[default]
     Info,
     Debug,
     Trace,

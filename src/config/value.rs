@@ -60,6 +60,13 @@ pub struct Count<T> {
     pub most: T,
 }
 
+impl<T> Count<T> {
+    /// Returns the range that includes both bounds.
+    pub(crate) const fn new(least: T, most: T) -> Self {
+        Self { least, most }
+    }
+}
+
 /// A duration, from `least` to `most`, written with its unit (`30s`, `1m30s`).
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
@@ -69,6 +76,13 @@ pub struct Span {
     pub most: Duration,
 }
 
+impl Span {
+    /// Returns the range that includes both bounds.
+    pub(crate) const fn new(least: Duration, most: Duration) -> Self {
+        Self { least, most }
+    }
+}
+
 /// A number of bytes, from `least` to `most`, plain or in binary units (`65536`, `64k`, `64KiB`).
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -76,6 +90,13 @@ pub struct Size {
     pub least: u32,
     /// The most bytes accepted.
     pub most: u32,
+}
+
+impl Size {
+    /// Returns the range that includes both bounds.
+    pub(crate) const fn new(least: u32, most: u32) -> Self {
+        Self { least, most }
+    }
 }
 
 /// A value of the inner grammar, or one word for none.

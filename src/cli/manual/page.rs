@@ -211,9 +211,9 @@ fn of_file(root: &Command) -> String {
         roff.text([roman(FILE_DESCRIPTION)]);
         let mut heading = None;
         for setting in SETTINGS {
-            if heading != Some(setting.category) {
-                heading = Some(setting.category);
-                let heading = setting.category.heading().to_uppercase();
+            if heading != Some(setting.heading) {
+                heading = Some(setting.heading);
+                let heading = setting.heading.to_uppercase();
                 roff.control("SH", [heading.as_str()]);
             }
             described(roff, setting);

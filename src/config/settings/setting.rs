@@ -4,40 +4,14 @@ use std::fmt;
 
 use uppercased_ctl::process::ENV_PREFIX;
 
-use super::super::data::Config;
 use super::super::value::{Facts, Switch};
-use super::category::Category;
 
-/// The link between a row of the table and a field of [`Config`].
-pub(super) struct Binding {
+/// One setting of a configuration `C`: a row of the table.
+pub struct Row<C> {
+    /// Its name in the configuration file: `idle_timeout`.
     pub(super) key: &'static str,
-    pub(super) apply: fn(&mut Config, &str, &Facts<'_>) -> Result<(), String>,
-    pub(super) show: fn(&Config) -> String,
-    pub(super) accepts: fn() -> String,
-    pub(super) words: fn() -> Vec<&'static str>,
-}
-
-/// Links a field to its grammar. The key is the field's name, so they cannot diverge.
-macro_rules! bind {
-    ($field:ident, $grammar:expr) => {
-        Binding {
-            key: stringify!($field),
-            apply: |config, text, facts| {
-                config.$field = $grammar.parse(text, facts)?;
-                Ok(())
-            },
-            show: |config| $grammar.show(&config.$field),
-            accepts: || $grammar.to_string(),
-            words: || $grammar.words(),
-        }
-    };
-}
-
-/// One setting: a row of the table.
-pub struct Setting {
-    pub(super) binding: Binding,
     /// The heading it is listed under.
-    pub category: Category,
+    pub heading: &'static str,
     /// The placeholder of the value in help (`TIME`, `SIZE`, `N`).
     pub value_name: &'static str,
     /// The default, as text.
@@ -48,19 +22,74 @@ pub struct Setting {
     pub help: &'static str,
     /// Its purpose, and what to consider when changing it.
     pub long_help: &'static str,
+    pub(super) apply: fn(&mut C, &str, &Facts<'_>) -> Result<(), String>,
+    pub(super) show: fn(&C) -> String,
+    pub(super) accepts: fn() -> String,
+    pub(super) words: fn() -> Vec<&'static str>,
 }
 
-impl fmt::Debug for Setting {
+/// Declares the configuration and the table of its settings: a field and a row for each.
+macro_rules! settings {
+    ($($heading:literal { $(
+        $(#[$doc:meta])*
+        $key:ident: $type:ty = $grammar:expr;
+            $value_name:literal, default $default:literal, example $example:literal;
+            $help:literal
+            $long_help:literal
+    )+ })+) => {
+        /// All settings, validated.
+        ///
+        /// Sent to the workers as JSON. During an upgrade both ends may be of different versions,
+        /// so an unknown field is skipped and a missing one has its default.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Config {
+            $($($(#[$doc])* pub $key: $type,)+)+
+        }
+
+        impl Config {
+            /// Returns the value that every setting is applied to. It is no valid configuration.
+            pub(super) fn blank() -> Self {
+                Self { $($($key: Default::default(),)+)+ }
+            }
+        }
+
+        /// Every setting, in the order of help, documentation and `check --print`.
+        pub static SETTINGS: &[Setting] = &[$($({
+            fn grammar() -> impl Grammar<Value = $type> {
+                $grammar
+            }
+            Setting {
+                key: stringify!($key),
+                heading: $heading,
+                value_name: $value_name,
+                default: $default,
+                example: $example,
+                help: $help,
+                long_help: $long_help,
+                apply: |config, text, facts| {
+                    config.$key = grammar().parse(text, facts)?;
+                    Ok(())
+                },
+                show: |config| grammar().show(&config.$key),
+                accepts: || grammar().to_string(),
+                words: || grammar().words(),
+            }
+        },)+)+];
+    };
+}
+
+impl<C> fmt::Debug for Row<C> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "Setting({})", self.key())
     }
 }
 
-impl Setting {
+impl<C> Row<C> {
     /// Returns its name in the configuration file: `idle_timeout`.
     #[must_use]
     pub fn key(&self) -> &'static str {
-        self.binding.key
+        self.key
     }
 
     /// Returns its name on the command line, without the dashes: `idle-timeout`.
@@ -78,13 +107,13 @@ impl Setting {
     /// Returns the accepted values, as the end of the sentence "write …": `10ms to 30days, or off`.
     #[must_use]
     pub fn accepts(&self) -> String {
-        (self.binding.accepts)()
+        (self.accepts)()
     }
 
     /// Returns all accepted values, if they are a few words; none otherwise.
     #[must_use]
     pub fn words(&self) -> Vec<&'static str> {
-        (self.binding.words)()
+        (self.words)()
     }
 
     /// Returns whether the flag alone, without a value, means `true`.
@@ -119,18 +148,18 @@ impl Setting {
 
     /// Returns the value in `config`, as text that this setting reads back.
     #[must_use]
-    pub fn show(&self, config: &Config) -> String {
-        (self.binding.show)(config)
+    pub fn show(&self, config: &C) -> String {
+        (self.show)(config)
     }
 
     /// Reads `text` into its field of `config`; the error gives the cause and what to write.
     pub(in crate::config) fn apply(
         &self,
-        config: &mut Config,
+        config: &mut C,
         text: &str,
         facts: &Facts<'_>,
     ) -> Result<(), String> {
-        (self.binding.apply)(config, text, facts).map_err(|why| {
+        (self.apply)(config, text, facts).map_err(|why| {
             format!(
                 "{why}; use for example {} ({})",
                 self.example,
