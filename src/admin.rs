@@ -29,7 +29,7 @@ use socket2::Socket;
 
 use crate::channel::{self, Channel};
 use crate::config::{
-    ADMIN_ANSWER_TIMEOUT, ADMIN_HEAD_MAX_BYTES, ADMIN_PATIENCE, ADMIN_REQUEST_TIMEOUT,
+    ADMIN_ANSWER_TIMEOUT, ADMIN_EXCLUSIVE_TIME, ADMIN_HEAD_MAX_BYTES, ADMIN_REQUEST_TIMEOUT,
     ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
 };
 use crate::fault;
@@ -49,12 +49,12 @@ mod agent;
 mod answer;
 mod exposition;
 mod http;
-mod questions;
+mod status_requests;
 
 use agent::{Agent, Line};
 use answer::Answered;
-use http::{Asked, Response};
-use questions::Questions;
+use http::{Request, Response};
+use status_requests::StatusRequests;
 
 /// The command-line arguments from the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,23 +75,23 @@ const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        stderr::complain(
+        stderr::write_error(
             "cannot run the admin process: only the supervisor starts it; run `uppercased --admin \
              127.0.0.1:9900`",
         );
         return ExitCode::from(2);
     };
     let mut channel = Channel::over(channel);
-    let (config, doors) = match await_start(&mut channel) {
-        Ok(told) => told,
+    let (config, endpoints) = match await_start(&mut channel) {
+        Ok(start) => start,
         Err(error) => {
-            stderr::complain(&format!(
+            stderr::write_error(&format!(
                 "cannot read the admin process's start message: {error}"
             ));
             return ExitCode::FAILURE;
         }
     };
-    let questions = Questions::over(channel);
+    let status_requests = StatusRequests::over(channel);
     let served = log::init(config.log_level, config.log_format)
         .map_err(|error| error.to_string())
         .inspect(|()| {
@@ -99,39 +99,39 @@ pub fn run(options: Options) -> ExitCode {
                 event!(oom_score_not_raised, %error);
             }
         })
-        .and_then(|()| serve(doors, &config, options, &questions));
+        .and_then(|()| serve(endpoints, &config, options, &status_requests));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             // The supervisor logs it, unless it is gone.
-            let _ = questions.say(FromAdmin::Failed { cause });
+            let _ = status_requests.send(FromAdmin::Failed { cause });
             ExitCode::FAILURE
         }
     }
 }
 
 /// A listener, the maximum number of clients served at once, and the handler.
-type Offer = (Socket, usize, Answer);
-/// Serves one client of a door.
-type Answer = fn(&Desk, &Door, &Socket) -> io::Result<()>;
+type Binding = (Socket, usize, Answer);
+/// Serves one client of an endpoint.
+type Answer = fn(&Server, &Endpoint, &Socket) -> io::Result<()>;
 
 /// A listener and its threads.
 #[derive(Debug)]
-struct Door {
+struct Endpoint {
     listener: Socket,
     /// Threads without a client.
     free: AtomicUsize,
 }
 
-impl Door {
+impl Endpoint {
     /// Returns whether a client waits that no free thread will accept, given a readable listener.
-    fn is_crowded(&self) -> bool {
+    fn has_waiting_client(&self) -> bool {
         self.free.load(Ordering::Relaxed) == 0
     }
 }
 
 /// The first message: the configuration, and the listeners.
-fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config, Vec<Offer>)> {
+fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config, Vec<Binding>)> {
     let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))?;
     let received = channel.receive().map_err(io::Error::other)?;
@@ -140,71 +140,77 @@ fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config,
         return Err(io::ErrorKind::InvalidData.into());
     };
     let kinds: [(bool, usize, Answer); 2] = [
-        (start.http, ADMIN_REQUESTS_MAX, Desk::answer_one),
-        (start.agent, AGENT_CLIENTS_MAX, Desk::answer_balancer),
+        (start.http, ADMIN_REQUESTS_MAX, Server::answer_request),
+        (start.agent, AGENT_CLIENTS_MAX, Server::send_agent_line),
     ];
     let named = kinds.into_iter().filter(|(is_there, ..)| *is_there);
-    let doors: Vec<Offer> = named
+    let endpoints: Vec<Binding> = named
         .zip(received.descriptors)
         .map(|((_, threads, answer), listener)| (listener.into(), threads, answer))
         .collect();
-    if doors.is_empty() {
+    if endpoints.is_empty() {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok((start.config, doors))
+    Ok((start.config, endpoints))
 }
 
 /// Enters the sandbox and serves with a few threads, each with at most one request at a time.
 fn serve(
-    doors: Vec<Offer>,
+    endpoints: Vec<Binding>,
     config: &Config,
     options: Options,
-    questions: &Arc<Questions>,
+    status_requests: &Arc<StatusRequests>,
 ) -> Result<(), String> {
     // The name shown in process lists.
     let _ = nix::sys::prctl::set_name(c"uppercased");
-    let ends = questions.ends().map_err(|error| error.to_string())?;
-    let locked = sandbox::begin(config)?;
+    let wake_ups = status_requests
+        .wake_ups()
+        .map_err(|error| error.to_string())?;
+    let sandbox = sandbox::begin(config)?;
     // Changing the user clears it.
     end_with_parent(options.supervisor).map_err(|error| error.to_string())?;
-    let desk = Arc::new(Desk {
-        questions: Arc::clone(questions),
+    let server = Arc::new(Server {
+        status_requests: Arc::clone(status_requests),
         answered: Answered::default(),
-        told: Mutex::default(),
+        agent_line: Mutex::default(),
         agent_answers: Mutex::default(),
     });
-    let threads: usize = doors.iter().map(|(_, threads, _)| threads).sum();
+    let threads: usize = endpoints.iter().map(|(_, threads, _)| threads).sum();
     let opening = Arc::new(Barrier::new(threads + 1));
     share_one_heap();
-    start_threads(&desk, doors, &opening)
+    start_threads(&server, endpoints, &opening)
         .map_err(|error| format!("cannot start a thread: {error}"))?;
-    let sandboxed = locked.finish(Role::Admin)?;
+    let sandboxed = sandbox.finish(Role::Admin)?;
     fault::point("admin.sandboxed");
-    ready(questions, sandboxed)?;
+    ready(status_requests, sandboxed)?;
     opening.wait();
-    hear_until_the_end(questions, &ends)
+    dispatch_replies(status_requests, &wake_ups)
 }
 
 /// Starts the threads and waits until each waits at its listener: starting a thread, and its
 /// set-up, need system calls that are forbidden afterwards.
-fn start_threads(desk: &Arc<Desk>, doors: Vec<Offer>, opening: &Arc<Barrier>) -> io::Result<()> {
+fn start_threads(
+    server: &Arc<Server>,
+    endpoints: Vec<Binding>,
+    opening: &Arc<Barrier>,
+) -> io::Result<()> {
     let (begun, all_begun) = channel();
     let mut started = 0;
-    for (listener, threads, answer) in doors {
-        let door = Arc::new(Door {
+    for (listener, threads, answer) in endpoints {
+        let endpoint = Arc::new(Endpoint {
             listener,
             free: AtomicUsize::new(threads),
         });
         for _ in 0..threads {
-            let (desk, door) = (Arc::clone(desk), Arc::clone(&door));
+            let (server, endpoint) = (Arc::clone(server), Arc::clone(&endpoint));
             let (opening, begun) = (Arc::clone(opening), begun.clone());
             let serve = move || {
                 // By now the allocator has chosen this thread's arena.
                 let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
                 opening.wait();
-                let error = desk.answer_for_ever(&door, answer);
+                let error = server.serve_clients(&endpoint, answer);
                 // The first thread that fails ends the process; the supervisor starts another.
-                desk.questions.give_up(&error);
+                server.status_requests.fail(&error);
             };
             std::thread::Builder::new().spawn(serve).map(drop)?;
             started += 1;
@@ -216,21 +222,24 @@ fn start_threads(desk: &Arc<Desk>, doors: Vec<Offer>, opening: &Arc<Barrier>) ->
     Ok(())
 }
 
-fn ready(questions: &Questions, sandboxed: Sandboxed) -> Result<(), String> {
-    questions.say(FromAdmin::Ready { sandbox: sandboxed })
+fn ready(status_requests: &StatusRequests, sandboxed: Sandboxed) -> Result<(), String> {
+    status_requests.send(FromAdmin::Ready { sandbox: sandboxed })
 }
 
 /// Distributes the supervisor's replies until the supervisor or a thread ends.
-fn hear_until_the_end(questions: &Questions, ends: &[OwnedFd; 2]) -> Result<(), String> {
+fn dispatch_replies(
+    status_requests: &StatusRequests,
+    wake_ups: &[OwnedFd; 2],
+) -> Result<(), String> {
     loop {
-        let mut readable = ends
+        let mut readable = wake_ups
             .each_ref()
             .map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
         // An interruption only causes an earlier check.
         let _ = poll(&mut readable, PollTimeout::NONE);
-        match questions.hear() {
+        match status_requests.dispatch() {
             Ok(()) => {}
-            Err(channel::Error::Closed) => return questions.failure().map_or(Ok(()), Err),
+            Err(channel::Error::Closed) => return status_requests.failure().map_or(Ok(()), Err),
             Err(error) => return Err(error.to_string()),
         }
     }
@@ -238,85 +247,97 @@ fn hear_until_the_end(questions: &Questions, ends: &[OwnedFd; 2]) -> Result<(), 
 
 /// State shared by the threads.
 #[derive(Debug)]
-struct Desk {
-    questions: Arc<Questions>,
+struct Server {
+    status_requests: Arc<StatusRequests>,
     answered: Answered,
-    told: Mutex<Told>,
+    agent_line: Mutex<AgentLine>,
     /// Separate from the rest: no thread waits while holding it.
     agent_answers: Mutex<AgentAnswers>,
 }
 
 /// The latest agent-check line, and its time.
 #[derive(Debug, Default)]
-struct Told {
+struct AgentLine {
     agent: Agent,
     latest: Option<(Tick, Line)>,
 }
 
-impl Desk {
+impl Server {
     /// Accepts one connection after another; returns why it cannot go on.
-    fn answer_for_ever(&self, door: &Door, answer: Answer) -> io::Error {
+    fn serve_clients(&self, endpoint: &Endpoint, answer: Answer) -> io::Error {
         loop {
-            match door.listener.accept() {
+            match endpoint.listener.accept() {
                 Ok((connection, _)) => {
-                    door.free.fetch_sub(1, Ordering::Relaxed);
+                    endpoint.free.fetch_sub(1, Ordering::Relaxed);
                     // A client that disconnects early is not an error.
-                    drop(answer(self, door, &connection));
-                    door.free.fetch_add(1, Ordering::Relaxed);
+                    drop(answer(self, endpoint, &connection));
+                    endpoint.free.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(error) if is_the_clients(&error) => {}
+                Err(error) if is_connection_error(&error) => {}
                 Err(error) => return error,
             }
         }
     }
 
     /// Sends a load balancer its line, whatever it has sent: some send a string of their own first.
-    fn answer_balancer(&self, door: &Door, connection: &Socket) -> io::Result<()> {
+    fn send_agent_line(&self, endpoint: &Endpoint, connection: &Socket) -> io::Result<()> {
         let line = self.line();
         // From here on: the supervisor's time is not charged to the balancer. The line fits the
         // kernel's buffer without any action by the client, so there is no waiting.
-        let visit = Visit::new(door, connection, Duration::ZERO, AGENT_TIMEOUT);
-        visit.write_all(line.to_string().as_bytes())?;
+        let exchange = Exchange::new(endpoint, connection, Duration::ZERO, AGENT_TIMEOUT);
+        exchange.write_all(line.to_string().as_bytes())?;
         line.count(&mut self.agent_answers());
         connection.shutdown(Shutdown::Write)?;
-        visit.discard()
+        exchange.discard()
     }
 
     fn line(&self) -> Line {
         // One request serves all. After a panic the value is complete: the new line or the previous
         // one.
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked_at = clock::now();
-        if let Some((at, line)) = &told.latest
-            && asked_at.since(*at) < AGENT_FRESH
+        let mut agent_line = self
+            .agent_line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let requested_at = clock::now();
+        if let Some((at, line)) = &agent_line.latest
+            && requested_at.since(*at) < AGENT_FRESH
         {
             return line.clone();
         }
         let status = self.status();
-        let line = told.agent.answer(status.as_deref().ok(), clock::now());
-        told.latest = Some((clock::now(), line.clone()));
+        let line = agent_line
+            .agent
+            .answer(status.as_deref().ok(), clock::now());
+        agent_line.latest = Some((clock::now(), line.clone()));
         line
     }
 
-    fn answer_one(&self, door: &Door, connection: &Socket) -> io::Result<()> {
-        let visit = || Visit::new(door, connection, ADMIN_PATIENCE, ADMIN_REQUEST_TIMEOUT);
-        let (response, refused, without_body) = match visit().read_head()? {
+    fn answer_request(&self, endpoint: &Endpoint, connection: &Socket) -> io::Result<()> {
+        let exchange = || {
+            Exchange::new(
+                endpoint,
+                connection,
+                ADMIN_EXCLUSIVE_TIME,
+                ADMIN_REQUEST_TIMEOUT,
+            )
+        };
+        let (response, refused, without_body) = match exchange().read_head()? {
             None => return Ok(()),
-            Some(Ok(asked)) => (self.answer(asked), false, asked.head_only),
+            Some(Ok(request)) => (self.answer(request), false, request.head_only),
             Some(Err(refusal)) => (refusal.response(), true, false),
         };
         self.answered.count(response.status);
-        visit().write_all(&response.encode(without_body))?;
+        exchange().write_all(&response.encode(without_body))?;
         connection.shutdown(Shutdown::Write)?;
         if refused {
-            Visit::new(door, connection, Duration::ZERO, DISCARD_TIMEOUT).discard()?;
+            Exchange::new(endpoint, connection, Duration::ZERO, DISCARD_TIMEOUT).discard()?;
         }
         Ok(())
     }
 
-    fn answer(&self, asked: Asked) -> Response {
+    fn answer(&self, request: Request) -> Response {
         let agent = *self.agent_answers();
-        asked.page.map_or_else(Response::no_such_page, |page| {
+        request.page.map_or_else(Response::not_found, |page| {
             answer::answer(page, &self.status(), &self.answered, agent)
         })
     }
@@ -324,7 +345,7 @@ impl Desk {
     /// Returns the server's current status from the supervisor, or why there is none.
     fn status(&self) -> Result<Box<Status>, String> {
         let agent = *self.agent_answers();
-        self.questions.status(ADMIN_ANSWER_TIMEOUT, agent)
+        self.status_requests.status(ADMIN_ANSWER_TIMEOUT, agent)
     }
 
     fn agent_answers(&self) -> MutexGuard<'_, AgentAnswers> {
@@ -334,7 +355,7 @@ impl Desk {
 }
 
 /// Returns whether an accept failed because of that one connection.
-fn is_the_clients(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::Interrupted
@@ -345,23 +366,28 @@ fn is_the_clients(error: &io::Error) -> bool {
 
 /// One client that is waited for: to send its request, to read its response, to close.
 ///
-/// Invariant: a thread waits for a client in [`Visit::wait`] only, and a slow client yields there:
-/// after its patience interval it is waited for only while no other client waits; otherwise a few
+/// Invariant: a thread waits for a client in [`Exchange::wait`] only, and a slow client yields there:
+/// after its exclusive interval it is waited for only while no other client waits; otherwise a few
 /// slow clients would block all others.
-struct Visit<'a> {
-    door: &'a Door,
+struct Exchange<'a> {
+    endpoint: &'a Endpoint,
     connection: &'a Socket,
-    patient_until: Tick,
+    exclusive_until: Tick,
     by: Tick,
 }
 
-impl<'a> Visit<'a> {
-    fn new(door: &'a Door, connection: &'a Socket, patience: Duration, timeout: Duration) -> Self {
+impl<'a> Exchange<'a> {
+    fn new(
+        endpoint: &'a Endpoint,
+        connection: &'a Socket,
+        exclusive: Duration,
+        timeout: Duration,
+    ) -> Self {
         let now = clock::now();
         Self {
-            door,
+            endpoint,
             connection,
-            patient_until: now + patience,
+            exclusive_until: now + exclusive,
             by: now + timeout,
         }
     }
@@ -372,13 +398,13 @@ impl<'a> Visit<'a> {
             let Some(most) = left(self.by) else {
                 return Ok(false);
             };
-            let patience = left(self.patient_until);
-            let wait = PollTimeout::try_from(patience.unwrap_or(most).min(most));
+            let exclusive = left(self.exclusive_until);
+            let wait = PollTimeout::try_from(exclusive.unwrap_or(most).min(most));
             let mut fds = [
                 PollFd::new(self.connection.as_fd(), event),
-                PollFd::new(self.door.listener.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.endpoint.listener.as_fd(), PollFlags::POLLIN),
             ];
-            let watched = if patience.is_some() { 1 } else { 2 };
+            let watched = if exclusive.is_some() { 1 } else { 2 };
             match poll(&mut fds[..watched], wait.unwrap_or(PollTimeout::MAX)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -387,14 +413,14 @@ impl<'a> Visit<'a> {
             if happened(0) {
                 return Ok(true);
             }
-            if watched == 2 && happened(1) && self.door.is_crowded() {
+            if watched == 2 && happened(1) && self.endpoint.has_waiting_client() {
                 return Ok(false);
             }
         }
     }
 
     /// Reads a request, or why it is invalid; `None` if the client closed before beginning one.
-    fn read_head(&self) -> io::Result<Option<Result<Asked, http::Refusal>>> {
+    fn read_head(&self) -> io::Result<Option<Result<Request, http::Refusal>>> {
         let mut connection = self.connection;
         let mut bytes = vec![0; ADMIN_HEAD_MAX_BYTES];
         let mut len = 0;
@@ -410,7 +436,7 @@ impl<'a> Visit<'a> {
                 Err(error) => return Err(error),
             }
             match http::read(&bytes[..len]) {
-                Ok(Some(asked)) => return Ok(Some(Ok(asked))),
+                Ok(Some(request)) => return Ok(Some(Ok(request))),
                 Ok(None) if len == bytes.len() => return Ok(Some(Err(http::Refusal::TooLong))),
                 Ok(None) => {}
                 Err(refusal) => return Ok(Some(Err(refusal))),
@@ -462,20 +488,20 @@ mod tests {
 
     use super::*;
 
-    /// A door with this many free threads, and a client that it has accepted.
-    fn door(free: usize) -> (Door, Socket, TcpStream) {
+    /// An endpoint with this many free threads, and a client that it has accepted.
+    fn endpoint(free: usize) -> (Endpoint, Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (let_in, _) = listener.accept().unwrap();
-        let door = Door {
+        let (accepted, _) = listener.accept().unwrap();
+        let endpoint = Endpoint {
             listener: listener.into(),
             free: AtomicUsize::new(free),
         };
-        (door, let_in.into(), client)
+        (endpoint, accepted.into(), client)
     }
 
-    fn another_waits_at(door: &Door) -> TcpStream {
-        let address = door.listener.local_addr().unwrap();
+    fn connect_to(endpoint: &Endpoint) -> TcpStream {
+        let address = endpoint.listener.local_addr().unwrap();
         TcpStream::connect(address.as_socket().unwrap()).unwrap()
     }
 
@@ -483,55 +509,60 @@ mod tests {
 
     #[test]
     fn silent_client_yields_to_waiting_client() {
-        let (door, let_in, _silent) = door(0);
-        let _next = another_waits_at(&door);
-        let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, HOUR);
+        let (endpoint, accepted, _silent) = endpoint(0);
+        let _next = connect_to(&endpoint);
+        let exchange = Exchange::new(&endpoint, &accepted, ADMIN_EXCLUSIVE_TIME, HOUR);
         assert_eq!(
-            visit.read_head().unwrap(),
+            exchange.read_head().unwrap(),
             Some(Err(http::Refusal::TooSlow))
         );
         // A load balancer that has received its line and does not close.
-        Visit::new(&door, &let_in, Duration::ZERO, HOUR)
+        Exchange::new(&endpoint, &accepted, Duration::ZERO, HOUR)
             .discard()
             .unwrap();
     }
 
     #[test]
     fn slow_reader_yields_to_waiting_client() {
-        let (door, let_in, _deaf) = door(0);
-        let _next = another_waits_at(&door);
-        let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, HOUR);
-        let refused = visit.write_all(&vec![0; 64 << 20]).unwrap_err();
+        let (endpoint, accepted, _stalled) = endpoint(0);
+        let _next = connect_to(&endpoint);
+        let exchange = Exchange::new(&endpoint, &accepted, ADMIN_EXCLUSIVE_TIME, HOUR);
+        let refused = exchange.write_all(&vec![0; 64 << 20]).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]
     fn prompt_client_is_answered_although_others_wait() {
-        let (door, let_in, mut client) = door(0);
-        let _next = another_waits_at(&door);
+        let (endpoint, accepted, mut client) = endpoint(0);
+        let _next = connect_to(&endpoint);
         client.write_all(b"GET /status HTTP/1.1\r\n\r\n").unwrap();
-        let read = Visit::new(&door, &let_in, ADMIN_PATIENCE, HOUR).read_head();
+        let read = Exchange::new(&endpoint, &accepted, ADMIN_EXCLUSIVE_TIME, HOUR).read_head();
         assert!(matches!(read, Ok(Some(Ok(_)))), "{read:?}");
         let reader = std::thread::Builder::new().spawn(move || {
             let mut bytes = Vec::new();
             client.read_to_end(&mut bytes).map(|_| bytes.len())
         });
-        let visit = Visit::new(&door, &let_in, HOUR, HOUR);
-        visit.write_all(&vec![0; 8 << 20]).unwrap();
-        let_in.shutdown(Shutdown::Write).unwrap();
+        let exchange = Exchange::new(&endpoint, &accepted, HOUR, HOUR);
+        exchange.write_all(&vec![0; 8 << 20]).unwrap();
+        accepted.shutdown(Shutdown::Write).unwrap();
         assert_eq!(reader.unwrap().join().unwrap().unwrap(), 8 << 20);
     }
 
     #[test]
     fn slow_client_keeps_full_timeout_alone() {
         // Another thread is about to accept the waiting one.
-        let (door, let_in, _silent) = door(1);
-        let _next = another_waits_at(&door);
-        let visit = Visit::new(&door, &let_in, ADMIN_PATIENCE, 3 * ADMIN_PATIENCE);
+        let (endpoint, accepted, _silent) = endpoint(1);
+        let _next = connect_to(&endpoint);
+        let exchange = Exchange::new(
+            &endpoint,
+            &accepted,
+            ADMIN_EXCLUSIVE_TIME,
+            3 * ADMIN_EXCLUSIVE_TIME,
+        );
         assert_eq!(
-            visit.read_head().unwrap(),
+            exchange.read_head().unwrap(),
             Some(Err(http::Refusal::TooSlow))
         );
-        assert!(visit.by.since(clock::now()) < ADMIN_PATIENCE);
+        assert!(exchange.by.since(clock::now()) < ADMIN_EXCLUSIVE_TIME);
     }
 }

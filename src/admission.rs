@@ -25,14 +25,14 @@ use uppercased_ctl::metrics::RefusalCause;
 
 /// Maximum number of sources forgotten with each decision. It exceeds one, the number that can be
 /// added, so they do not pile up, and no decision takes long.
-const FORGOTTEN_AT_ONCE: usize = 4;
+const FORGOTTEN_PER_DECISION: usize = 4;
 
 /// Capacity that an empty table keeps; the rest of its memory is freed.
 const SPARE_SOURCES: usize = 1024;
 
 /// The decision about an accepted connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Decision {
     /// It is served.
     Admit,
     /// It is closed at once.
@@ -69,18 +69,18 @@ impl Admission {
 
     /// Decides whether a connection of `peer` is served. An admitted one uses its source's rate; a
     /// call of [`Admission::opened`] must follow.
-    pub fn decide(&mut self, peer: IpAddr, now: Tick) -> Verdict {
+    pub fn decide(&mut self, peer: IpAddr, now: Tick) -> Decision {
         // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
         let peer = peer.to_canonical();
         if self.deny.contain(peer) {
-            return Verdict::Refuse(RefusalCause::Denied);
+            return Decision::Refuse(RefusalCause::Denied);
         }
         if !self.allow.0.is_empty() && !self.allow.contain(peer) {
-            return Verdict::Refuse(RefusalCause::NotAllowed);
+            return Decision::Refuse(RefusalCause::NotAllowed);
         }
         match &mut self.sources {
             Some(sources) => sources.decide(peer, now),
-            None => Verdict::Admit,
+            None => Decision::Admit,
         }
     }
 
@@ -191,8 +191,8 @@ impl Sources {
         })
     }
 
-    fn decide(&mut self, peer: IpAddr, now: Tick) -> Verdict {
-        self.forget_rested(now);
+    fn decide(&mut self, peer: IpAddr, now: Tick) -> Decision {
+        self.forget_idle(now);
         let source = self.source(peer);
         let entry = self.known.get(&source).copied();
         let Entry { open, rested } = entry.unwrap_or(Entry {
@@ -200,16 +200,16 @@ impl Sources {
             rested: Tick::ZERO,
         });
         if self.most.is_some_and(|most| open >= most) {
-            return Verdict::Refuse(RefusalCause::PerSourceLimit);
+            return Decision::Refuse(RefusalCause::PerSourceLimit);
         }
         let Some(rate) = self.rate else {
-            return Verdict::Admit;
+            return Decision::Admit;
         };
         let Some(later) = rate.take(rested, now) else {
-            return Verdict::Refuse(RefusalCause::PerSourceRate);
+            return Decision::Refuse(RefusalCause::PerSourceRate);
         };
         if entry.is_none() && !self.make_room() {
-            return Verdict::Admit;
+            return Decision::Admit;
         }
         if open == 0 {
             self.idle.remove(&(rested, source));
@@ -217,7 +217,7 @@ impl Sources {
         }
         let rested = later;
         self.known.insert(source, Entry { open, rested });
-        Verdict::Admit
+        Decision::Admit
     }
 
     fn opened(&mut self, fd: u32, peer: IpAddr) -> bool {
@@ -265,8 +265,8 @@ impl Sources {
     }
 
     /// Forgets sources whose state equals that of unknown ones.
-    fn forget_rested(&mut self, now: Tick) {
-        for _ in 0..FORGOTTEN_AT_ONCE {
+    fn forget_idle(&mut self, now: Tick) {
+        for _ in 0..FORGOTTEN_PER_DECISION {
             match self.idle.first().copied() {
                 Some((rested, source)) if rested <= now => {
                     self.idle.pop_first();

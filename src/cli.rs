@@ -23,18 +23,17 @@ use crate::{admin, fault, preflight, supervisor, worker};
 use uppercased_ctl::control::{Options, Request};
 use uppercased_ctl::output::{self, print};
 use uppercased_ctl::status::Rotation;
-use uppercased_ctl::stderr::complain;
+use uppercased_ctl::stderr::write_error;
 use uppercased_ctl::target::with_host;
 
 pub use crate::config::Launch;
-pub use ask::Shown;
 pub use completions::Shell;
 pub use error::Error;
 pub use manual::Manual;
 pub use names::BAD_INPUT;
-pub use orders::Order;
+pub use remote::RemoteCommand;
+pub use reply::Shown;
 
-mod ask;
 mod completions;
 mod definition;
 mod effective;
@@ -42,9 +41,11 @@ mod error;
 mod exit;
 mod gather;
 mod manual;
-mod mistake;
+
 mod names;
-mod orders;
+mod remote;
+mod reply;
+mod usage_error;
 mod watch;
 
 /// The client's default address: the server's default port on this machine.
@@ -66,7 +67,7 @@ pub enum Command {
     #[cfg(feature = "bench")]
     BenchPart,
     /// Send a command to a running server.
-    Order(Order),
+    Remote(RemoteCommand),
     /// Print a completion script.
     Completions(Shell),
     /// Print or write manual pages.
@@ -116,14 +117,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Bench(typed)) => uppercased_bench::run(&typed),
         #[cfg(feature = "bench")]
         Ok(Command::BenchPart) => uppercased_bench::be_part(),
-        Ok(Command::Order(order)) => orders::run(&order),
+        Ok(Command::Remote(command)) => remote::run(&command),
         Ok(Command::Completions(shell)) => completions::run(shell, definition::for_people()),
         Ok(Command::Manual(asked)) => manual::run(&asked, definition::for_people()),
         #[cfg(feature = "top")]
-        Ok(Command::Top(options)) => orders::watch(&options),
+        Ok(Command::Top(options)) => remote::watch(&options),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
-        Ok(Command::Preflight(server)) => preflight::run(|| settle(&server)),
+        Ok(Command::Preflight(server)) => preflight::run(|| resolve_launch(&server)),
         Err(Error::Usage { report, .. }) if !report.use_stderr() => {
             // Help and version.
             let text = report.render();
@@ -133,7 +134,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 print(&text.to_string())
             }
         }
-        Err(error) => fail(&error),
+        Err(error) => report_error(&error),
     }
 }
 
@@ -173,9 +174,9 @@ fn understand(
         )));
     }
     if let Some((name, typed)) = matches.subcommand()
-        && let Some(request) = order(name, typed)
+        && let Some(request) = request_of(name, typed)
     {
-        return Ok(Command::Order(Order {
+        return Ok(Command::Remote(RemoteCommand {
             request,
             control: control(typed, environment)?,
             timeout: typed.get_one(names::TIMEOUT).copied(),
@@ -199,7 +200,7 @@ fn understand(
             Ok(Command::Check(if typed.get_flag(names::PRINT) {
                 effective::show(&found.config, &found.origins, &found.ignored)
             } else {
-                effective::verdict(found.file.as_deref(), &found.ignored)
+                effective::check_result(found.file.as_deref(), &found.ignored)
             }))
         }
         Some((names::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),
@@ -242,13 +243,13 @@ fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
 }
 
 /// Returns a command's request to a running server, if it has one.
-fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
+fn request_of(name: &str, typed: &ArgMatches) -> Option<Request> {
     match name {
-        names::RELOAD => Some(Request::Reload(how(typed))),
-        names::UPGRADE => Some(Request::Upgrade(how(typed))),
+        names::RELOAD => Some(Request::Reload(options_of(typed))),
+        names::UPGRADE => Some(Request::Upgrade(options_of(typed))),
         names::SCALE => Some(Request::Scale {
             workers: *typed.get_one(names::WORKERS)?,
-            options: how(typed),
+            options: options_of(typed),
         }),
         names::CANCEL => Some(Request::Cancel),
         names::ROTATION => {
@@ -263,7 +264,7 @@ fn order(name: &str, typed: &ArgMatches) -> Option<Request> {
 }
 
 /// Returns the options of an operation.
-fn how(typed: &ArgMatches) -> Options {
+fn options_of(typed: &ArgMatches) -> Options {
     Options {
         wait: typed.get_flag(names::WAIT),
         drain: typed.get_flag(names::DRAIN),
@@ -277,7 +278,7 @@ fn control(
 ) -> Result<Option<PathBuf>, config::Error> {
     match typed.get_one::<PathBuf>(names::CONTROL) {
         Some(path) => Ok(Some(path.clone())),
-        None => orders::named_in(environment),
+        None => remote::socket_in(environment),
     }
 }
 
@@ -299,7 +300,7 @@ fn shown(name: &str, typed: &ArgMatches) -> Shown {
 }
 
 /// Reads the current configuration from a server's arguments.
-fn settle(args: &[OsString]) -> Result<Config, String> {
+fn resolve_launch(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
         Ok(_) => Err("these arguments do not start a server".to_owned()),
@@ -309,8 +310,8 @@ fn settle(args: &[OsString]) -> Result<Config, String> {
 }
 
 /// Reports bad input.
-fn fail(error: &Error) -> ExitCode {
-    complain(&error.to_string());
+fn report_error(error: &Error) -> ExitCode {
+    write_error(&error.to_string());
     ExitCode::from(BAD_INPUT)
 }
 

@@ -43,7 +43,7 @@ pub fn run(options: Options) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is_quiet() {
-                stderr::complain(&error.to_string());
+                stderr::write_error(&error.to_string());
             }
             ExitCode::from(error.exit_code())
         }
@@ -72,7 +72,7 @@ fn converse(options: &Options) -> Result<(), Error> {
     if session.is_interactive() {
         let peer = stream.peer_addr().map_err(Error::Socket)?;
         let local = stream.local_addr().map_err(Error::Socket)?;
-        stderr::say(&format!(
+        stderr::write_line(&format!(
             "connected to {peer} from {local} (end with Ctrl-D)"
         ));
     }

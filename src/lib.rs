@@ -42,7 +42,7 @@
 //! assert_eq!(&bytes, b"STRA\xc3\x9fE, GR\0UND 7");
 //! ```
 
-// These macros panic if nothing reads their output; `output` and `stderr::complain` do not.
+// These macros panic if nothing reads their output; `output` and `stderr::write_error` do not.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod admin;

@@ -17,7 +17,7 @@ use std::os::unix::net as unix;
 
 use procfs::net::TcpState;
 
-use crate::config::LOCK_ASKERS_PER_TURN;
+use crate::config::LOCK_CHECKS_PER_TURN;
 use crate::wire::Listen;
 use uppercased_ctl::sockets::owners_of;
 
@@ -89,8 +89,8 @@ impl Lock {
     /// answered them. Call it when the lock is readable, so that its queue never fills. Returns
     /// whether there may be more: any local user can connect at any rate.
     #[must_use]
-    pub fn dismiss_askers(&self) -> bool {
-        (0..LOCK_ASKERS_PER_TURN).all(|_| self.0.accept().is_ok())
+    pub fn discard_checks(&self) -> bool {
+        (0..LOCK_CHECKS_PER_TURN).all(|_| self.0.accept().is_ok())
     }
 }
 

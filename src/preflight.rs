@@ -36,7 +36,7 @@ enum Task {
 #[must_use]
 pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        stderr::complain(
+        stderr::write_error(
             "cannot run the pre-flight check: only the supervisor starts it; run `uppercased \
              upgrade`",
         );
@@ -49,7 +49,7 @@ pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
     let task = match await_task(&mut channel) {
         Ok(task) => task,
         Err(cause) => {
-            stderr::complain(&format!(
+            stderr::write_error(&format!(
                 "cannot run the pre-flight check: no task received: {cause}"
             ));
             return ExitCode::FAILURE;
@@ -61,8 +61,8 @@ pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
         Ok(config) => FromPreflight::Resolved { config },
         Err(cause) => FromPreflight::Failed { cause },
     };
-    let said = channel.send(&Envelope::without_worker(message), &[]);
-    if passed && said.is_ok() {
+    let sent = channel.send(&Envelope::without_worker(message), &[]);
+    if passed && sent.is_ok() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -11,7 +11,7 @@
 //! before it reports Ready; a process that must change its user and cannot does not serve, whatever
 //! `sandbox` is set to; a layer counts as achieved only if the kernel confirmed it. All layers but
 //! the last hold for the calling thread and those that it starts later, so [`begin`] comes before a
-//! process's threads; the last one, [`Begun::finish`], covers all of them, and none can be started
+//! process's threads; the last one, [`PartialSandbox::finish`], covers all of them, and none can be started
 //! after it.
 //!
 //! It must not be reversible.
@@ -73,7 +73,7 @@ type Outcomes = Vec<(Layer, Result<Option<&'static str>, String>)>;
 /// A process with all layers entered but the last.
 #[derive(Debug)]
 #[must_use = "the process is not sandboxed before its system calls are filtered"]
-pub(crate) struct Begun {
+pub(crate) struct PartialSandbox {
     mode: Sandbox,
     /// The user that it runs as.
     accounts: Vec<String>,
@@ -85,36 +85,36 @@ pub(crate) struct Begun {
 ///
 /// # Errors
 /// Why the process must not serve, in one line.
-pub(crate) fn begin(config: &Config) -> Result<Begun, String> {
-    let mut begun = Begun {
+pub(crate) fn begin(config: &Config) -> Result<PartialSandbox, String> {
+    let mut partial = PartialSandbox {
         mode: config.sandbox,
         accounts: Vec::new(),
         outcomes: Vec::new(),
     };
     // After a change of user the process may no longer do this.
-    let limited = match begun.mode {
+    let limited = match partial.mode {
         Sandbox::Off => Ok(()),
         Sandbox::Auto | Sandbox::Required => limit_capabilities(),
     };
-    begun.accounts = become_account(config)?;
-    begun.enter(Layer::NoNewPrivileges, || {
+    partial.accounts = become_account(config)?;
+    partial.enter(Layer::NoNewPrivileges, || {
         set_no_new_privs(true).map_err(text).map(whole)
     });
-    begun.enter(Layer::NoCapabilities, || {
+    partial.enter(Layer::NoCapabilities, || {
         limited.and_then(|()| drop_capabilities()).map(whole)
     });
     // Tests inspect workers, and may not run as root.
     if fault::value("worker.dumpable").is_none() {
-        begun.enter(Layer::NotDumpable, || {
+        partial.enter(Layer::NotDumpable, || {
             let set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
             set.map_err(text).map(whole)
         });
     }
-    begun.enter(Layer::Landlock, enter_landlock);
-    Ok(begun)
+    partial.enter(Layer::Landlock, enter_landlock);
+    Ok(partial)
 }
 
-impl Begun {
+impl PartialSandbox {
     fn enter(
         &mut self,
         layer: Layer,
@@ -137,14 +137,14 @@ impl Begun {
     /// Why the process must not serve, in one line.
     pub(crate) fn finish(mut self, role: Role) -> Result<Sandboxed, String> {
         self.enter(Layer::Seccomp, || enter_seccomp(role).map(whole));
-        let mut sandboxed = settle(self.mode, self.outcomes)?;
+        let mut sandboxed = summarize(self.mode, self.outcomes)?;
         sandboxed.layers.splice(..0, self.accounts);
         Ok(sandboxed)
     }
 }
 
 /// Combines the results of the layers.
-fn settle(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
+fn summarize(mode: Sandbox, outcomes: Outcomes) -> Result<Sandboxed, String> {
     let mut sandboxed = Sandboxed::default();
     for (layer, outcome) in outcomes {
         match outcome {
@@ -296,24 +296,24 @@ mod tests {
 
     #[test]
     fn missing_layer_is_reported_or_refused() {
-        let said = settle(Sandbox::Auto, one_missing()).unwrap();
-        assert_eq!(said.layers, ["no_new_privs", "seccomp"]);
-        assert_eq!(said.missing, ["landlock: none here"]);
-        let refused = settle(Sandbox::Required, one_missing()).unwrap_err();
+        let sandboxed = summarize(Sandbox::Auto, one_missing()).unwrap();
+        assert_eq!(sandboxed.layers, ["no_new_privs", "seccomp"]);
+        assert_eq!(sandboxed.missing, ["landlock: none here"]);
+        let refused = summarize(Sandbox::Required, one_missing()).unwrap_err();
         assert!(refused.contains("landlock: none here"), "{refused}");
-        assert!(settle(Sandbox::Required, Vec::new()).is_ok());
+        assert!(summarize(Sandbox::Required, Vec::new()).is_ok());
     }
 
     #[test]
     fn older_landlock_is_described_by_parts() {
-        let said = |landlock| {
+        let layers = |landlock| {
             let outcomes = vec![(Layer::Landlock, Ok(parts_of(landlock)))];
-            settle(Sandbox::Required, outcomes).unwrap().layers
+            summarize(Sandbox::Required, outcomes).unwrap().layers
         };
-        assert_eq!(said(ABI::V3), ["landlock=files"]);
-        assert_eq!(said(ABI::V5), ["landlock=files,tcp"]);
-        assert_eq!(said(ABI::V6), ["landlock"]);
-        assert_eq!(said(LANDLOCK), ["landlock"]);
+        assert_eq!(layers(ABI::V3), ["landlock=files"]);
+        assert_eq!(layers(ABI::V5), ["landlock=files,tcp"]);
+        assert_eq!(layers(ABI::V6), ["landlock"]);
+        assert_eq!(layers(LANDLOCK), ["landlock"]);
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub fn run(launch: Launch) -> ExitCode {
     match Supervisor::prepare(launch) {
         Ok(supervisor) => supervisor.run(),
         Err(error) => {
-            complain(format, &error.to_string());
+            write_error(format, &error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
@@ -112,9 +112,9 @@ pub fn run(launch: Launch) -> ExitCode {
 
 /// Prints the cause of a failed start or run: one line in the log's format, because a reader of
 /// JSON reads nothing else.
-fn complain(format: LogFormat, cause: &str) {
+fn write_error(format: LogFormat, cause: &str) {
     match format {
-        LogFormat::Human => stderr::complain(cause),
+        LogFormat::Human => stderr::write_error(cause),
         LogFormat::Json => {
             stderr::await_room();
             event!(server_start_failed, error = cause);
@@ -143,7 +143,7 @@ fn give_back(cause: &str) -> ExitCode {
         },
         Err(error) => error,
     };
-    stderr::complain(&format!(
+    stderr::write_error(&format!(
         "cannot go on with the running server ({cause}), nor give it back ({error}); its workers \
          finish what they owe"
     ));
@@ -154,18 +154,18 @@ impl Supervisor {
     fn run(mut self) -> ExitCode {
         let verdict = self.supervise();
         if let Some(cause) = self.reaper.left_alone() {
-            complain(self.config().log_format, &cause);
+            write_error(self.config().log_format, &cause);
             return ExitCode::FAILURE;
         }
         match verdict {
             Ok(Verdict::Clean) => ExitCode::SUCCESS,
             Ok(Verdict::Failed { cause }) => {
-                complain(self.config().log_format, &cause);
+                write_error(self.config().log_format, &cause);
                 ExitCode::FAILURE
             }
             Err(error) => {
                 // The workers see the end of their channels, finish their pending output and exit.
-                stderr::complain(&format!("the supervisor's event loop failed: {error}"));
+                stderr::write_error(&format!("the supervisor's event loop failed: {error}"));
                 ExitCode::FAILURE
             }
         }

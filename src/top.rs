@@ -29,8 +29,8 @@ use crate::fault;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
 use uppercased_ctl::control::{Reply, Request};
-use uppercased_ctl::look::Looker;
 use uppercased_ctl::output;
+use uppercased_ctl::sampler::Sampler;
 
 use model::{Action, Model};
 use terminal::{Ansi, Modes};
@@ -101,7 +101,7 @@ pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
     let end = top.show();
     top.modes.leave();
     match end? {
-        End::Asked => Ok(ExitCode::SUCCESS),
+        End::Quit => Ok(ExitCode::SUCCESS),
         End::Signalled(number) => {
             // Ends the process by the signal's default action, now that the terminal is restored.
             let _ = signal_hook::low_level::emulate_default_handler(number);
@@ -112,7 +112,7 @@ pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
 
 /// Why the loop ends.
 enum End {
-    Asked,
+    Quit,
     Signalled(i32),
 }
 
@@ -121,14 +121,14 @@ struct Top<'a> {
     find: Find<'a>,
     path: PathBuf,
     model: Model,
-    looker: Looker,
+    sampler: Sampler,
     palette: Palette,
     modes: Modes,
     screen: Terminal<Ansi>,
     signals: SignalDelivery<UnixStream, SignalOnly>,
-    next_look: Tick,
+    next_sample: Tick,
     /// The pending status request and its deadline.
-    looking: Option<(Conversation, Tick)>,
+    sampling: Option<(Conversation, Tick)>,
     operation: Option<Conversation>,
 }
 
@@ -137,7 +137,7 @@ struct Top<'a> {
 struct Ready {
     keys: bool,
     signals: bool,
-    look: bool,
+    sample: bool,
     operation: bool,
 }
 
@@ -155,25 +155,25 @@ impl<'a> Top<'a> {
             find,
             path,
             model: Model::default(),
-            looker: Looker::new(None),
+            sampler: Sampler::new(None),
             palette: Palette { colour: !no_colour },
             modes,
             screen: Terminal::new(Ansi::default())?,
             signals,
-            next_look: clock::now(),
-            looking: None,
+            next_sample: clock::now(),
+            sampling: None,
             operation: None,
         })
     }
 
     fn show(&mut self) -> io::Result<End> {
         loop {
-            self.begin_look();
+            self.begin_sample();
             self.draw()?;
             fault::point("top.drawn");
             let ready = self.wait()?;
             if ready.signals
-                && let Some(end) = self.obey_signals()?
+                && let Some(end) = self.handle_signals()?
             {
                 return Ok(end);
             }
@@ -182,13 +182,13 @@ impl<'a> Top<'a> {
             {
                 return Ok(end);
             }
-            if ready.look {
-                self.hear_look();
+            if ready.sample {
+                self.read_sample();
             }
             if ready.operation {
-                self.hear_operation();
+                self.read_operation();
             }
-            self.give_up_late_look();
+            self.abandon_late_sample();
         }
     }
 
@@ -205,8 +205,8 @@ impl<'a> Top<'a> {
     }
 
     fn wait(&self) -> io::Result<Ready> {
-        let due = self.looking.as_ref().map_or_else(
-            || (!self.model.is_paused()).then_some(self.next_look),
+        let due = self.sampling.as_ref().map_or_else(
+            || (!self.model.is_paused()).then_some(self.next_sample),
             |(_, until)| Some(*until),
         );
         let timeout = due.map_or(PollTimeout::NONE, |due| {
@@ -215,12 +215,12 @@ impl<'a> Top<'a> {
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         let input = io::stdin();
-        let look = self.looking.as_ref().map(|(look, _)| look.as_fd());
+        let sample = self.sampling.as_ref().map(|(sample, _)| sample.as_fd());
         let operation = self.operation.as_ref().map(AsFd::as_fd);
         let sources = [
             Some(input.as_fd()),
             Some(self.signals.get_read().as_fd()),
-            look,
+            sample,
             operation,
         ];
         let watched: Vec<BorrowedFd<'_>> = sources.into_iter().flatten().collect();
@@ -237,20 +237,20 @@ impl<'a> Top<'a> {
         Ok(Ready {
             keys: next(true),
             signals: next(true),
-            look: next(look.is_some()),
+            sample: next(sample.is_some()),
             operation: next(operation.is_some()),
         })
     }
 
-    fn obey_signals(&mut self) -> io::Result<Option<End>> {
+    fn handle_signals(&mut self) -> io::Result<Option<End>> {
         let pending: Vec<i32> = self.signals.pending().collect();
         for number in pending {
             match number {
-                SIGINT => return Ok(Some(End::Asked)),
+                SIGINT => return Ok(Some(End::Quit)),
                 SIGTERM | SIGHUP | SIGQUIT => return Ok(Some(End::Signalled(number))),
                 SIGTSTP => self.suspend()?,
                 // Another process used the terminal, or its size changed.
-                SIGCONT => self.come_back()?,
+                SIGCONT => self.resume()?,
                 _ => {}
             }
         }
@@ -260,10 +260,10 @@ impl<'a> Top<'a> {
     fn suspend(&mut self) -> io::Result<()> {
         self.modes.leave();
         raise(Signal::SIGSTOP)?;
-        self.come_back()
+        self.resume()
     }
 
-    fn come_back(&mut self) -> io::Result<()> {
+    fn resume(&mut self) -> io::Result<()> {
         self.modes.enter_again()?;
         self.screen.clear()
     }
@@ -272,7 +272,7 @@ impl<'a> Top<'a> {
         let mut bytes = [0; KEYS_BYTES];
         let count = match io::stdin().lock().read(&mut bytes) {
             // The terminal is gone.
-            Ok(0) => return Ok(Some(End::Asked)),
+            Ok(0) => return Ok(Some(End::Quit)),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             Err(error) => return Err(error),
@@ -280,7 +280,7 @@ impl<'a> Top<'a> {
         for key in keys::keys(&bytes[..count]) {
             match self.model.press(key) {
                 None => {}
-                Some(Action::Quit) => return Ok(Some(End::Asked)),
+                Some(Action::Quit) => return Ok(Some(End::Quit)),
                 Some(Action::Suspend) => self.suspend()?,
                 Some(Action::Redraw) => self.screen.clear()?,
                 Some(Action::Ask(request)) => self.begin_operation(&request),
@@ -308,20 +308,20 @@ impl<'a> Top<'a> {
         Ok(conversation)
     }
 
-    fn hear_operation(&mut self) {
+    fn read_operation(&mut self) {
         let Some(conversation) = &mut self.operation else {
             return;
         };
-        let heard = conversation.read_ready();
-        match heard {
-            Ok(heard) => {
+        let received = conversation.read_ready();
+        match received {
+            Ok(received) => {
                 let mut over = false;
-                for reply in heard.replies {
-                    over |= self.model.take_reply(reply);
+                for reply in received.replies {
+                    over |= self.model.handle_reply(reply);
                 }
                 if over {
                     self.operation = None;
-                } else if heard.ended {
+                } else if received.ended {
                     self.operation = None;
                     self.model.operation_lost(&AskError::Lost.to_string());
                 }
@@ -333,52 +333,52 @@ impl<'a> Top<'a> {
         }
     }
 
-    fn begin_look(&mut self) {
+    fn begin_sample(&mut self) {
         let now = clock::now();
-        if self.looking.is_some() || self.model.is_paused() || now < self.next_look {
+        if self.sampling.is_some() || self.model.is_paused() || now < self.next_sample {
             return;
         }
-        self.next_look = now + self.options.every;
+        self.next_sample = now + self.options.every;
         match self.ask(&Request::Status) {
-            Ok(conversation) => self.looking = Some((conversation, now + STATUS_ANSWER_TIMEOUT)),
-            Err(error) => self.look_failed(error.to_string()),
+            Ok(conversation) => self.sampling = Some((conversation, now + STATUS_ANSWER_TIMEOUT)),
+            Err(error) => self.sample_failed(error.to_string()),
         }
     }
 
-    fn hear_look(&mut self) {
-        let Some((conversation, _)) = &mut self.looking else {
+    fn read_sample(&mut self) {
+        let Some((conversation, _)) = &mut self.sampling else {
             return;
         };
         let failed = match conversation.read_ready() {
-            Ok(heard) => match heard.replies.into_iter().next() {
+            Ok(received) => match received.replies.into_iter().next() {
                 Some(Reply::Status(status)) => {
-                    let look = self.looker.complete(*status, conversation.server());
-                    self.looking = None;
-                    return self.model.take_look(look, clock::now());
+                    let sample = self.sampler.complete(*status, conversation.server());
+                    self.sampling = None;
+                    return self.model.add_sample(sample, clock::now());
                 }
                 Some(Reply::Refused(cause)) => cause,
                 Some(_) => "the server's answer does not match the request".to_owned(),
-                None if heard.ended => AskError::Lost.to_string(),
+                None if received.ended => AskError::Lost.to_string(),
                 // The rest has not arrived yet.
                 None => return,
             },
             Err(error) => error.to_string(),
         };
-        self.look_failed(failed);
+        self.sample_failed(failed);
     }
 
-    fn give_up_late_look(&mut self) {
-        if let Some((_, until)) = &self.looking
+    fn abandon_late_sample(&mut self) {
+        if let Some((_, until)) = &self.sampling
             && *until <= clock::now()
         {
-            self.look_failed(AskError::TimedOut.to_string());
+            self.sample_failed(AskError::TimedOut.to_string());
         }
     }
 
     /// Another server may have replaced it, with another process number.
-    fn look_failed(&mut self, why: String) {
-        self.looking = None;
-        self.model.take_trouble(why);
+    fn sample_failed(&mut self, why: String) {
+        self.sampling = None;
+        self.model.set_error(why);
         if self.options.control.is_none()
             && let Ok(path) = (self.find)()
         {

@@ -116,7 +116,7 @@ impl Phase {
 #[must_use]
 pub fn run() -> ExitCode {
     let Some(channel) = inherited_channel() else {
-        stderr::complain(
+        stderr::write_error(
             "cannot run as a worker: only the supervisor starts one; run `uppercased serve`",
         );
         return ExitCode::from(2);
@@ -125,9 +125,9 @@ pub fn run() -> ExitCode {
     let _ = nix::sys::prctl::set_name(c"uppercased");
     let mut channel = Channel::over(channel);
     let (id, start, descriptors) = match await_start(&mut channel) {
-        Ok(told) => told,
+        Ok(start) => start,
         Err(error) => {
-            stderr::complain(&format!("cannot read the worker's start message: {error}"));
+            stderr::write_error(&format!("cannot read the worker's start message: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -305,7 +305,7 @@ impl Worker {
                     );
                 }
                 Ok(Some(received)) => self.handle(received.envelope.message, received.descriptors),
-                Err(error) => self.lose_supervisor(&error),
+                Err(error) => self.handle_supervisor_exit(&error),
             }
         }
     }
@@ -340,8 +340,8 @@ impl Worker {
             // The turn that the message caused is the answer.
             ToWorker::Ping => {}
             ToWorker::Serve => self.start_serving(),
-            ToWorker::TakeOver(order) => self.take_over(order, descriptors),
-            ToWorker::HandOver(order) => self.hand_over(order, descriptors),
+            ToWorker::TakeOver(request) => self.take_over(request, descriptors),
+            ToWorker::HandOver(request) => self.hand_over(request, descriptors),
             ToWorker::Leave { drain_timeout_ms } => {
                 self.leave(Duration::from_millis(drain_timeout_ms));
             }
@@ -364,7 +364,7 @@ impl Worker {
         }
     }
 
-    fn lose_supervisor(&mut self, error: &channel::Error) {
+    fn handle_supervisor_exit(&mut self, error: &channel::Error) {
         event!(supervisor_lost, %error, connections = self.reactor.open_connections());
         self.supervised = false;
         match self.phase {
@@ -399,7 +399,7 @@ impl Worker {
             message,
         };
         if let Err(error) = self.channel.send(&envelope, &[]) {
-            self.lose_supervisor(&error);
+            self.handle_supervisor_exit(&error);
         }
     }
 
@@ -509,7 +509,7 @@ fn report_failure(mut channel: SupervisorChannel, worker: WorkerId, cause: &str)
         cause: cause.to_owned(),
     };
     if let Err(error) = channel.send(&Envelope { worker, message }, &[]) {
-        stderr::complain(&format!(
+        stderr::write_error(&format!(
             "{worker}: {cause} (cannot report it to the supervisor: {error})"
         ));
     }

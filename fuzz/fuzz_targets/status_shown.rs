@@ -6,7 +6,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 use uppercased_ctl::control::Reply;
-use uppercased_ctl::status::{Look, Rates, Sockets, Status};
+use uppercased_ctl::status::{Sample, Rates, Sockets, Status};
 
 mod graft;
 
@@ -65,14 +65,14 @@ fn status() -> Value {
     })
 }
 
-fn read(edits: &[Edit]) -> Option<(Status, Look)> {
+fn read(edits: &[Edit]) -> Option<(Status, Sample)> {
     let document = graft(status(), edits);
     let line = json!({ "status": document }).to_string();
     let Ok(Reply::Status(status)) = Reply::decode(line.as_bytes()) else {
         return None;
     };
-    let look = serde_json::from_value(document).ok()?;
-    Some((*status, look))
+    let sample = serde_json::from_value(document).ok()?;
+    Some((*status, sample))
 }
 
 fn check(lines: &[String], height: usize) {
@@ -84,12 +84,12 @@ fn check(lines: &[String], height: usize) {
 }
 
 fuzz_target!(|seen: Seen| {
-    let (Some((mut before, _)), Some((after, mut look))) = (read(&seen.edits), read(&seen.later))
+    let (Some((mut before, _)), Some((after, mut sample))) = (read(&seen.edits), read(&seen.later))
     else {
         return;
     };
-    look.rates = Rates::between(&before, &after);
-    check(&look.lines(), usize::MAX);
+    sample.rates = Rates::between(&before, &after);
+    check(&sample.lines(), usize::MAX);
     check(&after.lines(), LINES);
     let _ = Sockets::count(Vec::new(), &after, Some(1));
     let _ = after.unready();

@@ -61,19 +61,19 @@ impl fmt::Display for Line {
 
 impl Agent {
     /// Returns the reply for the supervisor's status, or for the lack of one.
-    pub(super) fn answer(&mut self, told: Option<&Status>, now: Tick) -> Line {
-        let Some(status) = told else {
+    pub(super) fn answer(&mut self, status: Option<&Status>, now: Tick) -> Line {
+        let Some(status) = status else {
             // Workers serve without the supervisor, and health checks cover their reachability. So
             // a slow supervisor changes nothing.
             let silence = Line::Down("the server does not answer");
             return self.last.clone().unwrap_or(silence);
         };
-        let line = self.judge(status, now);
+        let line = self.assess(status, now);
         self.last = Some(line.clone());
         line
     }
 
-    fn judge(&mut self, status: &Status, now: Tick) -> Line {
+    fn assess(&mut self, status: &Status, now: Tick) -> Line {
         // Both go on whatever is reported now.
         let load = self.load.note(status, now);
         match status.phase.as_str() {

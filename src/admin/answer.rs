@@ -34,11 +34,11 @@ impl Answered {
 /// Returns the page for the supervisor's status, or for the reason why there is none.
 pub(super) fn answer(
     page: Page,
-    told: &Result<Box<Status>, String>,
+    status: &Result<Box<Status>, String>,
     answered: &Answered,
     agent: AgentAnswers,
 ) -> Response {
-    let status = match told {
+    let status = match status {
         Ok(status) => status,
         Err(cause) => return Response::text(503, &format!("no answer from the server: {cause}")),
     };
@@ -145,16 +145,29 @@ mod tests {
 
     #[test]
     fn silent_supervisor_is_unhealthy_on_every_page() {
-        let told = Err("no answer in time".to_owned());
+        let missing = Err("no answer in time".to_owned());
         let metrics = Page::Metrics(Exposition::OpenMetrics);
         for page in [metrics, Page::Health, Page::Ready, Page::Status] {
-            let response = answer(page, &told, &Answered::default(), AgentAnswers::default());
+            let response = answer(
+                page,
+                &missing,
+                &Answered::default(),
+                AgentAnswers::default(),
+            );
             assert_eq!(response.status, 503);
             assert!(response.body.contains("no answer in time"));
         }
         // A stopping server is alive.
-        let told = Ok(status("draining", &["served"]));
-        let of = |page| answer(page, &told, &Answered::default(), AgentAnswers::default()).status;
+        let drained = Ok(status("draining", &["served"]));
+        let of = |page| {
+            answer(
+                page,
+                &drained,
+                &Answered::default(),
+                AgentAnswers::default(),
+            )
+            .status
+        };
         assert_eq!((of(Page::Health), of(Page::Ready)), (200, 503));
         assert_eq!((of(Page::Status), of(metrics)), (200, 200));
     }

@@ -3,14 +3,14 @@
 //! Pure. Invariants: only the method, the path and `Accept` matter; every response closes its
 //! connection and states its length. It must not know the contents of pages.
 
-use httparse::{EMPTY_HEADER, Error, Request, Status};
+use httparse::{EMPTY_HEADER, Error, Status};
 
 /// Maximum number of header lines in a request.
 const HEADERS_MAX: usize = 64;
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct Request {
     /// `None`: no such page.
     pub(super) page: Option<Page>,
     /// Whether only the head of the response is wanted.
@@ -44,7 +44,7 @@ impl Exposition {
     const CLASSIC: &str = "text/plain";
 
     /// Returns the preferred one by the values of `Accept`.
-    fn liked_in<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
+    fn preferred_in<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
         let (mut open_metrics, mut classic) = (0.0_f32, 0.0_f32);
         for value in accept.filter_map(|value| std::str::from_utf8(value).ok()) {
             for range in value.split(',') {
@@ -97,9 +97,9 @@ pub(super) struct Response {
 }
 
 /// Parses the head of a request; `None` if it is incomplete.
-pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
+pub(super) fn read(bytes: &[u8]) -> Result<Option<Request>, Refusal> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
-    let mut request = Request::new(&mut headers);
+    let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {
         Ok(Status::Complete(_)) => {}
         Ok(Status::Partial) => return Ok(None),
@@ -115,7 +115,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
         "/metrics" => {
             let accept = request.headers.iter();
             let accept = accept.filter(|header| header.name.eq_ignore_ascii_case("accept"));
-            let liked = Exposition::liked_in(accept.map(|header| header.value));
+            let liked = Exposition::preferred_in(accept.map(|header| header.value));
             Some(Page::Metrics(liked))
         }
         "/healthz" => Some(Page::Health),
@@ -123,7 +123,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Asked>, Refusal> {
         "/status" => Some(Page::Status),
         _ => None,
     };
-    Ok(Some(Asked { page, head_only }))
+    Ok(Some(Request { page, head_only }))
 }
 
 /// Returns the path of a request's target, without its query. A client that goes through a proxy
@@ -163,7 +163,7 @@ impl Response {
     pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
 
     /// No such page.
-    pub(super) fn no_such_page() -> Self {
+    pub(super) fn not_found() -> Self {
         Self::text(
             404,
             "available paths: /metrics, /healthz, /readyz and /status",

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const FULL: Verdict = Verdict::Refuse(RefusalCause::PerSourceLimit);
-const FAST: Verdict = Verdict::Refuse(RefusalCause::PerSourceRate);
+const FULL: Decision = Decision::Refuse(RefusalCause::PerSourceLimit);
+const FAST: Decision = Decision::Refuse(RefusalCause::PerSourceRate);
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -39,12 +39,12 @@ fn deny_overrides_allow_for_mapped_addresses_too() {
     };
     let mut admission = Admission::new(&config).unwrap();
     let mut decide = |text| admission.decide(ip(text), Tick::ZERO);
-    let denied = Verdict::Refuse(RefusalCause::Denied);
-    let foreign = Verdict::Refuse(RefusalCause::NotAllowed);
-    for (text, verdict) in [
-        ("10.0.0.1", Verdict::Admit),
-        ("::ffff:10.0.0.1", Verdict::Admit),
-        ("2001:db8::1", Verdict::Admit),
+    let denied = Decision::Refuse(RefusalCause::Denied);
+    let foreign = Decision::Refuse(RefusalCause::NotAllowed);
+    for (text, decision) in [
+        ("10.0.0.1", Decision::Admit),
+        ("::ffff:10.0.0.1", Decision::Admit),
+        ("2001:db8::1", Decision::Admit),
         ("10.0.0.9", denied),
         ("10.1.2.3", denied),
         ("::ffff:10.1.2.3", denied),
@@ -53,7 +53,7 @@ fn deny_overrides_allow_for_mapped_addresses_too() {
         ("2001:db9::", foreign),
         ("::1", foreign),
     ] {
-        assert_eq!(decide(text), verdict, "{text}");
+        assert_eq!(decide(text), decision, "{text}");
     }
     assert_eq!(admission.sources(), 0);
 }
@@ -65,17 +65,17 @@ fn source_is_limited_to_its_connections() {
     let mut admission = Admission::new(&config).unwrap();
     let now = Tick::ZERO;
     for (fd, text) in [(10, "192.0.2.1"), (11, "192.0.2.255")] {
-        assert_eq!(admission.decide(ip(text), now), Verdict::Admit);
+        assert_eq!(admission.decide(ip(text), now), Decision::Admit);
         assert!(admission.opened(fd, ip(text)));
     }
     assert_eq!(admission.decide(ip("192.0.2.7"), now), FULL);
-    assert_eq!(admission.decide(ip("192.0.3.7"), now), Verdict::Admit);
+    assert_eq!(admission.decide(ip("192.0.3.7"), now), Decision::Admit);
     // A migrated connection counts, and is never refused.
     assert!(admission.opened(12, ip("192.0.2.7")));
     admission.closed(10, ip("192.0.2.1"), now);
     assert_eq!(admission.decide(ip("192.0.2.7"), now), FULL);
     admission.closed(11, ip("192.0.2.255"), now);
-    assert_eq!(admission.decide(ip("192.0.2.7"), now), Verdict::Admit);
+    assert_eq!(admission.decide(ip("192.0.2.7"), now), Decision::Admit);
     admission.closed(12, ip("192.0.2.7"), now);
     assert_eq!(admission.sources(), 0);
 }
@@ -86,7 +86,7 @@ fn ipv6_prefix_is_one_source() {
     assert!(admission.opened(9, ip("2001:db8::1")));
     assert_eq!(admission.decide(ip("2001:db8::2"), Tick::ZERO), FULL);
     let other = admission.decide(ip("2001:db8:0:1::1"), Tick::ZERO);
-    assert_eq!(other, Verdict::Admit);
+    assert_eq!(other, Decision::Admit);
 }
 
 #[test]
@@ -110,9 +110,9 @@ fn rate_allows_a_burst_then_its_pace() {
     let mut admission = Admission::new(&limits(None, Some(10))).unwrap();
     let mut taken = |ms| (0..100).filter(|_| at(&mut admission, ms)).count();
     fn at(admission: &mut Admission, ms: u64) -> bool {
-        let verdict = admission.decide(ip("::1"), Tick::from_millis(ms));
-        assert!([Verdict::Admit, FAST].contains(&verdict));
-        verdict == Verdict::Admit
+        let decision = admission.decide(ip("::1"), Tick::from_millis(ms));
+        assert!([Decision::Admit, FAST].contains(&decision));
+        decision == Decision::Admit
     }
     assert_eq!(taken(5000), 10);
     assert_eq!(taken(5099), 0);
@@ -128,22 +128,22 @@ fn full_table_forgets_idle_sources_first() {
     let config = limits(Some(1), Some(1));
     let mut admission = Admission::with_room_for(&config, 2).unwrap();
     let ms = Tick::from_millis;
-    assert_eq!(admission.decide(ip("10.0.0.1"), ms(0)), Verdict::Admit);
-    assert_eq!(admission.decide(ip("10.0.0.2"), ms(1)), Verdict::Admit);
+    assert_eq!(admission.decide(ip("10.0.0.1"), ms(0)), Decision::Admit);
+    assert_eq!(admission.decide(ip("10.0.0.2"), ms(1)), Decision::Admit);
     // The place of the first source, whose rate was nearly unused again.
-    assert_eq!(admission.decide(ip("10.0.0.3"), ms(2)), Verdict::Admit);
+    assert_eq!(admission.decide(ip("10.0.0.3"), ms(2)), Decision::Admit);
     assert_eq!(admission.decide(ip("10.0.0.2"), ms(2)), FAST);
     assert!(admission.opened(8, ip("10.0.0.2")));
     assert!(admission.opened(9, ip("10.0.0.3")));
     assert_eq!(admission.sources(), 2);
     // No room for it: admitted without limits, and reported.
     for fd in [10, 11] {
-        assert_eq!(admission.decide(ip("10.0.0.4"), ms(3)), Verdict::Admit);
+        assert_eq!(admission.decide(ip("10.0.0.4"), ms(3)), Decision::Admit);
         assert!(!admission.opened(fd, ip("10.0.0.4")));
     }
     admission.closed(8, ip("10.0.0.2"), ms(4));
     // Now there is; its earlier connections do not reduce the new count.
-    assert_eq!(admission.decide(ip("10.0.0.4"), ms(5)), Verdict::Admit);
+    assert_eq!(admission.decide(ip("10.0.0.4"), ms(5)), Decision::Admit);
     assert!(admission.opened(12, ip("10.0.0.4")));
     admission.closed(10, ip("10.0.0.4"), ms(6));
     admission.closed(11, ip("10.0.0.4"), ms(6));
@@ -210,17 +210,17 @@ proptest! {
             match step {
                 Step::Connects(source) => {
                     let before = admission.open_of(address(source));
-                    let verdict = admission.decide(address(source), now);
-                    if verdict == Verdict::Admit {
+                    let decision = admission.decide(address(source), now);
+                    if decision == Decision::Admit {
                         prop_assert!(most.is_none_or(|most| before < most));
                         let counted = admission.opened(next_fd, address(source));
                         open.push((next_fd, source, counted));
                         next_fd += 1;
                         admitted.entry(source).or_default().push(ms);
-                    } else if verdict == FULL {
+                    } else if decision == FULL {
                         prop_assert!(most.is_some_and(|most| before >= most));
                     } else {
-                        prop_assert_eq!(verdict, FAST);
+                        prop_assert_eq!(decision, FAST);
                         prop_assert!(rate.is_some());
                     }
                 }

@@ -59,8 +59,8 @@ fn messages_of_dead_peer_are_received() {
     here.send(&lend(1), &[]).unwrap();
     there.send(&lend(2), &[]).unwrap();
     drop(there);
-    let heard = here.receive().unwrap().unwrap();
-    assert_eq!(heard.envelope, lend(2));
+    let received = here.receive().unwrap().unwrap();
+    assert_eq!(received.envelope, lend(2));
     assert!(matches!(here.receive(), Err(Error::Closed)));
 }
 

@@ -268,7 +268,7 @@ fn scale() -> Command {
 }
 
 fn cancel() -> Command {
-    order(CANCEL, "Cancel the operation in progress and roll it back").after_help(
+    remote_command(CANCEL, "Cancel the operation in progress and roll it back").after_help(
         "A reload or an upgrade rolls back to the old release, added workers are removed again, \
          and workers about to be removed stay. No connection is closed. The command that started \
          the operation fails.\n\nExample:\n  uppercased cancel",
@@ -276,7 +276,7 @@ fn cancel() -> Command {
 }
 
 fn rotation() -> Command {
-    order(
+    remote_command(
         ROTATION,
         "Take this server out of, or back into, load-balancer rotation",
     )
@@ -295,7 +295,7 @@ fn rotation() -> Command {
 }
 
 fn status() -> Command {
-    order(
+    remote_command(
         STATUS,
         "Show workers, connections and operations in progress",
     )
@@ -370,13 +370,13 @@ fn top() -> Command {
 }
 
 fn stop() -> Command {
-    order(STOP, "Stop gracefully and wait").after_help(
+    remote_command(STOP, "Stop gracefully and wait").after_help(
         "A second `stop` closes everything immediately.\n\nExample:\n  uppercased stop --timeout 1m",
     )
 }
 
 /// Defines a command to a running server.
-fn order(name: &'static str, about: &'static str) -> Command {
+fn remote_command(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).arg(control()).arg(
         Arg::new(TIMEOUT)
             .long(TIMEOUT)
@@ -388,7 +388,7 @@ fn order(name: &'static str, about: &'static str) -> Command {
 
 /// Defines a command to a running server that starts an operation.
 fn operation(name: &'static str, about: &'static str) -> Command {
-    order(name, about).arg(
+    remote_command(name, about).arg(
         Arg::new(WAIT)
             .long(WAIT)
             .action(ArgAction::SetTrue)

@@ -13,7 +13,7 @@ use uppercased_ctl::escape::visible;
 const ORIGIN_COLUMN: usize = 36;
 
 /// Returns one line for a valid configuration, and one for each ignored input.
-pub(super) fn verdict(file: Option<&Path>, ignored: &[String]) -> String {
+pub(super) fn check_result(file: Option<&Path>, ignored: &[String]) -> String {
     let mut text = file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
         |path| {

@@ -3,14 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::mistake;
+use super::usage_error;
 use crate::config;
 
 /// Why the arguments give no command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Rejected by the command line's definition; also how help and version are requested.
-    #[error("{}", mistake::one_line(.report, .command))]
+    #[error("{}", usage_error::one_line(.report, .command))]
     Usage {
         /// Clap's error.
         report: Box<clap::Error>,

@@ -59,7 +59,7 @@ const COMPARE: &[Meaning] = &[
     (BAD_INPUT, "Bad usage, or a file that is not a measurement."),
 ];
 
-const ORDER: &[Meaning] = &[
+const REMOTE: &[Meaning] = &[
     (0, "The server completed the request."),
     (
         1,
@@ -90,7 +90,7 @@ pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
         names::COMPARE => COMPARE,
         names::MAN | names::COMPLETIONS => TEXT,
         // Every request to a running server can name it.
-        _ if takes(names::CONTROL) => ORDER,
+        _ if takes(names::CONTROL) => REMOTE,
         _ => &[],
     }
 }

@@ -13,7 +13,7 @@ use clap::{Arg, ArgMatches, Command, ValueHint};
 use super::names::MAN;
 use page::Page;
 use uppercased_ctl::output::print;
-use uppercased_ctl::stderr::complain;
+use uppercased_ctl::stderr::write_error;
 
 mod page;
 
@@ -84,7 +84,7 @@ pub(super) fn run(asked: &Manual, command: Command) -> ExitCode {
         Manual::Write(dir) => match write(dir, &pages) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => {
-                complain(&why);
+                write_error(&why);
                 ExitCode::FAILURE
             }
         },

@@ -10,9 +10,9 @@ fn parsed(args: &[&str]) -> Result<Command, String> {
 }
 
 #[test]
-fn corrected_mistake_is_escaped_in_output() {
+fn corrected_input_is_escaped_in_output() {
     let args = ["uppercased", "-c", "/no\nwhere"].map(OsString::from);
-    let cause = settle(&args).unwrap_err();
+    let cause = resolve_launch(&args).unwrap_err();
     assert!(cause.contains("/no\nwhere"), "{cause:?}");
     assert!(visible(&cause).contains("/no\\nwhere"), "{cause:?}");
 }
@@ -62,7 +62,7 @@ fn flags_may_precede_or_follow_command() {
 
 #[test]
 fn command_may_name_its_server() {
-    let order = |request| Order {
+    let command = |request| RemoteCommand {
         request,
         control: None,
         timeout: None,
@@ -73,37 +73,37 @@ fn command_may_name_its_server() {
         drain: false,
     };
     let scale = |workers| {
-        order(Request::Scale {
+        command(Request::Scale {
             workers,
             options: NOW,
         })
     };
-    let status = |shown| Order {
+    let status = |shown| RemoteCommand {
         shown,
-        ..order(Request::Status)
+        ..command(Request::Status)
     };
     for (args, expected) in [
-        (["reload"].as_slice(), order(Request::Reload(NOW))),
-        (&["upgrade"], order(Request::Upgrade(NOW))),
+        (["reload"].as_slice(), command(Request::Reload(NOW))),
+        (&["upgrade"], command(Request::Upgrade(NOW))),
         (&["scale", "3"], scale(ScaleTo::Exactly(3))),
         (&["scale", "+1"], scale(ScaleTo::By(1))),
         (&["scale", "-2"], scale(ScaleTo::By(-2))),
         (
             &["upgrade", "--wait"],
-            order(Request::Upgrade(Options { wait: true, ..NOW })),
+            command(Request::Upgrade(Options { wait: true, ..NOW })),
         ),
         (
             &["reload", "--drain"],
-            order(Request::Reload(Options { drain: true, ..NOW })),
+            command(Request::Reload(Options { drain: true, ..NOW })),
         ),
         (
             &["rotation", "maint"],
-            order(Request::Rotation {
+            command(Request::Rotation {
                 to: Rotation::Maint,
             }),
         ),
-        (&["cancel"], order(Request::Cancel)),
-        (&["stop"], order(Request::Stop)),
+        (&["cancel"], command(Request::Cancel)),
+        (&["stop"], command(Request::Stop)),
         (
             &["status", "--json", "--watch"],
             status(Shown {
@@ -135,20 +135,20 @@ fn command_may_name_its_server() {
         ),
         (
             &["reload", "--timeout", "1m30s", "--control", "here"],
-            Order {
+            RemoteCommand {
                 control: Some(PathBuf::from("here")),
                 timeout: Some(std::time::Duration::from_secs(90)),
-                ..order(Request::Reload(NOW))
+                ..command(Request::Reload(NOW))
             },
         ),
     ] {
-        assert_eq!(parsed(args), Ok(Command::Order(expected)));
+        assert_eq!(parsed(args), Ok(Command::Remote(expected)));
     }
     let with = |value: &str| {
         let variable = ("UPPERCASED_CONTROL".into(), value.into());
         let args = ["uppercased", "stop"].map(OsString::from);
         match parse(args, [variable]).unwrap() {
-            Command::Order(order) => order.control,
+            Command::Remote(command) => command.control,
             other => panic!("{other:?}"),
         }
     };
@@ -163,14 +163,14 @@ fn preflight_reads_arguments_like_server() {
     else {
         panic!("a preflight");
     };
-    let config = settle(&server).unwrap();
+    let config = resolve_launch(&server).unwrap();
     assert_eq!((config.workers, config.backlog), (3, Some(7)));
     let args = ["uppercased", "--workers", "3", "serve", "--backlog=7"];
     assert_eq!(server, args.map(OsString::from));
     let why = |args: &[&str]| {
         let args = [&["preflight", "--"], args].concat();
         match parsed(&args) {
-            Ok(Command::Preflight(server)) => settle(&server).unwrap_err(),
+            Ok(Command::Preflight(server)) => resolve_launch(&server).unwrap_err(),
             other => panic!("{other:?}"),
         }
     };
@@ -188,19 +188,19 @@ fn launch_survives_round_trip() {
     let Ok(Command::Serve(launch)) = parsed(&["--config", path, "--backlog=7"]) else {
         panic!("a server");
     };
-    assert_eq!(settle(&launch.args).as_ref(), Ok(&launch.config));
+    assert_eq!(resolve_launch(&launch.args).as_ref(), Ok(&launch.config));
     std::fs::write(file.path(), "workers = 5\n").unwrap();
-    let again = settle(&launch.args).unwrap();
+    let again = resolve_launch(&launch.args).unwrap();
     assert_eq!((again.workers, again.backlog), (5, Some(7)));
     std::fs::write(file.path(), "workers = 5\nwrokers = 1\n").unwrap();
-    let why = settle(&launch.args).unwrap_err();
+    let why = resolve_launch(&launch.args).unwrap_err();
     assert!(why.contains(":2: ") && !why.contains('\n'), "{why}");
     // A FIFO would block its reader: here the supervisor.
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     std::fs::rename(&pipe, file.path()).unwrap();
-    let why = settle(&launch.args).unwrap_err();
+    let why = resolve_launch(&launch.args).unwrap_err();
     assert!(why.contains("use a regular file"), "{why}");
 }
 

@@ -16,83 +16,83 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::SIGINT;
 
-use super::ask::{Error, Shown, look, negative};
+use super::reply::{Error, Shown, print_negative, request_status};
 use crate::config::STATUS_RATES_SPAN;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::control::client::Error as AskError;
 use uppercased_ctl::escape::visible;
-use uppercased_ctl::look::{Answer, Looker};
 use uppercased_ctl::output::{self, print};
-use uppercased_ctl::status::{Look, SocketStatus, Sockets};
-use uppercased_ctl::stderr::complain;
+use uppercased_ctl::sampler::{Answer, Sampler};
+use uppercased_ctl::status::{Sample, SocketStatus, Sockets};
+use uppercased_ctl::stderr::write_error;
 
 /// One sample, or the reason why there is none.
-enum Seen {
-    Look(Box<Look>),
+enum Outcome {
+    Sample(Box<Sample>),
     Refused(String),
 }
 
 /// Shows the status of the server at `path`.
 pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<ExitCode, Error> {
-    let mut looker = Looker::new(shown.sockets);
+    let mut sampler = Sampler::new(shown.sockets);
     if let Some(every) = shown.watch {
         return watch(path, shown, within, every);
     }
     if !shown.json && shown.sockets.is_none() {
         // Another kind of reply would only be repeated.
-        if let Answer::Status(status, _) = look(path, within)? {
-            looker.compare_with(*status);
-            rest_until(clock::now() + STATUS_RATES_SPAN);
+        if let Answer::Status(status, _) = request_status(path, within)? {
+            sampler.compare_with(*status);
+            wait_until(clock::now() + STATUS_RATES_SPAN);
         }
     }
-    let look = match once(&mut looker, path, within)? {
-        Seen::Look(look) => look,
-        Seen::Refused(cause) => return Ok(negative("refused", &cause)),
+    let sample = match sample_once(&mut sampler, path, within)? {
+        Outcome::Sample(sample) => sample,
+        Outcome::Refused(cause) => return Ok(print_negative("refused", &cause)),
     };
-    Ok(match look.sockets.as_ref() {
-        _ if shown.json => output::print_raw(json(&look)?.as_bytes()),
+    Ok(match sample.sockets.as_ref() {
+        _ if shown.json => output::print_raw(json(&sample)?.as_bytes()),
         Some(sockets) if shown.sockets.is_some() => print_sockets(sockets),
-        _ => print(&block(&look.lines())),
+        _ => print(&block(&sample.lines())),
     })
 }
 
-fn once(looker: &mut Looker, path: &Path, within: Duration) -> Result<Seen, Error> {
-    match look(path, within)? {
+fn sample_once(sampler: &mut Sampler, path: &Path, within: Duration) -> Result<Outcome, Error> {
+    match request_status(path, within)? {
         Answer::Status(status, server) => {
-            Ok(Seen::Look(Box::new(looker.complete(*status, server))))
+            Ok(Outcome::Sample(Box::new(sampler.complete(*status, server))))
         }
-        Answer::Other(Reply::Refused(cause)) => Ok(Seen::Refused(cause)),
-        Answer::Other(_) => Err(Error::OffTopic),
+        Answer::Other(Reply::Refused(cause)) => Ok(Outcome::Refused(cause)),
+        Answer::Other(_) => Err(Error::UnexpectedReply),
     }
 }
 
 fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result<ExitCode, Error> {
     end_at_once_on_interrupt().map_err(|error| Error::Ask(AskError::System(error)))?;
-    let mut looker = Looker::new(None);
+    let mut sampler = Sampler::new(None);
     let mut next = clock::now();
     let mut seen_before = false;
     loop {
-        let look = match once(&mut looker, path, within) {
-            Ok(Seen::Look(look)) => look,
-            Ok(Seen::Refused(cause)) => return Ok(negative("refused", &cause)),
+        let sample = match sample_once(&mut sampler, path, within) {
+            Ok(Outcome::Sample(sample)) => sample,
+            Ok(Outcome::Refused(cause)) => return Ok(print_negative("refused", &cause)),
             Err(error) if !seen_before => return Err(error),
             Err(error) => {
-                complain(&format!("lost the server: {error}"));
+                write_error(&format!("lost the server: {error}"));
                 return Ok(ExitCode::FAILURE);
             }
         };
         let text = match (shown.json, seen_before) {
-            (true, _) => json(&look)?,
-            (false, true) => format!("\n{}", block(&look.lines())),
-            (false, false) => block(&look.lines()),
+            (true, _) => json(&sample)?,
+            (false, true) => format!("\n{}", block(&sample.lines())),
+            (false, false) => block(&sample.lines()),
         };
         seen_before = true;
         if let Err(error) = output::write(text.as_bytes()) {
             return Ok(output::exit_code(Err(error)));
         }
         next = following(next, every, clock::now());
-        if !rest_until(next) {
+        if !wait_until(next) {
             return Ok(ExitCode::SUCCESS);
         }
     }
@@ -113,7 +113,7 @@ fn end_at_once_on_interrupt() -> io::Result<()> {
 }
 
 /// Waits; returns false if the reader of the output is gone.
-fn rest_until(until: Tick) -> bool {
+fn wait_until(until: Tick) -> bool {
     loop {
         let left = until.since(clock::now());
         if left.is_zero() {
@@ -136,15 +136,15 @@ fn block(lines: &[String]) -> String {
     lines.iter().map(|line| visible(line) + "\n").collect()
 }
 
-fn json(look: &Look) -> Result<String, Error> {
-    let line = serde_json::to_string(look).map_err(|error| AskError::Nonsense(error.into()))?;
+fn json(sample: &Sample) -> Result<String, Error> {
+    let line = serde_json::to_string(sample).map_err(|error| AskError::Nonsense(error.into()))?;
     Ok(line + "\n")
 }
 
 /// Prints a line per socket, for `grep`; so a line wider than the terminal is not cut.
 fn print_sockets(sockets: &Sockets) -> ExitCode {
     if let Some(why) = &sockets.unknown {
-        complain(&format!("cannot list the sockets: {why}"));
+        write_error(&format!("cannot list the sockets: {why}"));
         return ExitCode::FAILURE;
     }
     let list = sockets.list.as_deref().unwrap_or_default();

@@ -89,10 +89,10 @@ impl<'a> Session<'a> {
     /// A wrong, missing or surplus answer, a broken connection, or a failure of standard input
     /// or output.
     pub(super) fn run(mut self) -> Result<(), Error> {
-        let verdict = self.converse();
+        let result = self.converse();
         // The result may be printed next, and must start on a new line.
         self.screen.finish_line();
-        verdict
+        result
     }
 
     fn converse(&mut self) -> Result<(), Error> {
@@ -149,10 +149,10 @@ impl<'a> Session<'a> {
             Err(error) => return Err(self.broken(error)),
         };
         let piece = &self.reply[..len];
-        let verdict = self.exchange.check_reply(piece);
+        let checked = self.exchange.check_reply(piece);
         // Printed even if it is wrong: it is what the server sent.
         self.screen.show(piece)?;
-        verdict?;
+        checked?;
         if self.exchange.missing() == 0 && !self.exchange.has_input_ended() {
             self.screen.prompt()?;
         }

@@ -132,10 +132,10 @@ pub const CONTROL_PATIENCE: Duration = Duration::from_millis(50);
 pub const CONTROL_ACCEPTS_PER_TURN: usize = 64;
 
 /// Connections to an address lock accepted and closed per iteration.
-pub const LOCK_ASKERS_PER_TURN: usize = 64;
+pub const LOCK_CHECKS_PER_TURN: usize = 64;
 
 /// Pause of the locks after an iteration that left some: bounds the cost of a flood.
-pub const LOCK_ASKERS_REST: Duration = Duration::from_millis(100);
+pub const LOCK_CHECKS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Maximum concurrent requests to the admin process, each with a thread of its own.
 pub const ADMIN_REQUESTS_MAX: usize = 4;
@@ -149,7 +149,7 @@ pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same while other clients wait. A client on this machine sends its request at once, and the
 /// response fits into the socket buffer. So a hundred slow clients delay the next one by little
 /// more than half a second.
-pub const ADMIN_PATIENCE: Duration = Duration::from_millis(25);
+pub const ADMIN_EXCLUSIVE_TIME: Duration = Duration::from_millis(25);
 
 /// How long the admin process waits for the supervisor; a slower one is unhealthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);

@@ -40,13 +40,13 @@ use uppercased_ctl::clock::{self, Tick};
 /// The prefix of every claim's name.
 const PREFIX: &str = "uppercased:";
 /// Time to wait for an instance that started later to give up; normally milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CONFLICT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two checks.
-const LOOK_MS: u16 = 2;
+const CHECK_INTERVAL_MS: u16 = 2;
 
 /// The phase of a claim's instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum Phase {
     Starting,
     Running,
 }
@@ -62,7 +62,7 @@ struct Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Claim {
     address: SocketAddr,
-    stage: Stage,
+    phase: Phase,
     ticket: Ticket,
 }
 
@@ -75,13 +75,13 @@ struct Published {
 
 /// The creator of a claim.
 #[derive(Debug)]
-enum Asked {
+enum Creator {
     /// A process of this user.
-    Ours(Holder),
+    Own(Holder),
     /// A process of another user.
-    Others,
+    OtherUser,
     /// The creator is gone.
-    Gone,
+    Exited,
 }
 
 /// Takes the locks for all addresses of a starting instance.
@@ -92,21 +92,21 @@ enum Asked {
 pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
     let ticket = Ticket::new();
     let wanted = names(listen);
-    let starting = publish(&wanted, Stage::Starting, ticket)?;
-    let until = clock::now() + PATIENCE;
-    while let Some((rival, holder)) = find_rival(&wanted, ticket)? {
-        let yields = rival.stage == Stage::Starting && rival.ticket > ticket;
+    let starting = publish(&wanted, Phase::Starting, ticket)?;
+    let until = clock::now() + CONFLICT_TIMEOUT;
+    while let Some((conflict, holder)) = find_conflict(&wanted, ticket)? {
+        let yields = conflict.phase == Phase::Starting && conflict.ticket > ticket;
         if !yields || clock::now() >= until {
-            let wanted = wanted.iter().find(|one| conflicts(**one, rival.address));
+            let wanted = wanted.iter().find(|one| conflicts(**one, conflict.address));
             return Err(Error::Held {
-                wanted: wanted.unwrap_or(&rival.address).to_string(),
+                wanted: wanted.unwrap_or(&conflict.address).to_string(),
                 holder,
             });
         }
         // The wait is only for time; an interruption shortens it.
-        let _ = poll(&mut [], LOOK_MS);
+        let _ = poll(&mut [], CHECK_INTERVAL_MS);
     }
-    let running = publish(&wanted, Stage::Running, ticket)?;
+    let running = publish(&wanted, Phase::Running, ticket)?;
     // Only now, so that a claim exists at every moment.
     drop(starting);
     Ok(running)
@@ -117,7 +117,7 @@ pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
 /// # Errors
 /// A lock cannot be created.
 pub fn lock_bound(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
-    publish(&names(listen), Stage::Running, Ticket::new())
+    publish(&names(listen), Phase::Running, Ticket::new())
 }
 
 /// A dual-stack address is claimed for both families. (The kernel's list of listeners does not
@@ -130,13 +130,13 @@ fn names(listen: &[Listen]) -> BTreeSet<SocketAddr> {
 
 fn publish(
     wanted: &BTreeSet<SocketAddr>,
-    stage: Stage,
+    phase: Phase,
     ticket: Ticket,
 ) -> Result<Vec<Lock>, Error> {
     let publish_one = |&address: &SocketAddr| {
         let claim = Claim {
             address,
-            stage,
+            phase,
             ticket,
         };
         let bind = || {
@@ -154,27 +154,28 @@ fn publish(
 }
 
 /// Returns a conflicting instance of this user, preferably one that does not give up.
-fn find_rival(
+fn find_conflict(
     wanted: &BTreeSet<SocketAddr>,
     ticket: Ticket,
 ) -> Result<Option<(Claim, Holder)>, Error> {
-    let until = clock::now() + PATIENCE;
+    let until = clock::now() + CONFLICT_TIMEOUT;
     loop {
-        let mut rivals: Vec<Published> = published()
+        let mut conflicts_found: Vec<Published> = published()
             .into_iter()
             .filter(|one| one.claim.ticket != ticket)
             .filter(|one| wanted.iter().any(|own| conflicts(*own, one.claim.address)))
             .collect();
-        rivals.sort_by_key(|one| (one.claim.stage == Stage::Starting, one.claim.ticket));
+        conflicts_found.sort_by_key(|one| (one.claim.phase == Phase::Starting, one.claim.ticket));
         let mut has_changed = false;
-        for rival in rivals {
-            let address = rival.claim.address.to_string();
-            let asked = ask(&rival).map_err(|source| Error::Lock { address, source })?;
-            match asked {
-                Asked::Ours(holder) => return Ok(Some((rival.claim, holder))),
-                Asked::Others => {}
+        for conflict in conflicts_found {
+            let address = conflict.claim.address.to_string();
+            let creator =
+                creator_of(&conflict).map_err(|source| Error::Lock { address, source })?;
+            match creator {
+                Creator::Own(holder) => return Ok(Some((conflict.claim, holder))),
+                Creator::OtherUser => {}
                 // It may run by now, under a name not yet in this list.
-                Asked::Gone => has_changed |= rival.claim.stage == Stage::Starting,
+                Creator::Exited => has_changed |= conflict.claim.phase == Phase::Starting,
             }
         }
         // Another user's changing names can only delay a start.
@@ -204,19 +205,19 @@ fn conflicts(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 /// Returns the creator of a claim, as the kernel records it.
-fn ask(of: &Published) -> io::Result<Asked> {
+fn creator_of(of: &Published) -> io::Result<Creator> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let asker: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let client: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     let name = UnixAddr::new_abstract(of.claim.name().as_bytes())?;
-    let pid = match socket::connect(asker.as_raw_fd(), &name) {
+    let pid = match socket::connect(client.as_raw_fd(), &name) {
         // The kernel records the creator of the listener.
         Ok(()) => {
-            let maker = getsockopt(&asker, sockopt::PeerCredentials)?;
-            if maker.uid() != geteuid().as_raw() {
-                return Ok(Asked::Others);
+            let creator = getsockopt(&client, sockopt::PeerCredentials)?;
+            if creator.uid() != geteuid().as_raw() {
+                return Ok(Creator::OtherUser);
             }
             // Not positive for a process outside this PID namespace.
-            Some(maker.pid()).filter(|&pid| pid > 0)
+            Some(creator.pid()).filter(|&pid| pid > 0)
         }
         // Its queue is full of connections that it has not closed yet.
         Err(Errno::EAGAIN) => {
@@ -226,14 +227,14 @@ fn ask(of: &Published) -> io::Result<Asked> {
                     .is_ok_and(|process| process.uid() == geteuid().as_raw())
             };
             let Some(pid) = found.map(|(pid, _)| pid).filter(ours) else {
-                return Ok(Asked::Others);
+                return Ok(Creator::OtherUser);
             };
             Some(pid)
         }
-        Err(Errno::ECONNREFUSED) => return Ok(Asked::Gone),
+        Err(Errno::ECONNREFUSED) => return Ok(Creator::Exited),
         Err(errno) => return Err(errno.into()),
     };
-    Ok(Asked::Ours(Holder {
+    Ok(Creator::Own(Holder {
         pid,
         program: pid.and_then(|pid| Some(Process::new(pid).ok()?.stat().ok()?.comm)),
         address: of.claim.address.to_string(),
@@ -252,12 +253,12 @@ impl Ticket {
 impl Claim {
     fn name(&self) -> String {
         let Ticket { at, salt } = self.ticket;
-        let stage = match self.stage {
-            Stage::Starting => 's',
-            Stage::Running => 'r',
+        let phase = match self.phase {
+            Phase::Starting => 's',
+            Phase::Running => 'r',
         };
         let (address, at) = (self.address, at.as_nanos());
-        format!("{PREFIX}{address}/{at:x}/{salt:x}/{stage}")
+        format!("{PREFIX}{address}/{at:x}/{salt:x}/{phase}")
     }
 
     fn parse(name: &str) -> Option<Self> {
@@ -268,14 +269,14 @@ impl Claim {
             at: Tick::from_nanos(number()?),
             salt: number()?,
         };
-        let stage = match parts.next()? {
-            "s" => Stage::Starting,
-            "r" => Stage::Running,
+        let phase = match parts.next()? {
+            "s" => Phase::Starting,
+            "r" => Phase::Running,
             _ => return None,
         };
         let claim = Self {
             address,
-            stage,
+            phase,
             ticket,
         };
         // The name derived here is the one to query.

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use super::lines::PeerLine;
 use super::{Reactor, pack_token};
-use crate::admission::Verdict;
+use crate::admission::Decision;
 use crate::log::event;
 use crate::memory::layout::State;
 use crate::sys::socket::Socket;
@@ -26,7 +26,7 @@ impl Reactor {
             return self.refuse_socket(socket, peer, RefusalCause::SystemError);
         }
         if let Some(admission) = &mut self.admission
-            && let Verdict::Refuse(cause) = admission.decide(peer.ip(), self.now)
+            && let Decision::Refuse(cause) = admission.decide(peer.ip(), self.now)
         {
             return self.refuse_socket(socket, peer, cause);
         }

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use super::Reactor;
 use super::lines::PeerLine;
-use crate::admission::Verdict;
+use crate::admission::Decision;
 use crate::connection::{self, reason_of};
 use crate::log::event;
 use crate::memory::layout::Flags;
@@ -70,7 +70,7 @@ impl Reactor {
         if let Some(client) = header.source {
             // A header without a client is the proxy's own connection, which `proxy_trust` admits.
             if let Some(admission) = &mut self.admission
-                && let Verdict::Refuse(cause) = admission.decide(client.ip(), self.now)
+                && let Decision::Refuse(cause) = admission.decide(client.ip(), self.now)
             {
                 return self.refuse_client(fd, client, cause);
             }

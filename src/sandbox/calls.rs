@@ -118,7 +118,7 @@ const OLD: &[libc::c_long] = &[];
 
 /// Allowed `fcntl` commands: testing whether a descriptor is open (debug builds do so before each
 /// close, seen), and duplicating one (for unsent data). None of those that send signals.
-const DESCRIPTOR_ORDERS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
+const FCNTL_COMMANDS: [libc::c_int; 2] = [libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
 
 /// Socket options that may be set, at the level `SOL_SOCKET`. A listener is shared with the
 /// supervisor, and its group with every sibling: an option could give all new connections to one
@@ -163,9 +163,9 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     let fresh = SeccompCondition::new(3, Dword, MaskedEq(anonymous), anonymous)?;
     rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![plain, fresh])?]);
     rules.insert(libc::SYS_mprotect, vec![only(2, executable, 0)?]);
-    let orders = DESCRIPTOR_ORDERS.map(|order| only(1, Eq, u64::from(order.unsigned_abs())));
-    let orders: Result<Vec<_>, _> = orders.into_iter().collect();
-    rules.insert(libc::SYS_fcntl, orders?);
+    let commands = FCNTL_COMMANDS.map(|command| only(1, Eq, u64::from(command.unsigned_abs())));
+    let commands: Result<Vec<_>, _> = commands.into_iter().collect();
+    rules.insert(libc::SYS_fcntl, commands?);
     let options = socket_options(role).iter();
     let options = options
         .map(|&option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?]))

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
-use crate::config::LOCK_ASKERS_REST;
+use crate::config::LOCK_CHECKS_PAUSE;
 use crate::log::event;
 use crate::port::{Lock, lock_bound};
 use crate::sys::fd::{Descriptor, Inherited, Kept};
@@ -55,8 +55,8 @@ impl PortLocks {
 
     /// Refuses the attempts at the lock at `index`.
     pub(crate) fn on_ready(&mut self, index: usize, now: Tick) {
-        if self.rest_until.is_none() && self.locks.get(index).is_some_and(Lock::dismiss_askers) {
-            self.rest_until = Some(now + LOCK_ASKERS_REST);
+        if self.rest_until.is_none() && self.locks.get(index).is_some_and(Lock::discard_checks) {
+            self.rest_until = Some(now + LOCK_CHECKS_PAUSE);
         }
     }
 

@@ -73,9 +73,9 @@ mod tests {
     fn queue_length_counts_pending_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(9).unwrap()).unwrap();
-        let look = || accept_queue(listener.as_fd()).unwrap();
+        let queue = || accept_queue(listener.as_fd()).unwrap();
         assert_eq!(
-            look(),
+            queue(),
             AcceptQueue {
                 length: 0,
                 limit: 9
@@ -83,9 +83,9 @@ mod tests {
         );
         let address = listener.local_addr().unwrap();
         let waiting = [(); 3].map(|()| TcpStream::connect(address).unwrap());
-        assert_eq!(look().length, 3);
+        assert_eq!(queue().length, 3);
         listener.accept().unwrap();
-        assert_eq!(look().length, 2);
+        assert_eq!(queue().length, 2);
         drop(waiting);
         let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
         accept_queue(stream.as_fd()).unwrap_err();

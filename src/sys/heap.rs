@@ -13,8 +13,8 @@ pub fn share_one_heap() {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: it takes two numbers and sets a limit under the allocator's own lock.
-        let told = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
-        debug_assert_eq!(told, 1, "glibc knows its own parameter");
+        let accepted = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+        debug_assert_eq!(accepted, 1, "glibc knows its own parameter");
     }
 }
 

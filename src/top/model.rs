@@ -11,7 +11,7 @@ use crate::config::WORKERS;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};
 use uppercased_ctl::identity::SlotId;
-use uppercased_ctl::status::Look;
+use uppercased_ctl::status::Sample;
 
 /// Samples kept: as many as the widest terminals have columns for.
 pub(super) const HISTORY_LEN: usize = 256;
@@ -37,11 +37,11 @@ pub(super) type History = VecDeque<f64>;
 /// The state; see the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    look: Option<Look>,
-    looked: Option<Tick>,
+    sample: Option<Sample>,
+    sampled_at: Option<Tick>,
     totals: History,
     slots: BTreeMap<SlotId, History>,
-    trouble: Option<String>,
+    error: Option<String>,
     confirming: Option<Request>,
     operation: Option<Request>,
     progress: VecDeque<String>,
@@ -51,8 +51,8 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) const fn look(&self) -> Option<&Look> {
-        self.look.as_ref()
+    pub(super) const fn sample(&self) -> Option<&Sample> {
+        self.sample.as_ref()
     }
 
     pub(super) const fn totals(&self) -> &History {
@@ -64,9 +64,9 @@ impl Model {
     }
 
     /// Why there is no fresh sample, and the age of the latest one.
-    pub(super) fn trouble(&self, now: Tick) -> Option<(&str, Option<u64>)> {
-        let why = self.trouble.as_deref()?;
-        let age = self.looked.map(|at| now.since(at).as_secs());
+    pub(super) fn error(&self, now: Tick) -> Option<(&str, Option<u64>)> {
+        let why = self.error.as_deref()?;
+        let age = self.sampled_at.map(|at| now.since(at).as_secs());
         Some((why, age))
     }
 
@@ -104,29 +104,29 @@ impl Model {
     }
 
     /// Stores a sample.
-    pub(super) fn take_look(&mut self, look: Look, now: Tick) {
-        let rates = look.rates.as_ref();
-        remember(&mut self.totals, rates.map(|rates| rates.totals.messages));
-        let here = |slot: &SlotId| look.status.slots.iter().any(|one| one.slot == *slot);
+    pub(super) fn add_sample(&mut self, sample: Sample, now: Tick) {
+        let rates = sample.rates.as_ref();
+        append_rate(&mut self.totals, rates.map(|rates| rates.totals.messages));
+        let here = |slot: &SlotId| sample.status.slots.iter().any(|one| one.slot == *slot);
         self.slots.retain(|slot, _| here(slot));
-        for slot in &look.status.slots {
+        for slot in &sample.status.slots {
             let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
             let history = self.slots.entry(slot.slot).or_default();
-            remember(history, rate.map(|rate| rate.messages));
+            append_rate(history, rate.map(|rate| rate.messages));
         }
-        self.scroll_to(self.first_row, look.status.slots.len());
-        self.look = Some(look);
-        self.looked = Some(now);
-        self.trouble = None;
+        self.scroll_to(self.first_row, sample.status.slots.len());
+        self.sample = Some(sample);
+        self.sampled_at = Some(now);
+        self.error = None;
     }
 
     /// Records why there is no fresh sample.
-    pub(super) fn take_trouble(&mut self, why: String) {
-        self.trouble = Some(why);
+    pub(super) fn set_error(&mut self, why: String) {
+        self.error = Some(why);
     }
 
     /// Handles a reply to the current operation; returns true for the final one.
-    pub(super) fn take_reply(&mut self, reply: Reply) -> bool {
+    pub(super) fn handle_reply(&mut self, reply: Reply) -> bool {
         let line = match &reply {
             Reply::Progress(text) => text.clone(),
             Reply::Done(done) => {
@@ -137,7 +137,7 @@ impl Model {
             Reply::Refused(cause) => format!("refused: {cause}"),
             Reply::Status(_) => "the server's answer does not match the request".to_owned(),
         };
-        self.say(line);
+        self.add_line(line);
         let last = reply.is_final();
         if last {
             self.operation = None;
@@ -148,7 +148,7 @@ impl Model {
     /// Handles the end of the operation's connection without a final reply.
     pub(super) fn operation_lost(&mut self, why: &str) {
         self.operation = None;
-        self.say(format!("{why}; its state is shown above"));
+        self.add_line(format!("{why}; its state is shown above"));
     }
 
     /// Handles a key.
@@ -158,7 +158,7 @@ impl Model {
                 Key::Char('y' | 'Y') => {
                     self.progress.clear();
                     self.operation = Some(request);
-                    self.say(format!("{} …", request.name()));
+                    self.add_line(format!("{} …", request.name()));
                     Some(Action::Ask(request))
                 }
                 Key::Interrupt => Some(Action::Quit),
@@ -191,9 +191,9 @@ impl Model {
     }
 
     fn confirm(&mut self, request: Request) {
-        if let Some(under_way) = self.operation {
-            let name = under_way.name();
-            return self.say(format!("one operation at a time: {name} is in progress"));
+        if let Some(current) = self.operation {
+            let name = current.name();
+            return self.add_line(format!("one operation at a time: {name} is in progress"));
         }
         self.help = false;
         self.confirming = Some(request);
@@ -201,8 +201,8 @@ impl Model {
 
     fn confirm_scale(&mut self, by: i16) {
         let to = self.workers().saturating_add_signed(by);
-        if self.look.is_none() || !(WORKERS.least..=WORKERS.most).contains(&to) {
-            return self.say(format!("cannot run {to} workers: {WORKERS}"));
+        if self.sample.is_none() || !(WORKERS.least..=WORKERS.most).contains(&to) {
+            return self.add_line(format!("cannot run {to} workers: {WORKERS}"));
         }
         self.confirm(Request::Scale {
             workers: ScaleTo::Exactly(to),
@@ -211,7 +211,7 @@ impl Model {
     }
 
     fn workers(&self) -> u16 {
-        let slots = self.look.as_ref().map_or(0, |it| it.status.slots.len());
+        let slots = self.sample.as_ref().map_or(0, |it| it.status.slots.len());
         u16::try_from(slots).unwrap_or(u16::MAX)
     }
 
@@ -229,7 +229,7 @@ impl Model {
         self.first_row = row.min(slots.saturating_sub(1));
     }
 
-    fn say(&mut self, line: String) {
+    fn add_line(&mut self, line: String) {
         if self.progress.len() == PROGRESS_LEN {
             self.progress.pop_front();
         }
@@ -238,7 +238,7 @@ impl Model {
 }
 
 /// A sample without a rate (the first one, or one of a new instance) leaves no mark.
-fn remember(history: &mut History, rate: Option<f64>) {
+fn append_rate(history: &mut History, rate: Option<f64>) {
     if let Some(rate) = rate {
         if history.len() == HISTORY_LEN {
             history.pop_front();
@@ -252,7 +252,7 @@ pub(super) mod tests {
     use super::*;
     use uppercased_ctl::status::{Rate, Rates, SlotStatus, Status};
 
-    pub(in super::super) fn look(slots: u16, messages: f64) -> Look {
+    pub(in super::super) fn sample(slots: u16, messages: f64) -> Sample {
         let rate = Rate {
             messages,
             busy: 0.5,
@@ -281,7 +281,7 @@ pub(super) mod tests {
             totals: rate,
             slots: (0..slots).map(|slot| (SlotId(slot), rate)).collect(),
         };
-        Look {
+        Sample {
             status,
             sockets: None,
             rates: Some(rates),
@@ -290,7 +290,7 @@ pub(super) mod tests {
 
     fn model(slots: u16) -> Model {
         let mut model = Model::default();
-        model.take_look(look(slots, 5.0), Tick::from_millis(1000));
+        model.add_sample(sample(slots, 5.0), Tick::from_millis(1000));
         model
     }
 
@@ -339,10 +339,10 @@ pub(super) mod tests {
                 .unwrap()
                 .contains("reload is in progress")
         );
-        assert!(!model.take_reply(Reply::Progress("slot 0".to_owned())));
+        assert!(!model.handle_reply(Reply::Progress("slot 0".to_owned())));
         model.press(Key::Escape);
         assert_eq!(model.progress().back().unwrap(), "slot 0");
-        assert!(model.take_reply(Reply::Done(uppercased_ctl::control::Done::default())));
+        assert!(model.handle_reply(Reply::Done(uppercased_ctl::control::Done::default())));
         assert!(
             model
                 .progress()
@@ -363,8 +363,8 @@ pub(super) mod tests {
         assert_eq!(model.question(), None);
         assert!(model.progress().back().unwrap().contains("0 workers"));
         for second in 0..1000 {
-            model.take_look(look(3, second as f64), Tick::ZERO);
-            model.take_reply(Reply::Progress(second.to_string()));
+            model.add_sample(sample(3, second as f64), Tick::ZERO);
+            model.handle_reply(Reply::Progress(second.to_string()));
         }
         assert_eq!(model.totals().len(), HISTORY_LEN);
         assert_eq!(model.history(SlotId(2)).unwrap().back(), Some(&999.0));
@@ -372,7 +372,7 @@ pub(super) mod tests {
         // A removed slot is forgotten; only existing rows are shown.
         model.press(Key::PageDown);
         assert_eq!(model.first_row(), 2);
-        model.take_look(look(1, 0.0), Tick::ZERO);
+        model.add_sample(sample(1, 0.0), Tick::ZERO);
         assert!(model.history(SlotId(2)).is_none());
         assert_eq!(model.first_row(), 0);
     }
@@ -380,11 +380,11 @@ pub(super) mod tests {
     #[test]
     fn stale_data_is_marked() {
         let mut model = model(1);
-        assert_eq!(model.trouble(Tick::from_millis(9000)), None);
-        model.take_trouble("no answer".to_owned());
-        let trouble = model.trouble(Tick::from_millis(9000));
-        assert_eq!(trouble, Some(("no answer", Some(8))));
-        model.take_look(look(1, 0.0), Tick::from_millis(9000));
-        assert_eq!(model.trouble(Tick::from_millis(9000)), None);
+        assert_eq!(model.error(Tick::from_millis(9000)), None);
+        model.set_error("no answer".to_owned());
+        let error = model.error(Tick::from_millis(9000));
+        assert_eq!(error, Some(("no answer", Some(8))));
+        model.add_sample(sample(1, 0.0), Tick::from_millis(9000));
+        assert_eq!(model.error(Tick::from_millis(9000)), None);
     }
 }

@@ -15,7 +15,7 @@ use ratatui_widgets::sparkline::Sparkline;
 use super::model::{History, Model};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::status::figures::{age, busy, cut, per_second, percent, short};
-use uppercased_ctl::status::{Look, Rate, SlotStatus};
+use uppercased_ctl::status::{Rate, Sample, SlotStatus};
 
 /// Minimum screen rows for a chart of all workers, and the chart's height.
 const CHART_FROM_ROWS: u16 = 22;
@@ -92,12 +92,12 @@ pub(super) fn draw(
         palette,
     };
     screen.footer(model);
-    let Some(look) = model.look() else {
-        let why = model.trouble(now).map_or("connecting …", |(why, _)| why);
+    let Some(sample) = model.sample() else {
+        let why = model.error(now).map_or("connecting …", |(why, _)| why);
         screen.line(why.to_owned(), Style::new());
         return None;
     };
-    screen.head(look, model, now);
+    screen.head(sample, model, now);
     if model.shows_help() {
         for line in HELP {
             screen.line(line.to_owned(), Style::new());
@@ -107,7 +107,7 @@ pub(super) fn draw(
     if area.height >= CHART_FROM_ROWS {
         screen.chart(model.totals());
     }
-    Some(screen.table(look, model))
+    Some(screen.table(sample, model))
 }
 
 /// The unused part of the screen, and the buffer to draw on.
@@ -162,18 +162,18 @@ impl Screen<'_> {
         let text = format!("{:<width$}", cut(&text, width));
         self.put(area, Line::styled(text, style.patch(Palette::bar())));
 
-        let said = model.progress();
-        let shown = said.len().min(PROGRESS_ROWS);
+        let lines = model.progress();
+        let shown = lines.len().min(PROGRESS_ROWS);
         let mut area = self.take_bottom(u16::try_from(shown).unwrap_or(0));
-        for text in said.iter().skip(said.len() - usize::from(area.height)) {
+        for text in lines.iter().skip(lines.len() - usize::from(area.height)) {
             let row = Rect { height: 1, ..area };
             self.put(row, Line::styled(cut(text, width), Palette::strong()));
             area.y += 1;
         }
     }
 
-    fn head(&mut self, look: &Look, model: &Model, now: Tick) {
-        let status = &look.status;
+    fn head(&mut self, sample: &Sample, model: &Model, now: Tick) {
+        let status = &sample.status;
         let paused = if model.is_paused() { " [paused]" } else { "" };
         let title = format!(
             "uppercased {}, pid {}: {} for {}, release {}, crashes {}{paused}",
@@ -185,22 +185,22 @@ impl Screen<'_> {
             short(status.totals.deaths),
         );
         self.line(title, Palette::strong());
-        if let Some((why, seconds)) = model.trouble(now) {
+        if let Some((why, seconds)) = model.error(now) {
             let ago = seconds.map_or_else(String::new, |seconds| format!(" for {seconds}s"));
             let style = self.palette.bad();
             self.line(format!("no answer{ago}, retrying: {why}"), style);
         }
-        if let Some(why) = look.not_ready() {
+        if let Some(why) = sample.not_ready() {
             let style = self.palette.bad();
             self.line(why, style);
         }
         self.line(status.addresses.join(" "), Style::new());
-        self.line(totals(look), Style::new());
+        self.line(totals(sample), Style::new());
         if let Some(operation) = &status.operation {
             let style = self.palette.notable();
             self.line(operation.clone(), style);
         }
-        for line in look.context() {
+        for line in sample.context() {
             self.line(line, Style::new());
         }
     }
@@ -217,7 +217,7 @@ impl Screen<'_> {
         bars.render(area, self.buffer);
     }
 
-    fn table(&mut self, look: &Look, model: &Model) -> usize {
+    fn table(&mut self, sample: &Sample, model: &Model) -> usize {
         let columns = columns(usize::from(self.left.width));
         let heading: Vec<String> = columns.cells.iter().map(|it| it.heading()).collect();
         let mut heading = heading.join(" ");
@@ -225,8 +225,8 @@ impl Screen<'_> {
             heading.push_str(" msg/s");
         }
         self.line(heading, Palette::strong());
-        let slots = &look.status.slots;
-        let notes = look.notes();
+        let slots = &sample.status.slots;
+        let notes = sample.notes();
         let room = usize::from(self.left.height);
         // A table that fits is not scrolled; otherwise one row shows that there are more.
         let rows = match room {
@@ -236,9 +236,9 @@ impl Screen<'_> {
         };
         let first = model.first_row().min(slots.len() - rows);
         let last = first + rows;
-        let most = highest(model, look);
+        let most = highest(model, sample);
         for slot in &slots[first..last] {
-            self.row(slot, look, model, &columns, most);
+            self.row(slot, sample, model, &columns, most);
         }
         if rows < slots.len() {
             let bad = slots.iter().filter(|slot| slot.state != "serving").count();
@@ -256,8 +256,15 @@ impl Screen<'_> {
         first
     }
 
-    fn row(&mut self, slot: &SlotStatus, look: &Look, model: &Model, columns: &Columns, most: f64) {
-        let rates = look.rates.as_ref();
+    fn row(
+        &mut self,
+        slot: &SlotStatus,
+        sample: &Sample,
+        model: &Model,
+        columns: &Columns,
+        most: f64,
+    ) {
+        let rates = sample.rates.as_ref();
         let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
         let mut spans = Vec::new();
         for cell in &columns.cells {
@@ -283,15 +290,15 @@ impl Screen<'_> {
 }
 
 /// The highest rate of a single slot in messages per second: the common scale of all bars.
-fn highest(model: &Model, look: &Look) -> f64 {
-    let histories = look.status.slots.iter();
+fn highest(model: &Model, sample: &Sample) -> f64 {
+    let histories = sample.status.slots.iter();
     let histories = histories.filter_map(|slot| model.history(slot.slot));
     histories.flatten().copied().fold(0.0, f64::max)
 }
 
-fn totals(look: &Look) -> String {
-    let open = look.open();
-    let Some(rates) = &look.rates else {
+fn totals(sample: &Sample) -> String {
+    let open = sample.open();
+    let Some(rates) = &sample.rates else {
         return open;
     };
     let Rate {
@@ -305,7 +312,7 @@ fn totals(look: &Look) -> String {
         "{open}, {} acc/s, {} msg/s, {}, {}B/s in, {}B/s out",
         per_second(accepted),
         per_second(messages),
-        busy(used, look.status.slots.len()),
+        busy(used, sample.status.slots.len()),
         per_second(bytes_in),
         per_second(bytes_out),
     )

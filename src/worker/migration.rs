@@ -25,49 +25,49 @@ impl Worker {
         }
     }
 
-    pub(super) fn take_over(&mut self, order: TakeOver, descriptors: Vec<OwnedFd>) {
+    pub(super) fn take_over(&mut self, request: TakeOver, descriptors: Vec<OwnedFd>) {
         if self.reactor.is_taking_over() {
             // A partial handover is still arriving.
-            let order = ToWorker::TakeOver(order);
-            return self.deferred.push_back((order, descriptors));
+            let request = ToWorker::TakeOver(request);
+            return self.deferred.push_back((request, descriptors));
         }
-        fault::point("receiver.ordered");
-        let taken = descriptors
+        fault::point("receiver.requested");
+        let begun = descriptors
             .into_iter()
             .next()
             .ok_or_else(|| io::ErrorKind::NotFound.into())
-            .and_then(|link| self.reactor.take_over(link, order.expected));
-        match taken {
+            .and_then(|link| self.reactor.take_over(link, request.expected));
+        match begun {
             Ok(()) => {
                 event!(
                     takeover_started,
-                    from_slot = order.from.slot.0,
-                    from_generation = order.from.generation.0,
-                    connections = order.expected
+                    from_slot = request.from.slot.0,
+                    from_generation = request.from.generation.0,
+                    connections = request.expected
                 );
             }
             // The socket is closed by now, so the sender keeps everything.
             Err(error) => {
-                event!(takeover_failed, %error, from_slot = order.from.slot.0, from_generation = order.from.generation.0);
+                event!(takeover_failed, %error, from_slot = request.from.slot.0, from_generation = request.from.generation.0);
             }
         }
         // Only now are places reserved for the expected connections.
         self.start_serving();
     }
 
-    pub(super) fn hand_over(&mut self, order: HandOver, descriptors: Vec<OwnedFd>) {
-        if let Some(part) = order.part {
-            return self.hand_over_part(&order, part, descriptors);
+    pub(super) fn hand_over(&mut self, request: HandOver, descriptors: Vec<OwnedFd>) {
+        if let Some(part) = request.part {
+            return self.hand_over_part(&request, part, descriptors);
         }
         if !matches!(self.phase, Phase::HandingOver { .. }) {
             // A partial handover sends no more; connections in flight have to be settled first.
             self.reactor.stop_handing_over();
             if self.reactor.is_handing_over() {
-                let order = ToWorker::HandOver(order);
-                return self.deferred.push_back((order, descriptors));
+                let request = ToWorker::HandOver(request);
+                return self.deferred.push_back((request, descriptors));
             }
         }
-        fault::point("sender.ordered");
+        fault::point("sender.requested");
         let serves = matches!(
             self.phase,
             Phase::Serving | Phase::StandingBy | Phase::Undecided { .. }
@@ -75,34 +75,34 @@ impl Worker {
         let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
             event!(
                 handover_impossible,
-                to_slot = order.to.slot.0,
-                to_generation = order.to.generation.0,
+                to_slot = request.to.slot.0,
+                to_generation = request.to.generation.0,
                 phase = self.phase.name()
             );
             return;
         };
         // The supervisor lends them to another worker if it must.
         self.reactor.release_lent(self.id.slot);
-        match self.reactor.hand_over(link, order.last) {
+        match self.reactor.hand_over(link, request.last) {
             Ok(()) => {
                 let connections = self.reactor.open_connections();
                 event!(
                     connections_leaving,
-                    to_slot = order.to.slot.0,
-                    to_generation = order.to.generation.0,
+                    to_slot = request.to.slot.0,
+                    to_generation = request.to.generation.0,
                     connections
                 );
-                self.phase = Phase::HandingOver { last: order.last };
+                self.phase = Phase::HandingOver { last: request.last };
             }
             Err(error) => {
-                event!(handover_not_begun, %error, to_slot = order.to.slot.0, to_generation = order.to.generation.0);
-                self.say_not_handed_over(HandoverEnd::PeerGone, false);
+                event!(handover_not_begun, %error, to_slot = request.to.slot.0, to_generation = request.to.generation.0);
+                self.report_not_handed_over(HandoverEnd::PeerGone, false);
             }
         }
     }
 
     /// Hands over a part of its connections; nothing else changes.
-    fn hand_over_part(&mut self, order: &HandOver, part: Part, descriptors: Vec<OwnedFd>) {
+    fn hand_over_part(&mut self, request: &HandOver, part: Part, descriptors: Vec<OwnedFd>) {
         let serves = matches!(self.phase, Phase::Serving) && self.deferred.is_empty();
         let begun = descriptors
             .into_iter()
@@ -113,30 +113,30 @@ impl Worker {
         match begun {
             Ok(()) => event!(
                 part_leaving,
-                to_slot = order.to.slot.0,
-                to_generation = order.to.generation.0,
+                to_slot = request.to.slot.0,
+                to_generation = request.to.generation.0,
                 permille = part.permille,
                 at_most = part.at_most
             ),
             Err(error) => {
-                event!(part_not_begun, %error, to_slot = order.to.slot.0, to_generation = order.to.generation.0);
+                event!(part_not_begun, %error, to_slot = request.to.slot.0, to_generation = request.to.generation.0);
                 let cause = error.to_string();
-                self.say_not_handed_over(HandoverEnd::Refused { cause }, true);
+                self.report_not_handed_over(HandoverEnd::Refused { cause }, true);
             }
         }
     }
 
     /// Handles requests that no longer have to wait.
     pub(super) fn handle_deferred(&mut self) {
-        let ready = |order: &ToWorker, reactor: &Reactor| match order {
+        let ready = |request: &ToWorker, reactor: &Reactor| match request {
             ToWorker::TakeOver(_) => !reactor.is_taking_over(),
             _ => !reactor.is_handing_over(),
         };
-        while let Some((order, _)) = self.deferred.front()
-            && ready(order, &self.reactor)
-            && let Some((order, descriptors)) = self.deferred.pop_front()
+        while let Some((request, _)) = self.deferred.front()
+            && ready(request, &self.reactor)
+            && let Some((request, descriptors)) = self.deferred.pop_front()
         {
-            self.handle(order, descriptors);
+            self.handle(request, descriptors);
         }
     }
 
@@ -175,7 +175,7 @@ impl Worker {
     }
 
     /// Reports a handover that could not begin.
-    fn say_not_handed_over(&mut self, end: HandoverEnd, part: bool) {
+    fn report_not_handed_over(&mut self, end: HandoverEnd, part: bool) {
         self.send(FromWorker::HandedOver(HandedOver {
             moved: 0,
             left: self.reactor.open_connections(),

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use uppercased_ctl::status::{Look, SlotStatus, Status};
+use uppercased_ctl::status::{Sample, SlotStatus, Status};
 
 use crate::support::adversity::skipped;
 use crate::support::image::Image;
@@ -293,14 +293,14 @@ fn status_watch_ends_with_server() {
     server.ended.join().unwrap();
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("lost the server"), "{outcome:?}");
-    let looks: Vec<Look> = outcome
+    let looks: Vec<Sample> = outcome
         .stdout
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let rates: Vec<Option<f64>> = looks
         .iter()
-        .map(|look| look.rates.as_ref().map(|rates| rates.totals.accepted))
+        .map(|sample| sample.rates.as_ref().map(|rates| rates.totals.accepted))
         .collect();
     // Over the server's two seconds, not the tenth of a second that passed here.
     assert_eq!(rates, [None, Some(2.0), None]);

@@ -106,10 +106,10 @@ fn successor_failing_before_acknowledging_costs_nothing() {
             "worker.starting=kill",
             "worker.ready=kill",
             "worker.standing_by=kill",
-            "receiver.ordered=kill",
+            "receiver.requested=kill",
             "receiver.received=kill",
             "receiver.adopted=kill",
-            "receiver.ordered=stop",
+            "receiver.requested=stop",
             "receiver.received=stop",
             "receiver.adopted=stop",
             "receiver.adopted=panic",
@@ -163,7 +163,7 @@ fn successor_dying_after_acknowledging_loses_only_its_connections() {
 #[test]
 fn dying_predecessor_leaves_queue_to_successor() {
     for point in [
-        "sender.ordered=kill",
+        "sender.requested=kill",
         "sender.frozen=kill",
         "sender.sent=kill",
         "sender.acknowledged=kill",

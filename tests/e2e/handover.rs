@@ -289,7 +289,7 @@ fn successor_takes_over_and_predecessor_exits() {
 #[test]
 fn dead_receiver_returns_unacknowledged_connections() {
     let points = [
-        ("receiver.ordered", 4, 0),
+        ("receiver.requested", 4, 0),
         ("receiver.received", 4, 0),
         ("receiver.adopted", 4, 0),
         // More than one batch: the sender has more to send when the first is acknowledged.
@@ -334,7 +334,7 @@ fn dead_receiver_returns_unacknowledged_connections() {
 #[test]
 fn dead_sender_leaves_sent_connections_with_receiver() {
     let points = [
-        ("sender.ordered", false),
+        ("sender.requested", false),
         ("sender.frozen", false),
         ("sender.sent", true),
         ("sender.acknowledged", true),

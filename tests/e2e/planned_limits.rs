@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use uppercased_ctl::look::{Answer, ask};
+use uppercased_ctl::sampler::{Answer, request_status};
 use uppercased_ctl::status::Status;
 
 use crate::support::baseline::Baseline;
@@ -223,7 +223,7 @@ impl Done {
 /// list of sockets: churn leaves hundreds of thousands there.
 #[track_caller]
 fn status(server: &Server) -> Status {
-    match ask(&server.control(), Some(DEADLINE)) {
+    match request_status(&server.control(), Some(DEADLINE)) {
         Ok(Answer::Status(status, _)) => *status,
         other => panic!("no status: {other:?}"),
     }

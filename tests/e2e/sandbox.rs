@@ -239,7 +239,7 @@ fn escaping_serving_worker_is_counted_and_replaced() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mark = server.log_len();
-    let plan = "receiver.ordered=violate:connect";
+    let plan = "receiver.requested=violate:connect";
     planned.install(Image::copy(planned.folder()).with_faults(plan));
     let _answered = server.reload();
     server.wait_log_from(mark, |line| {

@@ -13,7 +13,7 @@ use clap::{Arg, ArgMatches};
 use super::BAD_INPUT;
 use super::report::{self, Run};
 use uppercased_ctl::output::print;
-use uppercased_ctl::stderr::complain;
+use uppercased_ctl::stderr::write_error;
 
 /// Name of the command, below `bench`.
 pub(super) const COMPARE: &str = "compare";
@@ -97,7 +97,7 @@ pub(super) fn run(compare: &Compare) -> ExitCode {
     match load(&compare.a).and_then(|a| Ok((a, load(&compare.b)?))) {
         Ok((a, b)) => print(&report::compare(&a, &b).to_string()),
         Err(error) => {
-            complain(&error.to_string());
+            write_error(&error.to_string());
             ExitCode::from(BAD_INPUT)
         }
     }

@@ -18,7 +18,7 @@
 //! the figures; however it ends, its children and files are gone. It must not share code with the
 //! server's transformation or event loop, which it checks.
 
-// These macros panic if the reader is gone; `output` and `stderr::complain` do not.
+// These macros panic if the reader is gone; `output` and `stderr::write_error` do not.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod command;
@@ -112,14 +112,14 @@ pub fn run(typed: &ArgMatches) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            stderr::complain(&error.to_string());
+            stderr::write_error(&error.to_string());
             error.exit_code()
         }
     }
 }
 
 fn misused(why: &str, command: &str) -> ExitCode {
-    stderr::complain(&format!("{why}; see `uppercased {command} --help`"));
+    stderr::write_error(&format!("{why}; see `uppercased {command} --help`"));
     ExitCode::from(BAD_INPUT)
 }
 

@@ -22,7 +22,7 @@ use super::outcome::Outcome;
 use super::report;
 use super::wait::is_ready;
 use uppercased_ctl::output::stdout;
-use uppercased_ctl::stderr::complain;
+use uppercased_ctl::stderr::write_error;
 
 /// Names of standard output. If a file is written to it, no summary is.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
@@ -152,7 +152,7 @@ impl Outputs {
             is_shown = false;
         }
         for error in &errors {
-            complain(&error.to_string());
+            write_error(&error.to_string());
         }
         if !errors.is_empty() && !is_shown {
             // If standard error fails as well, only the exit code reports it.

@@ -6,7 +6,7 @@
 //! | [`identity`], [`clock`], [`metrics`] | slots, generations and workers; points in time; counters |
 //! | [`status`] | the state of a server, as data and as text |
 //! | [`control`] | the control socket: protocol, place and client |
-//! | [`look`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
+//! | [`sampler`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
 //! | [`target`], [`proxy_header`] | server addresses as text; the PROXY protocol |
 //! | [`process`] | inherited environment and limits |
 //! | [`output`], [`stderr`], [`writer`], [`escape`] | lines for people and programs |
@@ -21,11 +21,11 @@ pub mod control;
 pub mod escape;
 pub mod identity;
 pub mod limits;
-pub mod look;
 pub mod metrics;
 pub mod output;
 pub mod process;
 pub mod proxy_header;
+pub mod sampler;
 pub mod sockets;
 pub mod status;
 pub mod stderr;

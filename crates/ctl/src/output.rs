@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::escape::visible;
-use crate::stderr::complain;
+use crate::stderr::write_error;
 
 /// Returns standard output, to query whether it is a terminal, its size, and whether it has a
 /// reader.
@@ -48,7 +48,7 @@ pub fn exit_code(result: io::Result<()>) -> ExitCode {
                 io::ErrorKind::FileTooLarge => "; raise the limit on file sizes (ulimit -f)",
                 _ => "",
             };
-            complain(&format!("cannot write standard output: {error}{hint}"));
+            write_error(&format!("cannot write standard output: {error}{hint}"));
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,

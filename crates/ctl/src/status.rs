@@ -10,9 +10,9 @@
 mod data;
 mod durations;
 pub mod figures;
-mod look;
 mod rates;
 mod rotation;
+mod sample;
 mod sandboxed;
 mod sockets;
 mod text;
@@ -22,9 +22,9 @@ pub use data::{
     ServiceManagerStatus, SlotStatus, Status, Totals, Traffic,
 };
 pub use durations::{BOUNDS_MS, Durations};
-pub use look::Look;
 pub use rates::{Rate, Rates};
 pub use rotation::{AgentAnswers, Rotation};
+pub use sample::Sample;
 pub use sandboxed::Sandboxed;
 pub use sockets::{ESTABLISHED, Entry, LISTEN, Owner, SocketStatus, Sockets};
 

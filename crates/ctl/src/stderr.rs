@@ -1,6 +1,6 @@
 //! Lines on standard error for the parent process or user, outside of the log.
 //!
-//! Invariant: a line waits for room for `SAY_PATIENCE` at most; after that only the exit code
+//! Invariant: a line waits for room for `WRITE_TIMEOUT` at most; after that only the exit code
 //! reports the failure.
 
 use std::io;
@@ -14,22 +14,22 @@ use crate::escape::visible;
 use crate::writer::Sink;
 
 /// How long to wait while standard error is full.
-const SAY_PATIENCE: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reports an error in one line.
-pub fn complain(what: &str) {
-    say(&format!("uppercased: {what}"));
+pub fn write_error(what: &str) {
+    write_line(&format!("uppercased: {what}"));
 }
 
 /// Writes one line to standard error, whatever `line` contains. If standard error is full or has no
-/// reader, gives up after `SAY_PATIENCE`; then only the exit code reports the failure.
-pub fn say(line: &str) {
+/// reader, gives up after `WRITE_TIMEOUT`; then only the exit code reports the failure.
+pub fn write_line(line: &str) {
     let line = visible(line) + "\n";
     let mut rest = line.as_bytes();
     let Ok(sink) = Sink::open(io::stderr().as_fd()) else {
         return;
     };
-    let until = clock::now() + SAY_PATIENCE;
+    let until = clock::now() + WRITE_TIMEOUT;
     while !rest.is_empty() {
         match sink.write(rest) {
             Ok(count) => rest = &rest[count..],
@@ -44,10 +44,10 @@ pub fn say(line: &str) {
     }
 }
 
-/// Waits until standard error has room for a line, for `SAY_PATIENCE` at most; before a last line
+/// Waits until standard error has room for a line, for `WRITE_TIMEOUT` at most; before a last line
 /// that must not be dropped.
 pub fn await_room() {
-    await_room_until(clock::now() + SAY_PATIENCE);
+    await_room_until(clock::now() + WRITE_TIMEOUT);
 }
 
 /// Waits until there is room, and returns whether there is. A signal ends the wait: the process is

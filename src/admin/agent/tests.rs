@@ -76,14 +76,17 @@ fn busy_workers_gradually_lower_weight() {
 #[test]
 fn drained_server_reports_it_and_returns_whole() {
     let mut agent = Agent::default();
-    let mut told = status(0, 0);
+    let mut status = status(0, 0);
     for (rotation, word) in [
         ("drain", "drain # "),
         ("maint", "maint # "),
         ("in", "ready up 100%"),
     ] {
-        told.rotation = rotation.to_owned();
-        assert!(answer(&mut agent, &told, 0).starts_with(word), "{rotation}");
+        status.rotation = rotation.to_owned();
+        assert!(
+            answer(&mut agent, &status, 0).starts_with(word),
+            "{rotation}"
+        );
     }
     for (phase, word) in [
         ("booting", "down"),
@@ -91,22 +94,26 @@ fn drained_server_reports_it_and_returns_whole() {
         ("killing", "drain"),
         ("dancing", "drain"),
     ] {
-        told.phase = phase.to_owned();
-        assert!(answer(&mut agent, &told, 0).starts_with(word), "{phase}");
+        status.phase = phase.to_owned();
+        assert!(answer(&mut agent, &status, 0).starts_with(word), "{phase}");
     }
 }
 
 #[test]
 fn agent_reports_down_exactly_when_unready() {
     let mut agent = Agent::default();
-    let mut told = status(0, 0);
+    let mut status = status(0, 0);
     let limit = u64::try_from(UNSERVED_GRACE.as_millis()).unwrap();
     let mut ready = |queue: &str, unserved_ms, stalled_ms| {
-        let slot = &mut told.slots[1];
+        let slot = &mut status.slots[1];
         slot.queue = queue.to_owned();
         (slot.unserved_ms, slot.stalled_ms) = (unserved_ms, stalled_ms);
-        let line = answer(&mut agent, &told, 0);
-        assert_eq!(line.starts_with("down"), told.unready().is_some(), "{line}");
+        let line = answer(&mut agent, &status, 0);
+        assert_eq!(
+            line.starts_with("down"),
+            status.unready().is_some(),
+            "{line}"
+        );
         line.starts_with("ready up")
     };
     assert!(ready("unserved", limit - 1, None));

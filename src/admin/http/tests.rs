@@ -2,22 +2,22 @@
 
 use super::*;
 
-fn asked(page: Page, head_only: bool) -> Result<Option<Asked>, Refusal> {
+fn parsed(page: Page, head_only: bool) -> Result<Option<Request>, Refusal> {
     let page = Some(page);
-    Ok(Some(Asked { page, head_only }))
+    Ok(Some(Request { page, head_only }))
 }
 
 #[test]
 fn parser_reads_method_and_path() {
     let read = |line: &str| read(format!("{line} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
     let metrics = Page::Metrics(Exposition::Classic);
-    assert_eq!(read("GET /metrics"), asked(metrics, false));
-    assert_eq!(read("HEAD /healthz"), asked(Page::Health, true));
-    assert_eq!(read("GET /readyz?verbose"), asked(Page::Ready, false));
-    assert_eq!(read("GET /status"), asked(Page::Status, false));
+    assert_eq!(read("GET /metrics"), parsed(metrics, false));
+    assert_eq!(read("HEAD /healthz"), parsed(Page::Health, true));
+    assert_eq!(read("GET /readyz?verbose"), parsed(Page::Ready, false));
+    assert_eq!(read("GET /status"), parsed(Page::Status, false));
     for (line, head_only) in [("GET /statuses", false), ("GET /", false), ("HEAD /", true)] {
         let page = None;
-        assert_eq!(read(line), Ok(Some(Asked { page, head_only })), "{line}");
+        assert_eq!(read(line), Ok(Some(Request { page, head_only })), "{line}");
     }
     assert_eq!(read("POST /metrics"), Err(Refusal::Method));
     assert_eq!(read("\u{1}"), Err(Refusal::Malformed));
@@ -38,7 +38,7 @@ fn absolute_form_names_page() {
         assert_eq!(path_of(target), path, "{target}");
     }
     let request = b"GET http://x:9900/healthz HTTP/1.1\r\nHost: x:9900\r\n\r\n";
-    assert_eq!(read(request), asked(Page::Health, false));
+    assert_eq!(read(request), parsed(Page::Health, false));
 }
 
 #[test]
@@ -66,11 +66,11 @@ fn accept_header_selects_metrics_format() {
     ] {
         let request = format!("GET /metrics HTTP/1.1\r\naccept: {accept}\r\n\r\n");
         if accept.contains('\u{1}') {
-            let read = Exposition::liked_in([accept.as_bytes()].into_iter());
+            let read = Exposition::preferred_in([accept.as_bytes()].into_iter());
             assert_eq!(read, liked);
         } else {
             let page = Page::Metrics(liked);
-            assert_eq!(read(request.as_bytes()), asked(page, false), "{accept}");
+            assert_eq!(read(request.as_bytes()), parsed(page, false), "{accept}");
         }
     }
 }
@@ -108,5 +108,5 @@ fn response_states_its_length() {
     ] {
         assert!(Response::STATUSES.contains(&refusal.response().status));
     }
-    assert!(Response::STATUSES.contains(&Response::no_such_page().status));
+    assert!(Response::STATUSES.contains(&Response::not_found().status));
 }

@@ -51,7 +51,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ),
 ];
 
-const VARIABLES_OF_ORDERS: &[(&str, &str)] = &[
+const VARIABLES_OF_REMOTE_COMMANDS: &[(&str, &str)] = &[
     ("UPPERCASED_CONTROL", "Control socket, like --control."),
     (
         "RUNTIME_DIRECTORY, XDG_RUNTIME_DIR",
@@ -167,13 +167,13 @@ fn is_root(command: &Command) -> bool {
 /// Adds the purpose of the command, and the rest of its help.
 fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
     roff.control("SH", ["DESCRIPTION"]);
-    let said = match command.get_about() {
+    let description = match command.get_about() {
         Some(about) if !is_root(command) => vec![format!("{about}.")],
         _ => vec![DESCRIPTION.to_owned(), SPELLINGS.to_owned()],
     };
     let noted = help.iter().filter(|block| block.heading.is_none());
     let noted = noted.map(|block| block.lines.join(" "));
-    for (at, paragraph) in said.into_iter().chain(noted).enumerate() {
+    for (at, paragraph) in description.into_iter().chain(noted).enumerate() {
         if at > 0 {
             roff.control("PP", []);
         }
@@ -281,7 +281,7 @@ fn environment(roff: &mut Roff, command: &Command) {
         // The rest is the control socket and the log format, which do not matter here.
         &VARIABLES[..2]
     } else if takes(command, names::CONTROL) {
-        VARIABLES_OF_ORDERS
+        VARIABLES_OF_REMOTE_COMMANDS
     } else {
         return;
     };

@@ -138,8 +138,8 @@ proptest! {
         window in 1..100_usize,
         schedule in steps(),
     ) {
-        let verdict = converse(window, &input, &schedule, |_, byte| byte.to_ascii_uppercase());
-        prop_assert_eq!(verdict, Ok(()));
+        let result = converse(window, &input, &schedule, |_, byte| byte.to_ascii_uppercase());
+        prop_assert_eq!(result, Ok(()));
     }
 
     #[test]
@@ -151,11 +151,11 @@ proptest! {
         schedule in steps(),
     ) {
         let wrong = place.index(input.len());
-        let verdict = converse(window, &input, &schedule, |at, byte| {
+        let result = converse(window, &input, &schedule, |at, byte| {
             byte.to_ascii_uppercase() ^ if at == wrong { flip } else { 0 }
         });
         let expected = input[wrong].to_ascii_uppercase();
-        prop_assert_eq!(verdict, Err(Fault::WrongByte {
+        prop_assert_eq!(result, Err(Fault::WrongByte {
             offset: wrong as u64,
             expected,
             actual: expected ^ flip,

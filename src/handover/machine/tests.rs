@@ -196,17 +196,17 @@ fn acknowledgement_accounts_for_each_connection_once() {
 #[test]
 fn unreadable_batch_is_declined_and_the_next_read() {
     let mut receiver = Receiver::default();
-    let begin = heard(0, Message::Begin { coming: 7 });
-    let said = answers(&mut receiver, begin);
-    assert_eq!(said, [ReceiverAction::Expect { coming: 7 }]);
+    let begin = received(0, Message::Begin { coming: 7 });
+    let actions = answers(&mut receiver, begin);
+    assert_eq!(actions, [ReceiverAction::Expect { coming: 7 }]);
     let (sequence, cause) = (1, "version 9".to_owned());
     let unreadable = ReceiverEvent::Unreadable {
         sequence,
         cause: cause.clone(),
     };
-    let said = answers(&mut receiver, unreadable);
-    assert_eq!(said, [ReceiverAction::Decline { sequence, cause }]);
-    let next = answers(&mut receiver, heard(2, Message::Batch(Vec::new())));
+    let actions = answers(&mut receiver, unreadable);
+    assert_eq!(actions, [ReceiverAction::Decline { sequence, cause }]);
+    let next = answers(&mut receiver, received(2, Message::Batch(Vec::new())));
     assert!(matches!(next[..], [ReceiverAction::Adopt { .. }]));
 }
 
@@ -235,7 +235,7 @@ fn answers(receiver: &mut Receiver, event: ReceiverEvent) -> Vec<ReceiverAction>
     std::iter::from_fn(|| receiver.poll_action()).collect()
 }
 
-fn heard(sequence: u32, message: Message) -> ReceiverEvent {
+fn received(sequence: u32, message: Message) -> ReceiverEvent {
     ReceiverEvent::Received {
         packet: Packet { sequence, message },
         descriptors: 0,
@@ -245,17 +245,17 @@ fn heard(sequence: u32, message: Message) -> ReceiverEvent {
 #[test]
 fn misplaced_packet_is_refused_once() {
     let events = [
-        heard(2, Message::Batch(Vec::new())),
-        heard(1, Message::End { moved: 1 }),
-        heard(
+        received(2, Message::Batch(Vec::new())),
+        received(1, Message::End { moved: 1 }),
+        received(
             1,
             Message::Acknowledged {
                 taken: 1,
                 left: None,
             },
         ),
-        heard(0, Message::End { moved: 0 }),
-        heard(1, Message::Begin { coming: 1 }),
+        received(0, Message::End { moved: 0 }),
+        received(1, Message::Begin { coming: 1 }),
         ReceiverEvent::Received {
             packet: Packet {
                 sequence: 1,
@@ -269,9 +269,9 @@ fn misplaced_packet_is_refused_once() {
     ];
     for event in events {
         let mut receiver = Receiver::default();
-        let said = answers(&mut receiver, event.clone());
+        let actions = answers(&mut receiver, event.clone());
         assert!(
-            matches!(said[..], [ReceiverAction::Refuse { .. }]),
+            matches!(actions[..], [ReceiverAction::Refuse { .. }]),
             "{event:?}"
         );
         assert!(answers(&mut receiver, event).is_empty());
@@ -283,7 +283,7 @@ fn misplaced_packet_is_refused_once() {
 #[test]
 fn batch_is_acknowledged_after_adoption() {
     let mut receiver = Receiver::default();
-    let batch = heard(1, Message::Batch(Vec::new()));
+    let batch = received(1, Message::Batch(Vec::new()));
     let adopt = answers(&mut receiver, batch);
     assert!(matches!(adopt[..], [ReceiverAction::Adopt { .. }]));
     let (taken, left) = (0, None);
@@ -291,15 +291,15 @@ fn batch_is_acknowledged_after_adoption() {
         taken,
         left: left.clone(),
     };
-    let said = answers(&mut receiver, adopted);
+    let actions = answers(&mut receiver, adopted);
     let sequence = 1;
     let acknowledged = ReceiverAction::Acknowledge {
         sequence,
         taken,
         left,
     };
-    assert_eq!(said, [acknowledged]);
-    assert!(answers(&mut receiver, heard(2, Message::End { moved: 0 })).is_empty());
+    assert_eq!(actions, [acknowledged]);
+    assert!(answers(&mut receiver, received(2, Message::End { moved: 0 })).is_empty());
     let over = answers(&mut receiver, ReceiverEvent::PeerGone);
     assert_eq!(over, [ReceiverAction::Finish { complete: true }]);
     assert!(answers(&mut receiver, ReceiverEvent::PeerGone).is_empty());

@@ -17,7 +17,7 @@ fn second_lock_is_refused_until_first_is_gone() {
         matches!(&refused, Error::Held { holder, .. } if holder.pid == Some(own_pid)),
         "{refused}"
     );
-    assert!(!held[0].dismiss_askers());
+    assert!(!held[0].discard_checks());
     drop(held);
     try_lock("127.0.0.1", port).unwrap();
 }
@@ -87,7 +87,7 @@ fn lock_of_another_user_is_ignored() {
 fn only_own_names_are_claims() {
     let claim = Claim {
         address: "[fe80::1%3]:80".parse().unwrap(),
-        stage: Stage::Starting,
+        phase: Phase::Starting,
         ticket: Ticket::new(),
     };
     assert_eq!(Claim::parse(&claim.name()), Some(claim));

@@ -7,7 +7,7 @@ use ratatui_core::backend::TestBackend;
 use ratatui_core::terminal::Terminal;
 
 use super::super::keys::Key;
-use super::super::model::tests::look;
+use super::super::model::tests::sample;
 use super::*;
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::identity::{Generation, SlotId};
@@ -41,8 +41,8 @@ fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
 fn busy() -> Model {
     let mut model = Model::default();
     for messages in [0.0, 500.0, 1000.0, 45_000.0] {
-        let mut look = look(3, messages);
-        let status = &mut look.status;
+        let mut sample = sample(3, messages);
+        let status = &mut sample.status;
         status.last_operation = Some(LastOperation {
             what: "reload".to_owned(),
             outcome: "done".to_owned(),
@@ -69,17 +69,17 @@ fn busy() -> Model {
         });
         status.sum_up();
         let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
-        look.sockets = Some(Sockets {
+        sample.sockets = Some(Sockets {
             states: states
                 .map(|(state, count)| (state.to_owned(), count))
                 .into(),
             ..Sockets::default()
         });
-        let rates = look.rates.as_mut().unwrap();
+        let rates = sample.rates.as_mut().unwrap();
         rates.slots.get_mut(&SlotId(1)).unwrap().messages /= 3.0;
         rates.slots.get_mut(&SlotId(1)).unwrap().busy = 0.95;
         rates.slots.remove(&SlotId(2));
-        model.take_look(look, NOW);
+        model.add_sample(sample, NOW);
     }
     model
 }
@@ -136,7 +136,7 @@ fn view_fits_200_by_50() {
     let mut model = busy();
     model.press(Key::Char('+'));
     model.press(Key::Char('y'));
-    model.take_reply(Reply::Progress("slot 3: worker ready".to_owned()));
+    model.handle_reply(Reply::Progress("slot 3: worker ready".to_owned()));
     let expected = [
         "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
         "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
@@ -183,12 +183,12 @@ fn colour_repeats_words_only() {
 fn view_marks_stale_paused_and_missing() {
     let mut model = Model::default();
     assert_eq!(lines(&model, (40, 3))[0], "connecting …");
-    model.take_trouble("nobody there".to_owned());
+    model.set_error("nobody there".to_owned());
     assert_eq!(lines(&model, (40, 3))[0], "nobody there");
-    model.take_look(look(1, 5.0), Tick::from_millis(2000));
+    model.add_sample(sample(1, 5.0), Tick::from_millis(2000));
     model.press(Key::Char('p'));
     assert!(lines(&model, (80, 24))[0].ends_with(" [paused]"));
-    model.take_trouble("nobody there".to_owned());
+    model.set_error("nobody there".to_owned());
     let words = "no answer for 8s, retrying: nobody there";
     assert_eq!(lines(&model, (80, 24))[1], words);
     model.press(Key::Char('?'));
@@ -199,9 +199,9 @@ fn view_marks_stale_paused_and_missing() {
 #[test]
 fn view_counts_and_scrolls_hidden_rows() {
     let mut model = Model::default();
-    let mut many = look(64, 5.0);
+    let mut many = sample(64, 5.0);
     many.status.slots[40].state = "starting".to_owned();
-    model.take_look(many, NOW);
+    model.add_sample(many, NOW);
     let screen = lines(&model, (80, 20));
     assert_eq!(screen[18], "rows 1 to 14 of 64, 1 not serving; up, down");
     for _ in 0..10 {
@@ -226,7 +226,7 @@ proptest! {
         size in (1_u16..220, 1_u16..60), numbers in prop::array::uniform4(any::<u64>()),
         slots in 0_u16..70, text in ".{0,100}", keys in "[rud+?p-]{0,4}",
     ) {
-        let mut one = look(slots, numbers[0] as f64);
+        let mut one = sample(slots, numbers[0] as f64);
         one.status.operation = Some(text.clone());
         one.status.phase.clone_from(&text);
         for slot in &mut one.status.slots {
@@ -239,11 +239,11 @@ proptest! {
             states: BTreeMap::from([(text.clone(), numbers[0])]), ..Sockets::default()
         });
         let mut model = Model::default();
-        model.take_look(one, NOW);
+        model.add_sample(one, NOW);
         for key in keys.chars() {
             model.press(Key::Char(key));
         }
-        model.take_reply(Reply::Progress(text));
+        model.handle_reply(Reply::Progress(text));
         shown(&model, true, size);
     }
 }

@@ -31,7 +31,7 @@ pub struct Conversation {
 
 /// The replies that one read returned.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct Received {
     /// Complete replies.
     pub replies: Vec<Reply>,
     /// Whether the connection has ended.
@@ -75,13 +75,13 @@ pub struct Found {
     /// Servers that accept connections.
     pub running: Vec<Candidate>,
     /// Sockets of other users, or unreadable directories.
-    pub barred: Vec<(PathBuf, io::Error)>,
+    pub unsearched: Vec<(PathBuf, io::Error)>,
 }
 
 /// Bytes per read.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Timeout for a server to accept a connection that only checks its presence.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Conversation {
     /// Connects to the server at `path`; every wait ends at the deadline, `within` from now.
@@ -140,15 +140,15 @@ impl Conversation {
     ///
     /// # Errors
     /// [`Error::Nonsense`], [`Error::System`].
-    pub fn read_ready(&mut self) -> Result<Heard, Error> {
-        let mut heard = Heard {
+    pub fn read_ready(&mut self) -> Result<Received, Error> {
+        let mut received = Received {
             ended: self.read_once()?,
-            ..Heard::default()
+            ..Received::default()
         };
         while let Some(line) = self.incoming.line() {
-            heard.replies.push(Reply::decode(&line)?);
+            received.replies.push(Reply::decode(&line)?);
         }
-        Ok(heard)
+        Ok(received)
     }
 
     /// Reads once and returns whether the connection has ended.
@@ -217,16 +217,16 @@ pub fn find(directories: &[PathBuf]) -> Found {
     let mut found = Found::default();
     for directory in directories {
         match place::candidates(directory) {
-            Err(error) => found.barred.push((directory.clone(), error)),
+            Err(error) => found.unsearched.push((directory.clone(), error)),
             Ok(candidates) => {
                 for candidate in candidates {
-                    match Conversation::open(&candidate.path, Some(LOOK_TIMEOUT)) {
+                    match Conversation::open(&candidate.path, Some(PROBE_TIMEOUT)) {
                         // A server that does not accept in time is running all the same.
                         Ok(_) | Err(Error::TimedOut) => found.running.push(candidate),
                         Err(Error::Unreachable { path, source })
                             if source.kind() == io::ErrorKind::PermissionDenied =>
                         {
-                            found.barred.push((path, source));
+                            found.unsearched.push((path, source));
                         }
                         // Stale: its server was killed.
                         Err(_) => {}
@@ -308,7 +308,7 @@ mod tests {
             directory.path().join("nowhere"),
         ];
         let found = find(&places);
-        assert_eq!((found.running.len(), found.barred.len()), (1, 0));
+        assert_eq!((found.running.len(), found.unsearched.len()), (1, 0));
         assert_eq!(found.running[0], Candidate { pid: 1, path });
         drop(listener);
         assert!(find(&places).running.is_empty());

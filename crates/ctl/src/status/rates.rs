@@ -2,7 +2,7 @@
 //!
 //! The time between them is the server's own (its uptime), so it is exact however late an answer
 //! arrives. Invariants: samples of different instances are not compared; a counter that has
-//! decreased (a slot that was removed and added again) gives no rate, never a negative or a huge
+//! decreased (a slot that was removed and added again) gives no rate, never a print_negative or a huge
 //! one. Pure: it must not read a clock.
 
 use std::collections::BTreeMap;

@@ -101,7 +101,7 @@ impl Sockets {
     }
 
     /// Counts the sockets on the ports of `status`, and lists at most `list` of them if requested.
-    /// Owners are filled in for this server's listeners; see [`Self::strangers`] for others.
+    /// Owners are filled in for this server's listeners; see [`Self::foreign`] for others.
     #[must_use]
     pub fn count(entries: Vec<Entry>, status: &Status, list: Option<usize>) -> Self {
         let ports = ports(status);
@@ -140,7 +140,7 @@ impl Sockets {
     }
 
     /// Returns every listed socket whose owner is not known.
-    pub fn strangers(&mut self) -> impl Iterator<Item = &mut SocketStatus> {
+    pub fn foreign(&mut self) -> impl Iterator<Item = &mut SocketStatus> {
         let listed = self.list.iter_mut().flatten();
         let all = self.others.iter_mut().chain(listed);
         all.filter(|one| one.inode != 0 && one.owner.pid.is_none())
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(list[2].owner.pid, Some(4713));
         assert_eq!(list[3].peer, "127.0.0.1:5");
         // The foreign listener twice, and the one connection that has an owner.
-        assert_eq!(sockets.strangers().count(), 3);
+        assert_eq!(sockets.foreign().count(), 3);
     }
 
     #[test]

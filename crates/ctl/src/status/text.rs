@@ -158,8 +158,8 @@ fn head(view: View<'_>) -> Vec<String> {
 
 /// Returns why the server is not ready, if no other line shows it.
 pub(super) fn not_ready(status: &Status) -> Option<String> {
-    let told = status.phase != SERVING || status.out_of_rotation().is_some();
-    let why = status.unready().filter(|_| !told);
+    let explained = status.phase != SERVING || status.out_of_rotation().is_some();
+    let why = status.unready().filter(|_| !explained);
     why.map(|why| format!("not ready    {why}"))
         .or_else(|| Some(format!("degraded     {}", status.degraded()?)))
 }
@@ -276,16 +276,18 @@ pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
         lines.push(format!("local clients {clients}"));
     }
     let others = sockets.others.iter().take(OTHERS_MAX);
-    lines.extend(others.map(|other| format!("also bound   {}", stranger(other))));
-    let untold = sockets.others.len().saturating_sub(OTHERS_MAX) as u64;
-    let untold = untold.saturating_add(sockets.others_untold);
-    if untold > 0 {
-        lines.push(format!("also bound   {untold} more; see status --sockets"));
+    lines.extend(others.map(|other| format!("also bound   {}", foreign_socket(other))));
+    let unlisted = sockets.others.len().saturating_sub(OTHERS_MAX) as u64;
+    let unlisted = unlisted.saturating_add(sockets.others_untold);
+    if unlisted > 0 {
+        lines.push(format!(
+            "also bound   {unlisted} more; see status --sockets"
+        ));
     }
     lines
 }
 
-fn stranger(other: &SocketStatus) -> String {
+fn foreign_socket(other: &SocketStatus) -> String {
     let program = other.owner.program.as_deref().unwrap_or("?");
     match other.owner.pid {
         Some(pid) => format!("pid {pid} ({program}) on {}", other.local),
@@ -306,9 +308,9 @@ fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
 
 /// Returns how the workers are sandboxed, if any has reported it.
 fn sandbox(slots: &[SlotStatus]) -> Option<String> {
-    let mut said = slots.iter().filter_map(|slot| slot.sandbox.as_ref());
-    let first = said.next()?;
-    if said.any(|other| other != first) {
+    let mut sandboxes = slots.iter().filter_map(|slot| slot.sandbox.as_ref());
+    let first = sandboxes.next()?;
+    if sandboxes.any(|other| other != first) {
         return Some("sandbox      differs between workers; see status --json".to_owned());
     }
     let mut line = match first.layers[..] {

@@ -209,7 +209,7 @@ fn text_shows_rates_and_sockets() {
         others: vec![other(Some(77)), other(None)],
         ..Sockets::default()
     };
-    let look = super::super::Look {
+    let sample = super::super::Sample {
         status,
         sockets: Some(sockets),
         rates: Some(rates),
@@ -234,17 +234,17 @@ slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash
    1    4713     3 serving        12m  1200   513     -     -     -     -     0
 slot 1: running release 1
 slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
-    assert_eq!(look.lines().join("\n"), expected);
+    assert_eq!(sample.lines().join("\n"), expected);
     for height in 0..25 {
-        assert!(lines(look.view(), height).len() <= height, "{height}");
+        assert!(lines(sample.view(), height).len() <= height, "{height}");
     }
-    let last = lines(look.view(), 17).pop().unwrap();
+    let last = lines(sample.view(), 17).pop().unwrap();
     let words = "… slots not shown: 2 (0 not serving); notes not shown: 2; see status --json";
     assert_eq!(last, words);
     // Without a limit every slot has its line.
-    let many = super::super::Look {
+    let many = super::super::Sample {
         status: self::status(64),
-        ..super::super::Look::default()
+        ..super::super::Sample::default()
     };
     let shown = many.lines();
     assert_eq!(shown.iter().filter(|l| l.starts_with(' ')).count(), 64);
@@ -369,8 +369,8 @@ proptest! {
             others: vec![SocketStatus { local: status.phase.clone(), ..SocketStatus::default() }],
             others_untold: numbers[1], ..Sockets::default()
         };
-        let look = super::super::Look { status, sockets: Some(sockets), rates: Some(rates) };
-        for line in lines.into_iter().chain(look.lines()) {
+        let sample = super::super::Sample { status, sockets: Some(sockets), rates: Some(rates) };
+        for line in lines.into_iter().chain(sample.lines()) {
             prop_assert!(line.chars().count() <= COLUMNS);
             prop_assert!(!line.chars().any(char::is_control));
         }

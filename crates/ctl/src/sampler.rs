@@ -7,7 +7,7 @@
 //! are searched for among the descriptors of all processes.
 //!
 //! Invariant: however many sockets there are, reading the list takes a small part of a CPU's time
-//! (`SOCKETS_REST_FACTOR`): between two readings the last one is shown, with its age. It must not
+//! (`SOCKETS_PAUSE_FACTOR`): between two readings the last one is shown, with its age. It must not
 //! be used by a server.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,16 +21,16 @@ use crate::control::client::{Conversation, Error};
 use crate::control::{Reply, Request};
 use crate::identity::SlotId;
 use crate::sockets;
-use crate::status::{Look, Rates, Sockets, Status};
+use crate::status::{Rates, Sample, Sockets, Status};
 
 /// Minimum interval between two readings of the list of sockets, as a multiple of the CPU time that
 /// a reading took, with an upper bound.
-const SOCKETS_REST_FACTOR: u32 = 9;
-const SOCKETS_REST_MAX: Duration = Duration::from_secs(10);
+const SOCKETS_PAUSE_FACTOR: u32 = 9;
+const SOCKETS_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Samples one server and keeps the previous sample.
 #[derive(Debug, Default)]
-pub struct Looker {
+pub struct Sampler {
     /// Number of sockets to list individually; `None`: sockets are only counted.
     list: Option<usize>,
     /// The owner of each socket searched for so far; `None`: no process that this one may inspect.
@@ -61,7 +61,7 @@ pub enum Answer {
 ///
 /// # Errors
 /// There is no answer.
-pub fn ask(path: &Path, within: Option<Duration>) -> Result<Answer, Error> {
+pub fn request_status(path: &Path, within: Option<Duration>) -> Result<Answer, Error> {
     let mut conversation = Conversation::open(path, within)?;
     conversation.ask(&Request::Status)?;
     match conversation.next_reply()? {
@@ -71,7 +71,7 @@ pub fn ask(path: &Path, within: Option<Duration>) -> Result<Answer, Error> {
     }
 }
 
-impl Looker {
+impl Sampler {
     /// Returns a sampler that lists at most `list` sockets individually, if any.
     #[must_use]
     pub fn new(list: Option<usize>) -> Self {
@@ -87,12 +87,12 @@ impl Looker {
     }
 
     /// Adds to a status the data that this process can observe.
-    pub fn complete(&mut self, status: Status, server: Option<i32>) -> Look {
+    pub fn complete(&mut self, status: Status, server: Option<i32>) -> Sample {
         let before = self.before.as_ref();
         let rates = before.and_then(|before| Rates::between(before, &status));
         let sockets = self.sockets(&status, server);
         self.before = Some(status.clone());
-        Look {
+        Sample {
             status,
             sockets: Some(sockets),
             rates,
@@ -106,11 +106,11 @@ impl Looker {
             Some(_) | None => {
                 let before = cpu_time();
                 let sockets = self.read_sockets(status, server);
-                let rest = cpu_time().saturating_sub(before) * SOCKETS_REST_FACTOR;
+                let pause = cpu_time().saturating_sub(before) * SOCKETS_PAUSE_FACTOR;
                 Reading {
                     sockets,
                     at: now,
-                    due: now + rest.min(SOCKETS_REST_MAX),
+                    due: now + pause.min(SOCKETS_PAUSE_MAX),
                 }
             }
         };
@@ -144,7 +144,7 @@ impl Looker {
 
     /// Searches for the owners of sockets that have not been searched for before.
     fn name_owners(&mut self, sockets: &mut Sockets, workers: &BTreeMap<u32, SlotId>) {
-        let wanted: BTreeSet<u64> = sockets.strangers().map(|one| one.inode).collect();
+        let wanted: BTreeSet<u64> = sockets.foreign().map(|one| one.inode).collect();
         self.owners.retain(|inode, _| wanted.contains(inode));
         let known = |inode: &u64| self.owners.contains_key(inode);
         let new: BTreeSet<u64> = wanted.iter().copied().filter(|it| !known(it)).collect();
@@ -153,7 +153,7 @@ impl Looker {
             let owners = new.into_iter().map(|inode| (inode, found.remove(&inode)));
             self.owners.extend(owners);
         }
-        for one in sockets.strangers() {
+        for one in sockets.foreign() {
             if let Some(Some((pid, program))) = self.owners.get(&one.inode) {
                 one.owner.pid = Some(*pid);
                 one.owner.program = Some(program.clone());

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::ask::{Barred, Error, Shown, look, negative};
 #[cfg(feature = "top")]
 use super::names::BAD_INPUT;
+use super::reply::{Error, Shown, Unsearched, print_negative, request_status};
 use super::watch;
 use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
 #[cfg(feature = "top")]
@@ -20,13 +20,13 @@ use crate::top;
 use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
 use uppercased_ctl::control::place::{Candidate, Surroundings};
 use uppercased_ctl::control::{Reply, Request};
-use uppercased_ctl::look::Answer;
 use uppercased_ctl::output::print;
-use uppercased_ctl::stderr::{self, complain};
+use uppercased_ctl::sampler::Answer;
+use uppercased_ctl::stderr::{self, write_error};
 
 /// A request to a running server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct RemoteCommand {
     /// The request.
     pub request: Request,
     /// The control socket of the server; `None`: the only one that runs.
@@ -41,11 +41,11 @@ pub struct Order {
 const ADDRESSES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends the command and waits for the result.
-pub(super) fn run(order: &Order) -> ExitCode {
-    match carry_out(order) {
+pub(super) fn run(command: &RemoteCommand) -> ExitCode {
+    match execute(command) {
         Ok(code) => code,
         Err(error) => {
-            complain(&error.to_string());
+            write_error(&error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
@@ -54,11 +54,11 @@ pub(super) fn run(order: &Order) -> ExitCode {
 /// Shows a server on this terminal.
 #[cfg(feature = "top")]
 pub(super) fn watch(options: &top::Options) -> ExitCode {
-    let find = || the_only_one().map_err(|error| error.to_string());
+    let find = || only_running_server().map_err(|error| error.to_string());
     match top::run(options, &find) {
         Ok(code) => code,
         Err(error) => {
-            complain(&error.to_string());
+            write_error(&error.to_string());
             match error {
                 top::Error::NoTerminal | top::Error::Dumb | top::Error::NoServer(_) => {
                     ExitCode::from(BAD_INPUT)
@@ -71,7 +71,7 @@ pub(super) fn watch(options: &top::Options) -> ExitCode {
 
 /// Returns the socket named by the environment. The variable is the server's setting, with the same
 /// valid values.
-pub(super) fn named_in(
+pub(super) fn socket_in(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Option<PathBuf>, config::Error> {
     let variable = Setting::find("control").map(Setting::variable);
@@ -89,19 +89,19 @@ pub(super) fn named_in(
     })
 }
 
-fn carry_out(order: &Order) -> Result<ExitCode, Error> {
-    let path = match &order.control {
+fn execute(command: &RemoteCommand) -> Result<ExitCode, Error> {
+    let path = match &command.control {
         Some(path) => path.clone(),
-        None => the_only_one()?,
+        None => only_running_server()?,
     };
-    match order.request {
-        Request::Stop => return stop(&path, order.timeout),
+    match command.request {
+        Request::Stop => return stop(&path, command.timeout),
         Request::Status => {
-            let within = order.timeout.unwrap_or(STATUS_ANSWER_TIMEOUT);
-            return if order.shown.ready {
+            let within = command.timeout.unwrap_or(STATUS_ANSWER_TIMEOUT);
+            return if command.shown.ready {
                 readiness(&path, within)
             } else {
-                watch::status(&path, order.shown, within)
+                watch::status(&path, command.shown, within)
             };
         }
         Request::Reload(_)
@@ -110,15 +110,15 @@ fn carry_out(order: &Order) -> Result<ExitCode, Error> {
         | Request::Scale { .. }
         | Request::Rotation { .. } => {}
     }
-    let reply = client::ask(&path, &order.request, order.timeout, tell)?;
-    match (reply, &order.request) {
+    let reply = client::ask(&path, &command.request, command.timeout, write_progress)?;
+    match (reply, &command.request) {
         (Reply::Done(done), request) => {
-            let line = done.describe(request).ok_or(Error::OffTopic)?;
+            let line = done.describe(request).ok_or(Error::UnexpectedReply)?;
             Ok(print(&format!("{line}\n")))
         }
-        (Reply::Failed(cause), _) => Ok(negative("failed", &cause)),
-        (Reply::Refused(cause), _) => Ok(negative("refused", &cause)),
-        (Reply::Status(_) | Reply::Progress(_), _) => Err(Error::OffTopic),
+        (Reply::Failed(cause), _) => Ok(print_negative("failed", &cause)),
+        (Reply::Refused(cause), _) => Ok(print_negative("refused", &cause)),
+        (Reply::Status(_) | Reply::Progress(_), _) => Err(Error::UnexpectedReply),
     }
 }
 
@@ -132,12 +132,12 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
         match reply {
             Reply::Progress(text) => {
                 begun = true;
-                tell(&text);
+                write_progress(&text);
             }
             Reply::Done(_) => begun = true,
-            Reply::Failed(cause) => return Ok(negative("failed", &cause)),
-            Reply::Refused(cause) => return Ok(negative("refused", &cause)),
-            Reply::Status(_) => return Err(Error::OffTopic),
+            Reply::Failed(cause) => return Ok(print_negative("failed", &cause)),
+            Reply::Refused(cause) => return Ok(print_negative("refused", &cause)),
+            Reply::Status(_) => return Err(Error::UnexpectedReply),
         }
     }
     if begun {
@@ -147,38 +147,45 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
     }
 }
 
-fn tell(progress: &str) {
+fn write_progress(progress: &str) {
     // Best effort; the result counts.
-    stderr::say(progress);
+    stderr::write_line(progress);
 }
 
 /// Reports, like the admin endpoint's `/readyz`, whether to send clients here, as an exit code.
 fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
-    match look(path, within)? {
+    match request_status(path, within)? {
         Answer::Status(status, _) => Ok(match status.unready() {
             None => print(&format!("{}\n", status.ready_words())),
-            Some(why) => negative("not ready", &why),
+            Some(why) => print_negative("not ready", &why),
         }),
-        Answer::Other(Reply::Failed(cause)) => Ok(negative("failed", &cause)),
-        Answer::Other(Reply::Refused(cause)) => Ok(negative("refused", &cause)),
-        Answer::Other(_) => Err(Error::OffTopic),
+        Answer::Other(Reply::Failed(cause)) => Ok(print_negative("failed", &cause)),
+        Answer::Other(Reply::Refused(cause)) => Ok(print_negative("refused", &cause)),
+        Answer::Other(_) => Err(Error::UnexpectedReply),
     }
 }
 
 /// Returns the socket of the only running server.
-fn the_only_one() -> Result<PathBuf, Error> {
+fn only_running_server() -> Result<PathBuf, Error> {
     let places = Surroundings::here().searched();
-    let Found { running, barred } = client::find(&places);
+    let Found {
+        running,
+        unsearched,
+    } = client::find(&places);
     match <[Candidate; 1]>::try_from(running) {
         Ok([only]) => Ok(only.path),
-        Err(running) if running.is_empty() && barred.is_empty() => Err(Error::NoneFound(places)),
-        Err(running) if running.is_empty() => Err(Error::NoneHeeds(Barred(barred))),
-        Err(running) => Err(Error::Several(running.iter().map(introduced).collect())),
+        Err(running) if running.is_empty() && unsearched.is_empty() => {
+            Err(Error::NoneFound(places))
+        }
+        Err(running) if running.is_empty() => Err(Error::NonePermitted(Unsearched(unsearched))),
+        Err(running) => Err(Error::Several(
+            running.iter().map(describe_candidate).collect(),
+        )),
     }
 }
 
-/// Describes one of several servers, so that a user can tell them apart.
-fn introduced(server: &Candidate) -> String {
+/// Describes one of several servers, so that a user can distinguish them.
+fn describe_candidate(server: &Candidate) -> String {
     let Candidate { pid, path } = server;
     let asked = client::ask(path, &Request::Status, Some(ADDRESSES_TIMEOUT), |_| {});
     let addresses = match asked {

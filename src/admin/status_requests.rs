@@ -1,7 +1,7 @@
 //! Status requests of the admin process to its supervisor: one channel, many requesting threads.
 //!
 //! Invariants: a reply goes to the thread that sent that request, and a late one is dropped; no
-//! lock is held while a thread waits. It must not read the channel except in [`Questions::hear`],
+//! lock is held while a thread waits. It must not read the channel except in [`StatusRequests::dispatch`],
 //! which one thread calls.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use uppercased_ctl::status::Status;
 
 /// The outstanding requests, and the channel they share.
 #[derive(Debug)]
-pub(super) struct Questions(Mutex<Open>);
+pub(super) struct StatusRequests(Mutex<Open>);
 
 #[derive(Debug)]
 struct Open {
@@ -33,7 +33,7 @@ struct Open {
     alarm: Option<PipeWriter>,
 }
 
-impl Questions {
+impl StatusRequests {
     /// Creates it without requests.
     pub(super) fn over(channel: Channel<FromAdmin, ToAdmin>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Open {
@@ -54,20 +54,20 @@ impl Questions {
         within: Duration,
         agent: AgentAnswers,
     ) -> Result<Box<Status>, String> {
-        let (tell, told) = channel();
-        let number = self.ask(tell, agent)?;
-        let answer = told.recv_timeout(within);
+        let (reply_to, reply) = channel();
+        let number = self.ask(reply_to, agent)?;
+        let answer = reply.recv_timeout(within);
         self.lock().waiting.remove(&number);
         let file = answer.map_err(|_| "no answer in time".to_owned())?;
         read(file.into()).map_err(|error| format!("cannot read the answer: {error}"))
     }
 
-    fn ask(&self, tell: Sender<OwnedFd>, agent: AgentAnswers) -> Result<u64, String> {
+    fn ask(&self, reply_to: Sender<OwnedFd>, agent: AgentAnswers) -> Result<u64, String> {
         let mut open = self.lock();
         open.last += 1;
         let number = open.last;
-        open.say(FromAdmin::Ask { number, agent })?;
-        open.waiting.insert(number, tell);
+        open.send(FromAdmin::Ask { number, agent })?;
+        open.waiting.insert(number, reply_to);
         Ok(number)
     }
 
@@ -75,15 +75,15 @@ impl Questions {
     ///
     /// # Errors
     /// Why it cannot be sent.
-    pub(super) fn say(&self, message: FromAdmin) -> Result<(), String> {
-        self.lock().say(message)
+    pub(super) fn send(&self, message: FromAdmin) -> Result<(), String> {
+        self.lock().send(message)
     }
 
     /// Distributes the available replies.
     ///
     /// # Errors
     /// The channel cannot go on; [`channel::Error::Closed`] is its end, on either side.
-    pub(super) fn hear(&self) -> Result<(), channel::Error> {
+    pub(super) fn dispatch(&self) -> Result<(), channel::Error> {
         let mut open = self.lock();
         if open.failure.is_some() {
             return Err(channel::Error::Closed);
@@ -103,11 +103,11 @@ impl Questions {
         Ok(())
     }
 
-    /// Returns descriptors of which one becomes readable when [`Questions::hear`] has work.
+    /// Returns descriptors of which one becomes readable when [`StatusRequests::dispatch`] has work.
     ///
     /// # Errors
     /// No descriptor is left.
-    pub(super) fn ends(&self) -> io::Result<[OwnedFd; 2]> {
+    pub(super) fn wake_ups(&self) -> io::Result<[OwnedFd; 2]> {
         let mut open = self.lock();
         let (alarmed, alarm) = io::pipe()?;
         open.alarm = Some(alarm);
@@ -115,7 +115,7 @@ impl Questions {
     }
 
     /// Ends all threads because one failed: the reading thread finds the channel closed.
-    pub(super) fn give_up(&self, why: &io::Error) {
+    pub(super) fn fail(&self, why: &io::Error) {
         let mut open = self.lock();
         open.failure = Some(why.to_string());
         open.alarm = None;
@@ -133,9 +133,9 @@ impl Questions {
 }
 
 impl Open {
-    fn say(&mut self, message: FromAdmin) -> Result<(), String> {
-        let said = self.channel.send(&Envelope::without_worker(message), &[]);
-        said.map_err(|error| error.to_string())
+    fn send(&mut self, message: FromAdmin) -> Result<(), String> {
+        let sent = self.channel.send(&Envelope::without_worker(message), &[]);
+        sent.map_err(|error| error.to_string())
     }
 }
 
@@ -161,15 +161,15 @@ mod tests {
     };
 
     /// The supervisor's end: returns the next request.
-    fn asked(channel: &mut Channel<ToAdmin, FromAdmin>) -> u64 {
-        let received = channel.receive().unwrap().expect("it was asked before");
+    fn next_request(channel: &mut Channel<ToAdmin, FromAdmin>) -> u64 {
+        let received = channel.receive().unwrap().expect("a request was sent");
         match received.envelope.message {
             FromAdmin::Ask { number, .. } => number,
             other => panic!("{other:?}"),
         }
     }
 
-    fn tell(channel: &mut Channel<ToAdmin, FromAdmin>, number: u64, version: &str) {
+    fn reply(channel: &mut Channel<ToAdmin, FromAdmin>, number: u64, version: &str) {
         let status = Status {
             version: version.to_owned(),
             ..Status::default()
@@ -185,21 +185,21 @@ mod tests {
     #[test]
     fn each_question_gets_its_answer_in_any_order() {
         let (mut supervisor, here) = Channel::pair().unwrap();
-        let questions = Questions::over(here);
+        let status_requests = StatusRequests::over(here);
         let ask = || {
-            let (tell, told) = channel();
-            (questions.ask(tell, NOTHING).unwrap(), told)
+            let (reply_to, reply) = channel();
+            (status_requests.ask(reply_to, NOTHING).unwrap(), reply)
         };
         let (first, second) = (ask(), ask());
         assert_eq!(
-            [asked(&mut supervisor), asked(&mut supervisor)],
+            [next_request(&mut supervisor), next_request(&mut supervisor)],
             [first.0, second.0]
         );
-        tell(&mut supervisor, second.0, "second");
-        tell(&mut supervisor, first.0, "first");
-        questions.hear().unwrap();
-        for ((_, told), version) in [(first, "first"), (second, "second")] {
-            let answer = told.try_recv().unwrap();
+        reply(&mut supervisor, second.0, "second");
+        reply(&mut supervisor, first.0, "first");
+        status_requests.dispatch().unwrap();
+        for ((_, reply), version) in [(first, "first"), (second, "second")] {
+            let answer = reply.try_recv().unwrap();
             assert_eq!(read(answer.into()).unwrap().version, version);
         }
     }
@@ -207,36 +207,42 @@ mod tests {
     #[test]
     fn late_answer_is_dropped() {
         let (mut supervisor, here) = Channel::pair().unwrap();
-        let questions = Questions::over(here);
-        let why = questions
+        let status_requests = StatusRequests::over(here);
+        let why = status_requests
             .status(Duration::from_millis(1), NOTHING)
             .unwrap_err();
         assert_eq!(why, "no answer in time");
-        let number = asked(&mut supervisor);
-        tell(&mut supervisor, number, "late");
-        questions.hear().unwrap();
-        assert!(questions.lock().waiting.is_empty());
+        let number = next_request(&mut supervisor);
+        reply(&mut supervisor, number, "late");
+        status_requests.dispatch().unwrap();
+        assert!(status_requests.lock().waiting.is_empty());
     }
 
     #[test]
     fn both_sides_notice_end() {
         let (supervisor, here) = Channel::pair().unwrap();
-        let questions = Questions::over(here);
-        let [_, alarmed] = questions.ends().unwrap();
-        questions.give_up(&io::Error::other("no descriptors"));
+        let status_requests = StatusRequests::over(here);
+        let [_, alarmed] = status_requests.wake_ups().unwrap();
+        status_requests.fail(&io::Error::other("no descriptors"));
         assert_eq!(File::from(alarmed).read(&mut [0]).unwrap(), 0);
-        assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
-        assert_eq!(questions.failure().as_deref(), Some("no descriptors"));
+        assert!(matches!(
+            status_requests.dispatch(),
+            Err(channel::Error::Closed)
+        ));
+        assert_eq!(status_requests.failure().as_deref(), Some("no descriptors"));
         // It can still be sent.
         let ask = FromAdmin::Ask {
             number: 1,
             agent: NOTHING,
         };
-        questions.say(ask).unwrap();
+        status_requests.send(ask).unwrap();
         drop(supervisor);
-        let questions = Questions::over(Channel::pair().unwrap().0);
-        assert!(matches!(questions.hear(), Err(channel::Error::Closed)));
-        questions
+        let status_requests = StatusRequests::over(Channel::pair().unwrap().0);
+        assert!(matches!(
+            status_requests.dispatch(),
+            Err(channel::Error::Closed)
+        ));
+        status_requests
             .status(Duration::from_secs(10), NOTHING)
             .unwrap_err();
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::names::BAD_INPUT;
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
 use uppercased_ctl::escape::visible;
-use uppercased_ctl::look::{self, Answer};
 use uppercased_ctl::output::print;
+use uppercased_ctl::sampler::{self, Answer};
 
 /// How a status is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) enum Error {
         "cannot use any control socket as this user{0}; run the command as root or as the server's \
          user, or name another socket with --control"
     )]
-    NoneHeeds(Barred),
+    NonePermitted(Unsearched),
     #[error("cannot choose a server: {} are running: {}; name one with --control", .0.len(), .0.join(", "))]
     Several(Vec<String>),
     #[error(transparent)]
@@ -42,7 +42,7 @@ pub(super) enum Error {
     /// Only for a status: a live supervisor replies at once.
     #[error(
         "cannot get the status within {within:?}: {}; the workers may still be serving",
-        silence(*.server)
+        missing_reply_cause(*.server)
     )]
     Silent {
         within: Duration,
@@ -51,7 +51,7 @@ pub(super) enum Error {
     #[error(
         "cannot use the server's answer: it does not match the request; check the server's version"
     )]
-    OffTopic,
+    UnexpectedReply,
 }
 
 impl Error {
@@ -59,19 +59,19 @@ impl Error {
     pub(super) const fn exit_code(&self) -> u8 {
         match self {
             Self::NoneFound(_)
-            | Self::NoneHeeds(_)
+            | Self::NonePermitted(_)
             | Self::Several(_)
             | Self::Ask(AskError::Unreachable { .. }) => BAD_INPUT,
-            Self::Ask(_) | Self::Silent { .. } | Self::OffTopic => 1,
+            Self::Ask(_) | Self::Silent { .. } | Self::UnexpectedReply => 1,
         }
     }
 }
 
 /// Directories that could not be searched.
 #[derive(Debug)]
-pub(super) struct Barred(pub(super) Vec<(PathBuf, io::Error)>);
+pub(super) struct Unsearched(pub(super) Vec<(PathBuf, io::Error)>);
 
-impl fmt::Display for Barred {
+impl fmt::Display for Unsearched {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (path, error) in &self.0 {
             write!(out, ", {}: {error}", path.display())?;
@@ -80,14 +80,14 @@ impl fmt::Display for Barred {
     }
 }
 
-pub(super) fn negative(how: &str, cause: &str) -> ExitCode {
+pub(super) fn print_negative(how: &str, cause: &str) -> ExitCode {
     let _ = print(&format!("{how}: {}\n", visible(cause)));
     ExitCode::FAILURE
 }
 
 /// Requests one status from a server.
-pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, Error> {
-    match look::ask(path, Some(within)) {
+pub(super) fn request_status(path: &std::path::Path, within: Duration) -> Result<Answer, Error> {
+    match sampler::request_status(path, Some(within)) {
         Err(AskError::TimedOut) => {
             // The kernel completes the connection, whatever the server is doing.
             let asked = Conversation::open(path, Some(within)).ok();
@@ -99,7 +99,7 @@ pub(super) fn look(path: &std::path::Path, within: Duration) -> Result<Answer, E
 }
 
 /// Describes why a supervisor does not reply.
-fn silence(server: Option<i32>) -> String {
+fn missing_reply_cause(server: Option<i32>) -> String {
     match server {
         Some(pid) if is_stopped(pid) => {
             format!("process {pid} is stopped, and `kill -CONT {pid}` resumes it")
@@ -111,9 +111,9 @@ fn silence(server: Option<i32>) -> String {
 
 /// Returns whether a signal or a debugger has stopped a process.
 fn is_stopped(pid: i32) -> bool {
-    let told = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // After the name, which may contain any byte.
-    let state = told.rsplit(')').next().unwrap_or_default().trim_start();
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
     state.starts_with(['T', 't'])
 }
 

@@ -70,18 +70,18 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
         .filter(|line| !line.is_empty())
         .map(|line| line.strip_prefix("error: ").unwrap_or(line))
         .map(|line| line.strip_prefix("tip: ").unwrap_or(line));
-    let mut said = parts.next().unwrap_or_default().to_owned();
+    let mut line = parts.next().unwrap_or_default().to_owned();
     if let Some(meant) = meant(error, command) {
         // A similar word is not a useful tip for a term with a known equivalent.
-        said.push_str("; ");
-        said.push_str(meant);
+        line.push_str("; ");
+        line.push_str(meant);
     } else {
         for part in parts {
-            said.push_str(if said.ends_with(':') { " " } else { "; " });
-            said.push_str(part);
+            line.push_str(if line.ends_with(':') { " " } else { "; " });
+            line.push_str(part);
         }
     }
-    visible(&format!("{said}; see `{command} --help`"))
+    visible(&format!("{line}; see `{command} --help`"))
 }
 
 /// Returns the equivalent of the unknown word, if known. Flags are the server's.
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
     use crate::cli::definition;
 
-    fn told(args: &[&str]) -> String {
+    fn line_for(args: &[&str]) -> String {
         let args: Vec<OsString> = [&[PROGRAM], args].concat().iter().map(Into::into).collect();
         super::super::parse(args, []).unwrap_err().to_string()
     }
@@ -115,23 +115,23 @@ mod tests {
     #[test]
     fn error_names_missing_argument_and_help() {
         assert_eq!(
-            told(&["scale"]),
+            line_for(&["scale"]),
             "the following required arguments were not provided: <N>; see `uppercased scale --help`"
         );
         assert_eq!(
-            told(&["scale", "0"]),
+            line_for(&["scale", "0"]),
             "invalid value '0' for '<N>': use a number from 1 to 1024; see `uppercased scale \
              --help`"
         );
         #[cfg(feature = "bench")]
         assert_eq!(
-            told(&["bench", "compare"]),
+            line_for(&["bench", "compare"]),
             "the following required arguments were not provided: <A.json>...; see `uppercased \
              bench compare --help`"
         );
-        assert!(told(&["stop", "--timeout", "0s"]).contains("greater than zero"));
-        assert!(told(&["stop", "--timeout", "5"]).contains("needs a unit"));
-        assert!(told(&["nonsense"]).ends_with("see `uppercased --help`"));
+        assert!(line_for(&["stop", "--timeout", "0s"]).contains("greater than zero"));
+        assert!(line_for(&["stop", "--timeout", "5"]).contains("needs a unit"));
+        assert!(line_for(&["nonsense"]).ends_with("see `uppercased --help`"));
     }
 
     #[test]
@@ -145,26 +145,26 @@ mod tests {
             "pre-flight",
             "bench-prt",
         ] {
-            let line = told(&[word]);
+            let line = line_for(&[word]);
             for role in ["'admin'", "'worker'", "'preflight'", "'bench-part'"] {
                 assert!(!line.contains(role), "{line}");
             }
         }
         // After a flag it is not a role either.
-        assert!(told(&["--pin", "worker"]).starts_with("unrecognized subcommand 'worker'"));
+        assert!(line_for(&["--pin", "worker"]).starts_with("unrecognized subcommand 'worker'"));
     }
 
     #[test]
     fn words_of_other_servers_are_recognised() {
         for (words, meant) in ELSEWHERE {
             for word in *words {
-                let line = told(&[word]);
+                let line = line_for(&[word]);
                 assert!(line.contains(meant) && !line.contains("similar"), "{line}");
                 assert!(!line.contains('\n'), "{line}");
             }
         }
         // Where a flag is not the server's it has another meaning.
-        assert!(!told(&["status", "-n"]).contains("--workers"));
+        assert!(!line_for(&["status", "-n"]).contains("--workers"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::text;
 /// A status with its reader's additions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Look {
+pub struct Sample {
     /// The status as the server sent it.
     #[serde(flatten)]
     pub status: Status,
@@ -23,7 +23,7 @@ pub struct Look {
     pub rates: Option<Rates>,
 }
 
-impl Look {
+impl Sample {
     /// Returns all lines for people, with sockets and rates, 80 columns wide.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
