@@ -47,7 +47,7 @@ pub mod size;
 mod slot;
 mod socket;
 mod sys;
-mod team;
+pub mod team;
 pub mod truth;
 mod wait;
 

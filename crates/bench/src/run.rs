@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::during::Jobs;
-use super::engine::Share;
 use super::failure::Kind;
 use super::find::{self, find};
 use super::findings::Findings;
@@ -164,7 +163,7 @@ fn load(
         ..Watched::default()
     };
     let mut progress = Progress::of(plan, !options.no_progress);
-    let mut team = team(plan, subject.address)?;
+    let mut team = Team::launch(plan, subject.address)?;
     let (mut stopped_at, mut is_hurried) = (None, false);
     let mut wait = |team: &mut Team, until: Option<Tick>| {
         let now = clock::now();
@@ -262,23 +261,6 @@ impl Looks {
         self.by_worker = status.slots.iter().map(|slot| slot.traffic.open).collect();
         self.by_worker.iter().sum::<u64>() >= open
     }
-}
-
-/// Creates the threads or processes of the load, which connect at once.
-fn team(plan: &Plan, target: SocketAddr) -> io::Result<Team> {
-    let threads = u32::from(plan.threads) * u32::from(plan.processes);
-    let share = |index| Share {
-        plan: plan.clone(),
-        target,
-        index,
-        threads,
-    };
-    if plan.processes == 1 {
-        return Team::threads((0..threads).map(share).collect());
-    }
-    let each = u32::from(plan.threads);
-    let bundle = |process| (process * each..(process + 1) * each).map(share).collect();
-    Team::processes((0..plan.processes.into()).map(bundle).collect())
 }
 
 /// Returns the commands to run: the given ones, and those for the built-in server.

@@ -14,6 +14,7 @@
 )]
 
 use std::io::{self, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -25,10 +26,11 @@ use mio::{Poll, Waker};
 use serde::{Deserialize, Serialize};
 
 use super::engine::{self, Board, ORDERS, Reached, Share};
+use super::plan::Plan;
 use super::record::Record;
 use super::truth::Truth;
 use super::wait::has_ended;
-use uppercased_ctl::clock::Tick;
+use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::output;
 
 /// The hidden command that runs a process of the load.
@@ -40,9 +42,9 @@ const END_MAX: Duration = Duration::from_secs(2);
 /// Interval at which a process reports its counts.
 const SHOW: Duration = Duration::from_millis(100);
 
-/// The members of the load.
+/// The members of the load. Dropping it stops them.
 #[derive(Debug)]
-pub(super) struct Team {
+pub struct Team {
     members: Vec<Member>,
     told: Receiver<Told>,
     /// Number of members that are not ready.
@@ -54,7 +56,7 @@ pub(super) struct Team {
 
 /// A message from a member.
 #[derive(Debug)]
-pub(super) enum Told {
+enum Told {
     /// A member reached a phase.
     Reached(Reached),
     /// A member is done; the records of its threads.
@@ -65,7 +67,7 @@ pub(super) enum Told {
 
 /// Counts of the whole team.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Counts {
+pub struct Counts {
     /// Messages answered, including the warm-up's.
     pub answered: u64,
     /// Failures.
@@ -76,7 +78,7 @@ pub(super) struct Counts {
 
 /// The phase of the whole team.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub enum Progress {
     /// All members are ready.
     Ready,
     /// The measurement has ended for all members.
@@ -121,11 +123,30 @@ enum Line {
 }
 
 impl Team {
-    /// Starts one member for each share: threads of this process.
+    /// Starts the threads of `plan`, or its processes, which connect to `target` at once. They run
+    /// on the CPUs of the calling thread. The program that calls it must run [`be_part`] if its
+    /// first argument is [`PART`].
     ///
     /// # Errors
-    /// The system refuses an event loop.
-    pub(super) fn threads(shares: Vec<Share>) -> io::Result<Self> {
+    /// The system refuses an event loop or a process.
+    pub fn launch(plan: &Plan, target: SocketAddr) -> io::Result<Self> {
+        let threads = u32::from(plan.threads) * u32::from(plan.processes);
+        let share = |index| Share {
+            plan: plan.clone(),
+            target,
+            index,
+            threads,
+        };
+        if plan.processes == 1 {
+            return Self::threads((0..threads).map(share).collect());
+        }
+        let each = u32::from(plan.threads);
+        let bundle = |process| (process * each..(process + 1) * each).map(share).collect();
+        Self::processes((0..plan.processes.into()).map(bundle).collect())
+    }
+
+    /// Starts one member for each share: threads of this process.
+    fn threads(shares: Vec<Share>) -> io::Result<Self> {
         let (tell, told) = channel();
         let mut members = Vec::new();
         let truth = shares.first().map(|share| {
@@ -156,10 +177,7 @@ impl Team {
     }
 
     /// Starts one process for each bundle of shares.
-    ///
-    /// # Errors
-    /// A process cannot be started.
-    pub(super) fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
+    fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
         let (tell, told) = channel();
         // Processes started so far end with the team if another one fails to start.
         let mut team = Self::of(Vec::new(), told);
@@ -203,7 +221,7 @@ impl Team {
     }
 
     /// Starts the load at `at`.
-    pub(super) fn start(&mut self, at: Tick) {
+    pub fn start(&mut self, at: Tick) {
         for member in &mut self.members {
             member.board.start.store(at.as_nanos(), Ordering::Release);
             member.order(&Order::Start(at));
@@ -211,7 +229,7 @@ impl Team {
     }
 
     /// Ends the load early.
-    pub(super) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         for member in &mut self.members {
             member.board.stop.store(true, Ordering::Release);
             member.order(&Order::Stop);
@@ -219,10 +237,27 @@ impl Team {
     }
 
     /// Ends the load without the last answers.
-    pub(super) fn hurry(&mut self) {
+    pub fn hurry(&mut self) {
         for member in &mut self.members {
             member.board.hurry.store(true, Ordering::Release);
             member.order(&Order::Hurry);
+        }
+    }
+
+    /// Waits until the team has reached `phase`.
+    ///
+    /// # Errors
+    /// A member failed, or the phase was not reached `within` that time.
+    pub fn reach(&mut self, phase: Progress, within: Duration) -> Result<(), String> {
+        let deadline = clock::now() + within;
+        loop {
+            let reached = self.wait(deadline.since(clock::now()))?;
+            if reached == phase {
+                return Ok(());
+            }
+            if reached == Progress::Done || clock::now() >= deadline {
+                return Err(format!("the load has not reached the phase {phase:?} in time"));
+            }
         }
     }
 
@@ -230,7 +265,7 @@ impl Team {
     ///
     /// # Errors
     /// A member failed.
-    pub(super) fn wait(&mut self, within: Duration) -> Result<Progress, String> {
+    pub fn wait(&mut self, within: Duration) -> Result<Progress, String> {
         match self.told.recv_timeout(within) {
             Err(RecvTimeoutError::Timeout) => Ok(Progress::Waiting),
             Err(RecvTimeoutError::Disconnected) if self.not_done == 0 => Ok(Progress::Done),
@@ -254,7 +289,7 @@ impl Team {
 
     /// Returns the counts so far.
     #[must_use]
-    pub(super) fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counts {
         let mut sum = Counts::default();
         for Member { board, .. } in &self.members {
             sum.answered += board.answered.load(Ordering::Relaxed);
@@ -266,7 +301,7 @@ impl Team {
 
     /// Returns the records of the members that are done.
     #[must_use]
-    pub(super) fn into_records(mut self) -> Vec<Record> {
+    pub fn into_records(mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
     }
 }
