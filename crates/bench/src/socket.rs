@@ -6,13 +6,16 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
+use std::os::fd::AsRawFd as _;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use nix::libc::linger;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, setsockopt,
+    socket, sockopt,
+};
 
 use crate::connection::Stream;
 use uppercased_ctl::proxy_header::{self, Version};
@@ -33,18 +36,20 @@ impl Wire {
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
-        let kind = Type::STREAM.nonblocking();
-        let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+        let family = match target {
+            SocketAddr::V4(_) => AddressFamily::Inet,
+            SocketAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let socket = socket(family, SockType::Stream, flags, SockProtocol::Tcp)?;
         if let Some(source) = source {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-            socket.bind(&source.into())?;
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(source))?;
         }
-        socket.set_tcp_nodelay(true)?;
-        match socket.connect(&target.into()) {
-            Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
-                return Err(error);
-            }
-            _ => {}
+        setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+        match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(errno) => return Err(errno.into()),
         }
         let mut stream = TcpStream::from_std(socket.into());
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -85,7 +90,11 @@ impl Wire {
     /// Makes the following close a reset.
     pub(super) fn reset_on_close(&self) {
         // Fails for a connection that is over; then there is nothing to reset.
-        let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
+        let at_once = linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        let _ = setsockopt(&self.0, sockopt::Linger, &at_once);
     }
 }
 
