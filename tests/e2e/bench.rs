@@ -221,6 +221,32 @@ fn every_pattern_passes_own_server() {
 }
 
 #[test]
+fn stalled_readers_check_replies_at_end() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
+    let small = [
+        "--receive-buffer=4096",
+        "--connections=8",
+        "--duration=600ms",
+    ];
+    let target = server.addr().to_string();
+    let said = bench(&[&["stall", &target], &small[..]].concat());
+    let outcome = said.is_clean();
+    let totals = outcome.totals;
+    assert_eq!((totals.messages, totals.bytes_received), (0, 0));
+    assert!(totals.bytes_sent > 8 * 64 * 1024, "{totals:?}");
+    assert_eq!(outcome.latency, None);
+    // A wrong byte is found, although it is read at the end only.
+    let bad = Bad::reply(|before, bytes| {
+        let mut reply = upper(bytes);
+        reply[0] ^= u8::from(before == 0) << 7;
+        Some(reply)
+    });
+    let said = bench(&[&["stall", &bad.target()], &small[..]].concat());
+    assert_eq!(said.code, 1, "{}", said.stdout);
+    assert_eq!(said.outcome().failures["wrong_byte"], 8);
+}
+
+#[test]
 fn every_connection_sends_proxy_header() {
     let server = Server::start(&[
         "--listen=127.0.0.1:0",
@@ -238,6 +264,7 @@ fn every_connection_sends_proxy_header() {
             vec!["churn", "--connections=4", "--close=half"],
             vec!["hold", "--connections=20", "--every=200ms"],
             vec!["idle", "--connections=20", "--processes=2"],
+            vec!["stall", "--connections=4"],
         ] {
             let said = bench(&[&pattern[..], &[&target, &header], &SHORT].concat());
             let plan = &said.is_clean().plan;

@@ -44,6 +44,7 @@ const DURING: &str = "during";
 const RELOAD_EVERY: &str = "reload-every";
 const UPGRADE_EVERY: &str = "upgrade-every";
 const WORKERS: &str = "workers";
+const RECEIVE_BUFFER: &str = "receive-buffer";
 const PROXY_PROTOCOL: &str = "proxy-protocol";
 const NO_PROGRESS: &str = "no-progress";
 const SERVER_ARGS: &str = "server-args";
@@ -57,6 +58,7 @@ Patterns:
   churn   repeat: connect, exchange, close
   hold    long-lived connections with occasional messages
   idle    open, silent connections
+  stall   send without reading; at the end, read and check every reply
 
 Without an address, bench starts a built-in server, measures it and stops it.
 
@@ -102,7 +104,7 @@ fn load() -> Vec<Arg> {
         typed::<Sizes>(
             SIZE,
             "BYTES",
-            "Message size: 64, 16k, 64..1k, chat or mixed [64; stream 64k]",
+            "Message size: 64, 16k, 64..1k, chat or mixed [64; stream, stall 64k]",
         )
         .short('s'),
         number::<u32>(
@@ -117,11 +119,16 @@ fn load() -> Vec<Arg> {
         word::<Close>(CLOSE, "Close method (churn)"),
         time(DURATION, "Measured time [10s]").short('d'),
         number::<u64>(COUNT, "N", "Stop after this many messages instead").short('n'),
-        time(WARMUP, "Warm-up, not measured [1s; hold, idle 0s]"),
+        time(WARMUP, "Warm-up, not measured [1s; hold, idle, stall 0s]"),
         number::<u16>(THREADS, "N", "Threads per process [half of the CPUs]").short('t'),
         number::<u16>(PROCESSES, "N", "Processes [auto]"),
         flag(SOURCES, "N|ADDR,...", "Source addresses [auto]")
             .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>()),
+        number::<u32>(
+            RECEIVE_BUFFER,
+            "BYTES",
+            "Receive buffer per connection (SO_RCVBUF) [kernel default]",
+        ),
         word::<Version>(PROXY_PROTOCOL, "Send a PROXY header first").value_name("VERSION"),
     ]
 }
@@ -194,6 +201,7 @@ pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, St
         threads: one(typed, THREADS),
         processes: one(typed, PROCESSES),
         sources: one(typed, SOURCES),
+        receive_buffer: one(typed, RECEIVE_BUFFER),
         proxy_protocol: one(typed, PROXY_PROTOCOL),
         expect: one(typed, EXPECT),
         timeout: one(typed, TIMEOUT),

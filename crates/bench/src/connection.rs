@@ -203,6 +203,11 @@ impl Connection {
         std::mem::replace(&mut self.waiting_since, now)
     }
 
+    /// Begins at `now` to wait for the outstanding answers, which were not read before.
+    pub const fn wait_from(&mut self, now: Tick) {
+        self.waiting_since = now;
+    }
+
     /// Returns the number of outstanding messages.
     #[inline]
     #[must_use]

@@ -26,7 +26,7 @@ use nix::time::clock_gettime;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Fault;
-use super::options::Close;
+use super::options::{Close, Pattern};
 use super::plan::Plan;
 use super::record::{Record, Recorder};
 use super::slot::{self, Next, Slot, State, Work};
@@ -185,6 +185,7 @@ pub(super) fn run(
         rng: Rng::with_seed(share.index.into()),
         quota: share.quota(),
         loading: false,
+        reads: true,
         agenda: BinaryHeap::with_capacity(share.connections()),
         outstanding: 0,
         answered: 0,
@@ -326,6 +327,7 @@ impl Engine<'_> {
         let until = from + plan.duration;
         self.phase = Phase::Load(from, until);
         self.work.loading = true;
+        self.work.reads = plan.pattern != Pattern::Stall;
         self.work.recorder.open(from, until, plan.interval);
         let (index, threads) = (f64::from(self.share.index), f64::from(self.share.threads));
         for at in 0..self.slots.len() {
@@ -357,6 +359,13 @@ impl Engine<'_> {
             if matches!(self.slots[at].state, State::Connecting { .. }) {
                 self.connecting -= 1;
                 self.slots[at].leave(&mut self.work, false);
+            }
+        }
+        if !self.work.reads {
+            self.work.reads = true;
+            for (at, slot) in self.slots.iter_mut().enumerate() {
+                slot.account.wait_from(now);
+                self.again.push(at);
             }
         }
         self.next_sweep = now;
@@ -393,7 +402,15 @@ impl Engine<'_> {
                 0 => None,
                 count => sources.get((number % count) as usize).copied(),
             };
-            match Wire::open(self.share.target, source, self.poll.registry(), Token(at)) {
+            let Plan { receive_buffer, .. } = self.share.plan;
+            let registry = self.poll.registry();
+            match Wire::open(
+                self.share.target,
+                source,
+                receive_buffer,
+                registry,
+                Token(at),
+            ) {
                 Ok(wire) => {
                     self.slots[at].connect(wire, number, &self.work, now);
                     self.connecting += 1;
@@ -462,8 +479,10 @@ impl Engine<'_> {
     }
 
     fn fed(&mut self, at: usize, now: Tick) {
-        if let Err(fault) = self.slots[at].feed(&mut self.work, false, now) {
-            self.lose(at, &fault, now);
+        match self.slots[at].feed(&mut self.work, false, now) {
+            Ok(()) if !self.work.reads => self.again.push(at),
+            Ok(()) => {}
+            Err(fault) => self.lose(at, &fault, now),
         }
     }
 
@@ -505,7 +524,7 @@ impl Engine<'_> {
         let shortest = plan.timeout.min(plan.connect_timeout);
         self.next_sweep = now + (shortest / SWEEPS_PER_TIMEOUT).clamp(SWEEP.0, SWEEP.1);
         for at in 0..self.slots.len() {
-            if let Some(fault) = self.slots[at].overdue(plan, now) {
+            if let Some(fault) = self.slots[at].overdue(plan, self.work.reads, now) {
                 self.lose(at, &fault, now);
             }
         }

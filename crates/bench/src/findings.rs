@@ -144,6 +144,12 @@ impl Findings {
         self.sums.first.iter().map(told).collect()
     }
 
+    /// Returns a quantile of the latencies in nanoseconds; `None` without an answer.
+    #[must_use]
+    pub fn quantile(&self, quantile: f64) -> Option<u64> {
+        (!self.answers.is_empty()).then(|| self.answers.value_at_quantile(quantile))
+    }
+
     /// Returns the latency; `None` without an answer.
     #[must_use]
     pub fn latency(&self) -> Option<Latency> {

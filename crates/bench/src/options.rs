@@ -30,6 +30,8 @@ pub enum Pattern {
     Hold,
     /// Connections are open and silent.
     Idle,
+    /// Each connection sends as much as the kernel accepts and reads nothing until the end.
+    Stall,
 }
 
 /// The expected answer.
@@ -92,7 +94,7 @@ macro_rules! words {
 }
 
 words!(Pattern: Ping = "ping", Rate = "rate", Stream = "stream", Churn = "churn", Hold = "hold",
-    Idle = "idle");
+    Idle = "idle", Stall = "stall");
 words!(Expect: Upper = "upper", Echo = "echo", None = "none");
 words!(Close: Fin = "fin", Half = "half", Rst = "rst");
 words!(Arrivals: Constant = "constant", Poisson = "poisson");
@@ -170,6 +172,7 @@ pub struct Options {
     pub threads: Option<u16>,
     pub processes: Option<u16>,
     pub sources: Option<Sources>,
+    pub receive_buffer: Option<u32>,
     pub proxy_protocol: Option<Version>,
     pub expect: Option<Expect>,
     pub timeout: Option<Duration>,

@@ -26,7 +26,7 @@ pub const HELD_CONNECTIONS: u32 = 1000;
 pub const CONNECTIONS_MAX: u32 = 2_000_000;
 /// Default size of a message.
 pub const SIZE: Sizes = Sizes::Fixed(64);
-/// Default size of a message of `stream`.
+/// Default size of a message of `stream` and `stall`.
 pub const STREAM_SIZE: Sizes = Sizes::Fixed(64 * 1024);
 /// Default number of messages in flight per connection of `stream`: with its messages, a window of
 /// 1 MiB.
@@ -69,6 +69,8 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(100);
 pub const INTERVALS_MAX: u32 = 1200;
 /// Maximum number of commands given with `--during`.
 pub const JOBS_MAX: usize = 16;
+/// Maximum receive buffer per connection.
+pub const RECEIVE_BUFFER_MAX: u32 = 1 << 30;
 /// Maximum gap between two planned messages of a connection, in nanoseconds: longer than any
 /// measurement, and finite.
 pub const GAP_MAX_NS: f64 = 1e18;
@@ -132,6 +134,8 @@ pub struct Plan {
     pub processes: u16,
     /// Source addresses, used in turn; empty: the kernel chooses.
     pub sources: Vec<SocketAddr>,
+    /// Receive buffer per connection in bytes; `None`: the kernel's default.
+    pub receive_buffer: Option<u32>,
     /// The PROXY header that begins each connection, if any.
     pub proxy_protocol: Option<Version>,
     /// Reply timeout.
@@ -215,16 +219,19 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     let pattern = options.pattern.unwrap_or(Pattern::Ping);
     check_bounds(options)?;
     check_flags(options, pattern)?;
-    let held = matches!(pattern, Pattern::Hold | Pattern::Idle);
-    let streams = pattern == Pattern::Stream;
+    let held = matches!(pattern, Pattern::Hold | Pattern::Idle | Pattern::Stall);
+    let streams = matches!(pattern, Pattern::Stream | Pattern::Stall);
     let connections = options.connections.unwrap_or(match pattern {
         Pattern::Stream => STREAM_CONNECTIONS,
         Pattern::Hold | Pattern::Idle => HELD_CONNECTIONS,
-        Pattern::Ping | Pattern::Rate | Pattern::Churn => CONNECTIONS,
+        Pattern::Ping | Pattern::Rate | Pattern::Churn | Pattern::Stall => CONNECTIONS,
     });
-    let pipeline = options
-        .pipeline
-        .unwrap_or(if streams { STREAM_PIPELINE } else { 1 });
+    let pipeline = options.pipeline.unwrap_or(match pattern {
+        Pattern::Stream => STREAM_PIPELINE,
+        // Only the buffers limit it.
+        Pattern::Stall => PIPELINE_MAX,
+        _ => 1,
+    });
     let duration = match (options.duration, options.count) {
         (Some(_), Some(_)) => return Err(Error::Conflict("--duration", "--count")),
         (Some(duration), None) => duration,
@@ -261,6 +268,7 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         threads,
         processes,
         sources: sources(options.sources.as_ref(), connections, facts)?,
+        receive_buffer: options.receive_buffer,
         proxy_protocol: options.proxy_protocol,
         timeout: options.timeout.unwrap_or(TIMEOUT),
         connect_timeout: options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
@@ -278,13 +286,14 @@ fn check_bounds(options: &Options) -> Result<(), Error> {
         Some(Sources::Addresses(_)) | None => None,
     };
     #[rustfmt::skip]
-    let numbers: [(_, Option<u64>, u64, u64); 8] = [
+    let numbers: [(_, Option<u64>, u64, u64); 9] = [
         ("--connections", long(o.connections), 1, CONNECTIONS_MAX.into()),
         ("--pipeline", long(o.pipeline), 1, PIPELINE_MAX.into()),
         ("--messages-each", long(o.messages_each), 1, u32::MAX.into()),
         ("--count", o.count, 1, u64::MAX),
         ("--threads", short(o.threads), 1, THREADS_MAX.into()),
         ("--processes", short(o.processes), 1, PROCESSES_MAX.into()),
+        ("--receive-buffer", long(o.receive_buffer), 1, RECEIVE_BUFFER_MAX.into()),
         ("--sources", long(sources), 1, SOURCES_MAX.into()),
         ("--workers", short(o.workers), 1, WORKERS_MAX.into()),
     ];
@@ -347,7 +356,8 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
     let is = |one| pattern == one;
     let (rate, hold, churn) = (is(Pattern::Rate), is(Pattern::Hold), is(Pattern::Churn));
     let talks = !is(Pattern::Idle);
-    let talkers = "all but `idle`";
+    let answered = talks && !is(Pattern::Stall);
+    let (talkers, receivers) = ("all but `idle`", "all but `idle` and `stall`");
     let o = options;
     #[rustfmt::skip]
     let rows = [
@@ -356,9 +366,9 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
         (o.every.is_some(), hold, "--every", "`hold`"),
         (o.close.is_some(), churn, "--close", "`churn`"),
         (o.messages_each.is_some(), churn, "--messages-each", "`churn`"),
-        (o.pipeline.is_some(), talks, "--pipeline", talkers),
+        (o.pipeline.is_some(), answered, "--pipeline", receivers),
         (o.size.is_some(), talks, "--size", talkers),
-        (o.count.is_some(), talks, "--count", talkers),
+        (o.count.is_some(), answered, "--count", receivers),
     ];
     for (typed, allowed, flag, owners) in rows {
         if typed && !allowed {
@@ -399,7 +409,7 @@ fn check_ownership(options: &Options) -> Result<(), Error> {
 
 fn pace(options: &Options, pattern: Pattern, connections: u32) -> Pace {
     let gap_ns = match pattern {
-        Pattern::Ping | Pattern::Stream | Pattern::Churn => return Pace::Answers,
+        Pattern::Ping | Pattern::Stream | Pattern::Churn | Pattern::Stall => return Pace::Answers,
         Pattern::Idle => return Pace::Silence,
         Pattern::Rate => 1e9 * f64::from(connections) / options.rate.unwrap_or(RATE),
         Pattern::Hold => options.every.unwrap_or(EVERY).as_secs_f64() * 1e9,

@@ -16,7 +16,7 @@ use super::findings::Findings;
 use super::interrupt::{Haste, Interrupt, STEP};
 use super::judge::{self, Judgement, Ran, ratio};
 use super::observe::{self, Spent};
-use super::options::{Action, Job, Options};
+use super::options::{Action, Job, Options, Pattern};
 use super::outcome::{FORMAT, Machine, Mark, Outcome, Server};
 use super::own_server::{self, OwnServer};
 use super::plan::{self, Facts, Pace, Plan, millis, settle};
@@ -387,7 +387,10 @@ fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         totals,
         failures: findings.failures(),
         first_failures: findings.first_failures(load.origin),
-        latency: findings.latency(),
+        // A reply that was not read in time says nothing about the server.
+        latency: findings
+            .latency()
+            .filter(|_| plan.pattern != Pattern::Stall),
         schedule: matches!(plan.pace, Pace::Schedule { .. }).then(|| findings.schedule()),
         latency_from: plan.latency_from().to_owned(),
         longest_stall_ms: sums.longest_stall_ns as f64 / 1e6,

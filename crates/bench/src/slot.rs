@@ -11,7 +11,7 @@ use fastrand::Rng;
 
 use super::connection::{Connection, Received, Sent};
 use super::failure::Fault;
-use super::options::{Arrivals, Close};
+use super::options::{Arrivals, Close, Pattern};
 use super::plan::{Pace, Plan};
 use super::record::Recorder;
 use super::socket::Wire;
@@ -36,6 +36,8 @@ pub(super) struct Work<'a> {
     pub quota: Option<u64>,
     /// Whether messages may be begun.
     pub loading: bool,
+    /// Whether answers are read.
+    pub reads: bool,
     /// When the next message of a slot is due.
     pub agenda: BinaryHeap<Reverse<(Tick, usize)>>,
     /// Outstanding messages.
@@ -139,6 +141,7 @@ impl Slot {
     pub(super) fn new(at: usize, work: &Work<'_>) -> Self {
         let pipeline = match work.plan.pace {
             Pace::Silence => 0,
+            Pace::Answers if work.plan.pattern == Pattern::Stall => 0,
             Pace::Answers | Pace::Schedule { .. } => work.plan.pipeline as usize,
         };
         Self {
@@ -194,42 +197,10 @@ impl Slot {
     /// The connection is over.
     #[inline]
     pub(super) fn feed(&mut self, work: &mut Work<'_>, free: bool, now: Tick) -> Result<(), Fault> {
-        let State::Open { since, wire } = &mut self.state else {
+        self.begin(work, free, now);
+        let State::Open { wire, .. } = &mut self.state else {
             return Ok(());
         };
-        let pipeline = work.plan.pipeline as usize;
-        if work.loading {
-            match work.plan.pace {
-                Pace::Silence => {}
-                Pace::Answers => {
-                    while self.left > 0 && self.account.in_flight() < pipeline && work.take_one() {
-                        let size = work.plan.sizes.draw(&mut work.rng);
-                        // The first latency of a connection opened for it includes the handshake.
-                        let first = Some(self.left) == work.plan.messages_each;
-                        self.account
-                            .begin(size, if first { *since } else { now }, now);
-                        work.outstanding += 1;
-                        if work.plan.messages_each.is_some() {
-                            self.left -= 1;
-                        }
-                    }
-                }
-                Pace::Schedule { gap_ns, arrivals } => {
-                    while self.due <= now && self.account.in_flight() < pipeline && work.take_one()
-                    {
-                        let size = work.plan.sizes.draw(&mut work.rng);
-                        work.recorder.planned(self.due, free, now);
-                        self.account.begin(size, self.due, now);
-                        work.outstanding += 1;
-                        self.due = self.due + work.gap(gap_ns, arrivals);
-                    }
-                    if self.account.in_flight() < pipeline && !self.on_agenda {
-                        self.on_agenda = true;
-                        work.agenda.push(Reverse((self.due, self.at)));
-                    }
-                }
-            }
-        }
         if self.account.is_behind() && self.writable {
             let sent = match self.account.send(wire, work.truth)? {
                 Sent::All(sent) => sent,
@@ -247,6 +218,52 @@ impl Slot {
         Ok(())
     }
 
+    /// Begins the messages that may begin now.
+    #[inline]
+    fn begin(&mut self, work: &mut Work<'_>, free: bool, now: Tick) {
+        let State::Open { since, .. } = self.state else {
+            return;
+        };
+        if !work.loading {
+            return;
+        }
+        let pipeline = work.plan.pipeline as usize;
+        match work.plan.pace {
+            Pace::Silence => {}
+            Pace::Answers => {
+                while self.left > 0
+                    && self.account.in_flight() < pipeline
+                    // Without reading, the next message begins when the last one is sent.
+                    && (work.reads || !self.account.is_behind())
+                    && work.take_one()
+                {
+                    let size = work.plan.sizes.draw(&mut work.rng);
+                    // The first latency of a connection opened for it includes the handshake.
+                    let first = Some(self.left) == work.plan.messages_each;
+                    self.account
+                        .begin(size, if first { since } else { now }, now);
+                    work.outstanding += 1;
+                    if work.plan.messages_each.is_some() {
+                        self.left -= 1;
+                    }
+                }
+            }
+            Pace::Schedule { gap_ns, arrivals } => {
+                while self.due <= now && self.account.in_flight() < pipeline && work.take_one() {
+                    let size = work.plan.sizes.draw(&mut work.rng);
+                    work.recorder.planned(self.due, free, now);
+                    self.account.begin(size, self.due, now);
+                    work.outstanding += 1;
+                    self.due = self.due + work.gap(gap_ns, arrivals);
+                }
+                if self.account.in_flight() < pipeline && !self.on_agenda {
+                    self.on_agenda = true;
+                    work.agenda.push(Reverse((self.due, self.at)));
+                }
+            }
+        }
+    }
+
     /// Records that the socket is ready.
     #[inline]
     pub(super) const fn ready(&mut self, readable: bool, writable: bool) {
@@ -262,7 +279,7 @@ impl Slot {
     #[inline]
     pub(super) fn turn(&mut self, work: &mut Work<'_>, to_the_end: bool) -> Result<Next, Fault> {
         let mut receives = 0;
-        while self.readable {
+        while self.readable && work.reads {
             let State::Open { wire, .. } = &mut self.state else {
                 return Ok(Next::Wait);
             };
@@ -287,8 +304,12 @@ impl Slot {
                 }
             }
         }
-        if self.account.is_behind() && self.writable {
+        if self.writable && (self.account.is_behind() || !work.reads) {
             self.feed(work, self.on_agenda, clock::now())?;
+        }
+        // Without reading, the socket's buffers are the limit.
+        if !work.reads && self.writable {
+            return Ok(Next::Again);
         }
         Ok(Next::Wait)
     }
@@ -305,18 +326,19 @@ impl Slot {
         self.account.renew(self.account.number, work.truth);
     }
 
-    /// Returns the fault if the connection has exceeded a timeout.
+    /// Returns the fault if the connection has exceeded a timeout. The one for answers applies if
+    /// the connection `reads`.
     #[must_use]
-    pub(super) fn overdue(&self, plan: &Plan, now: Tick) -> Option<Fault> {
+    pub(super) fn overdue(&self, plan: &Plan, reads: bool, now: Tick) -> Option<Fault> {
         match self.state {
             State::Connecting { since, .. } if now.since(since) >= plan.connect_timeout => {
                 Some(Fault::Unconnected)
             }
-            State::Open { .. } => {
+            State::Open { .. } if reads => {
                 let since = self.account.waits_since()?;
                 (now.since(since) >= plan.timeout).then(|| self.account.silence())
             }
-            State::Connecting { .. } | State::Away => None,
+            State::Connecting { .. } | State::Open { .. } | State::Away => None,
         }
     }
 
@@ -382,6 +404,7 @@ mod tests {
             rng: Rng::with_seed(7),
             quota: plan.count,
             loading: true,
+            reads: true,
             agenda: BinaryHeap::new(),
             outstanding: 0,
             answered: 0,

@@ -25,14 +25,15 @@ use uppercased_ctl::proxy_header::{self, Version};
 pub(super) struct Wire(TcpStream);
 
 impl Wire {
-    /// Begins to connect to `target`, from `source` if given, and registers the socket,
-    /// edge-triggered, in both directions.
+    /// Begins to connect to `target`, from `source` if given, with a receive buffer of `buffer`
+    /// bytes if given, and registers the socket, edge-triggered, in both directions.
     ///
     /// # Errors
     /// Any error of the system.
     pub(super) fn open(
         target: SocketAddr,
         source: Option<SocketAddr>,
+        buffer: Option<u32>,
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
@@ -45,6 +46,10 @@ impl Wire {
         if let Some(source) = source {
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             bind(socket.as_raw_fd(), &SockaddrStorage::from(source))?;
+        }
+        if let Some(buffer) = buffer {
+            // Before the connection is made: its window follows from it.
+            setsockopt(&socket, sockopt::RcvBuf, &(buffer as usize))?;
         }
         setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {

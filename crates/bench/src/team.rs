@@ -256,7 +256,9 @@ impl Team {
                 return Ok(());
             }
             if reached == Progress::Done || clock::now() >= deadline {
-                return Err(format!("the load has not reached the phase {phase:?} in time"));
+                return Err(format!(
+                    "the load has not reached the phase {phase:?} in time"
+                ));
             }
         }
     }

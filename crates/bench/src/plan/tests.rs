@@ -54,6 +54,13 @@ fn nonsensical_plan_is_refused_with_hint() {
         .contains("--during")
     );
     assert!(why(|o| o.pids = vec![1]).contains("--pid"));
+    assert_eq!(
+        why(|o| {
+            o.pattern = Some(Pattern::Stall);
+            o.count = Some(5);
+        }),
+        "--count does not apply to the pattern `stall`; it applies to all but `idle` and `stall`"
+    );
     assert!(
         why(|o| {
             o.pattern = Some(Pattern::Rate);
@@ -69,7 +76,10 @@ fn every_number_has_bounds() {
 
     let zero = Some(Duration::ZERO);
     type Change = fn(&mut Options);
-    let refused: [(&str, Change); 14] = [
+    let refused: [(&str, Change); 15] = [
+        ("--receive-buffer takes 1 to", |o| {
+            o.receive_buffer = Some(0);
+        }),
         ("--pipeline takes 1 to 65536", |o| {
             o.pipeline = Some(0);
         }),

@@ -133,7 +133,8 @@ fn bottleneck(outcome: &Outcome) -> Option<Advice> {
             why: outcome.client.why.clone(),
             threads: plan.threads,
             cpus: outcome.machine.cpus.min(THREADS_MAX),
-            may_pipeline: plan.pattern != "idle" && plan.pipeline < PIPELINE_MAX,
+            may_pipeline: !matches!(plan.pattern.as_str(), "idle" | "stall")
+                && plan.pipeline < PIPELINE_MAX,
         })
 }
 

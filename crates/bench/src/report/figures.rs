@@ -36,7 +36,7 @@ impl Work {
     pub(super) fn of(outcome: &Outcome) -> Self {
         match outcome.plan.pattern.as_str() {
             "stream" => Self::Bytes,
-            "churn" | "idle" => Self::Connections,
+            "churn" | "idle" | "stall" => Self::Connections,
             _ => Self::Messages,
         }
     }
