@@ -1,9 +1,8 @@
 //! What a planned operation costs with live connections: its duration, and its effect on the
 //! clients.
 //!
-//! The built program serves with one worker, the bench's clients (a separate process) hold
-//! connections to it, and the bench sends commands to the control socket. [`PINGING`] of the
-//! clients ping, each with one outstanding message of 64 bytes; the others are idle, or have sent
+//! The built program serves with one worker, the load generator's engine holds connections to it,
+//! and the bench sends commands to the control socket. [`PINGING`] of the clients ping, each with one outstanding message of 64 bytes; the others are idle, or have sent
 //! without reading until no bytes moved, so that the worker has pending output that has to migrate
 //! as well. Every byte is compared, every connection is checked at the end, and a lost, reset or
 //! wrong one fails the bench.
@@ -19,9 +18,10 @@
 //!   acknowledgement, from the log, in whole milliseconds.
 //! - `each`: the same divided by the number of migrated connections.
 //! - `stall`: the longest time from a ping to its reply that any client measured during the
-//!   operation; `without`: the same over an equal time just before, without an operation. Only the
-//!   difference is due to the operation: the pinging clients keep worker and clients busy, and on a
-//!   machine with few cores a new process competes with them, as does any other load.
+//!   operation, in intervals of 5 ms; `without`: the same over an equal time just before, without
+//!   an operation. Only the difference is due to the operation: the pinging clients keep worker and
+//!   clients busy, and on a machine with few cores a new process competes with them, as does any
+//!   other load.
 //! - `ran`, `waited`: scheduler times of the worker that took over, from its start to the result:
 //!   time running, and time runnable but not running. The first is the work, and hardly depends on
 //!   other load.
@@ -34,11 +34,16 @@
     reason = "a bench reads the clock, waits, and is several parties at once"
 )]
 
+use std::ops::Range;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use uppercased_bench::team::{PART, be_part};
+use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::{Options, Request, ScaleTo};
+use uppercased_ctl::process::raise_descriptor_limit;
 
-use self::clients::{Clients, Load};
+use self::clients::{Clients, INTERVAL, Load, Stalls};
 use self::server::{HANDSHAKE_TIMEOUT, Operation, ProcessorTime, Server};
 
 #[path = "handover/clients.rs"]
@@ -54,12 +59,21 @@ const ROUNDS: usize = 15;
 const SLOW_ROUNDS: usize = 5;
 /// One client in this many does not read, in the cases with stalled clients.
 const ONE_STALLED_IN: usize = 20;
-/// Minimum average output pending per stalled client.
-const OWED_BYTES_MIN: u64 = 16 * 1024;
 /// Descriptors that a process needs for the largest case.
 const DESCRIPTORS: u64 = 11_000;
 
 /// One round.
+#[derive(Clone, Debug)]
+struct Round {
+    operation: Operation,
+    processor: ProcessorTime,
+    /// From the request to the result.
+    window: Range<Tick>,
+    /// An equal time without an operation.
+    without: Range<Tick>,
+}
+
+/// The figures of a round.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     operation: Operation,
@@ -69,17 +83,32 @@ struct Sample {
     without: Duration,
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.first() {
-        Some(role) if role == clients::ROLE => clients::run(&args[1..]),
-        _ if args.iter().any(|arg| arg == "--bench") => measure(),
-        _ => try_out(),
+impl Round {
+    fn sample(&self, stalls: &Stalls) -> Sample {
+        Sample {
+            operation: self.operation,
+            processor: self.processor,
+            stall: stalls.longest(&self.window),
+            without: stalls.longest(&self.without),
+        }
     }
 }
 
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|first| first == PART) {
+        return be_part();
+    }
+    if args.iter().any(|arg| arg == "--bench") {
+        measure();
+    } else {
+        try_out();
+    }
+    ExitCode::SUCCESS
+}
+
 fn measure() {
-    let descriptors = clients::raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit().expect("the limit");
     assert!(
         descriptors >= DESCRIPTORS,
         "a process may have {descriptors} descriptors, and {DESCRIPTORS} are needed; see ulimit -Hn"
@@ -134,27 +163,20 @@ const fn idle(connections: usize) -> Load {
 /// Repeats one operation over the same connections.
 fn renewals(name: &str, request: Request, load: Load, rounds: usize) {
     let server = Server::start();
-    let mut clients = Clients::start(server.addr, load);
-    if load.stalled > 0 {
-        let owed = server.owed_bytes();
-        let least = load.stalled as u64 * OWED_BYTES_MIN;
-        assert!(
-            owed >= least,
-            "clients that do not read are owed {owed} bytes"
-        );
-    }
+    let clients = Clients::start(&server, load);
     // Its duration is unknown before the first round, which is not counted.
     let mut span = server.order(request).total;
-    let samples: Vec<Sample> = (0..rounds)
+    let rounds: Vec<Round> = (0..rounds)
         .map(|_| {
-            let sample = sample(&server, &mut clients, request, span);
-            span = sample.operation.total;
-            assert_eq!(sample.operation.moved, load.total() as u64);
-            sample
+            let round = round(&server, request, span);
+            span = round.operation.total;
+            assert_eq!(round.operation.moved, load.total() as u64);
+            round
         })
         .collect();
-    clients.finish();
+    let stalls = clients.finish();
     server.stop();
+    let samples: Vec<Sample> = rounds.iter().map(|round| round.sample(&stalls)).collect();
     row(name, load, &samples);
 }
 
@@ -164,17 +186,17 @@ fn scaling(load: Load, rounds: usize) {
     let server = Server::start();
     let (mut more, mut fewer) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let mut clients = Clients::start(server.addr, load);
+        let clients = Clients::start(&server, load);
         let [up, down] = [2, 1].map(|to| Request::Scale {
             workers: ScaleTo::Exactly(to),
             options: Options::default(),
         });
         let span = 2 * HANDSHAKE_TIMEOUT;
-        more.push(sample(&server, &mut clients, up, span));
-        clients.finish();
-        let mut clients = Clients::start(server.addr, load);
-        fewer.push(sample(&server, &mut clients, down, span));
-        clients.finish();
+        let round_up = round(&server, up, span);
+        more.push(round_up.sample(&clients.finish()));
+        let clients = Clients::start(&server, load);
+        let round_down = round(&server, down, span);
+        fewer.push(round_down.sample(&clients.finish()));
     }
     server.stop();
     row("scale 2", load, &more);
@@ -182,21 +204,22 @@ fn scaling(load: Load, rounds: usize) {
 }
 
 /// Measures an equal time without the operation, then the operation.
-fn sample(server: &Server, clients: &mut Clients, request: Request, span: Duration) -> Sample {
-    clients.mark();
+fn round(server: &Server, request: Request, span: Duration) -> Round {
+    // The operation before may extend into the present interval.
+    std::thread::sleep(INTERVAL);
+    let begun = clock::now();
     std::thread::sleep(span);
-    let without = clients.mark();
+    let without = begun..clock::now();
     let earlier = server.processor_time();
-    clients.mark();
+    let begun = clock::now();
     let operation = server.order(request);
-    let with = clients.mark();
+    let window = begun..clock::now();
     let processor = server.processor_time().since(earlier);
-    assert!(with.answers > 0 && without.answers > 0, "nobody pinged");
-    Sample {
+    Round {
         operation,
         processor,
-        stall: with.longest,
-        without: without.longest,
+        window,
+        without,
     }
 }
 

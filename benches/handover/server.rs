@@ -123,10 +123,18 @@ impl Server {
         }
     }
 
-    /// Returns the bytes that the server has received and not yet sent back.
-    pub(crate) fn owed_bytes(&self) -> u64 {
-        let traffic = self.status().totals.traffic;
-        traffic.bytes_in - traffic.bytes_out
+    /// Waits until the server has received nothing for `quiet`; returns the number of bytes that it
+    /// has received and not yet sent back.
+    pub(crate) fn await_quiet(&self, quiet: Duration) -> u64 {
+        let mut received = None;
+        loop {
+            let traffic = self.status().totals.traffic;
+            if received == Some(traffic.bytes_in) {
+                return traffic.bytes_in - traffic.bytes_out;
+            }
+            received = Some(traffic.bytes_in);
+            std::thread::sleep(quiet);
+        }
     }
 
     /// Returns the scheduler times of the first slot's worker since its start.
@@ -172,12 +180,12 @@ impl Server {
             let line = self.log.recv_timeout(DEADLINE).expect("a line of the log");
             let line: Value = serde_json::from_str(&line).expect("JSON was asked for");
             assert_ne!(line["level"], "ERROR", "{line}");
-            match line["message"].as_str() {
-                Some("handover finished") => {
+            match line["event"].as_str() {
+                Some("handover_finished") => {
                     let millis = line["duration_ms"].as_u64().expect("a number");
                     took += Duration::from_millis(millis);
                 }
-                Some("operation finished") => return took,
+                Some("operation_done") => return took,
                 _ => {}
             }
         }
