@@ -6,22 +6,15 @@
  * read until that is gone. No limits, no timeouts, no counters, no close handshake: what a server
  * that keeps promises needs on top is measured against this.
  *
- * Run as: c_epoll PORT; says "ready" on standard output once it listens.
+ * Run as: c_epoll PORT; prints "ready" once it listens.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+#include "server.h"
 
-enum { BUFFER_BYTES = 64 << 10, BLOCK_BYTES = 64, EVENTS = 1024, ACCEPTS = 64 };
+#include <errno.h>
+#include <sys/epoll.h>
+
+enum { EVENTS = 1024, ACCEPTS = 64 };
 
 /* What a connection still has to send; indexed by descriptor. */
 struct rest {
@@ -32,22 +25,6 @@ struct rest {
 static char buffer[BUFFER_BYTES];
 static struct rest *rests;
 static int epoll;
-
-static void fail(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static inline unsigned char upper(unsigned char byte) {
-    return byte - (unsigned char)(((unsigned char)(byte - 'a') < 26) << 5);
-}
-
-/* Whole blocks first: their fixed length is what lets -O2 make vector code of the inner loop. */
-static void uppercase(unsigned char *bytes, size_t length) {
-    for (; length >= BLOCK_BYTES; bytes += BLOCK_BYTES, length -= BLOCK_BYTES)
-        for (int i = 0; i < BLOCK_BYTES; i++) bytes[i] = upper(bytes[i]);
-    for (size_t i = 0; i < length; i++) bytes[i] = upper(bytes[i]);
-}
 
 static void watch(int fd, unsigned events, int how) {
     struct epoll_event event = {.events = events, .data.fd = fd};
@@ -99,31 +76,14 @@ static void accept_some(int listener) {
     }
 }
 
-static int listen_on(unsigned short port) {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
-    /* Inherited by every connection, which saves a call for each. */
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0) fail("bind");
-    if (listen(fd, SOMAXCONN) != 0) fail("listen");
-    return fd;
-}
-
 int main(int argc, char **argv) {
     if (argc != 2) return 2;
-    struct rlimit limit;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    rests = calloc(limit.rlim_cur, sizeof *rests);
+    rests = calloc(raise_limit(), sizeof *rests);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    int listener = listen_on((unsigned short)atoi(argv[1]));
+    int listener = bind_to((unsigned short)atoi(argv[1]));
+    if (listen(listener, SOMAXCONN) != 0) fail("listen");
     watch(listener, EPOLLIN, EPOLL_CTL_ADD);
-    puts("ready");
-    fflush(stdout);
+    ready();
     for (;;) {
         static struct epoll_event events[EVENTS];
         int count = epoll_wait(epoll, events, EVENTS, -1);

@@ -1,36 +1,33 @@
-//! A child process: lines to and from it, each wait with a deadline, and its exit.
+//! A child process: its output, each wait with a deadline, and its exit.
 //!
 //! Invariant: a child does not outlive its value; it is killed by its pid, and reaped.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsFd;
-use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child as Process, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Time that a child has to answer: longer than any takes to connect and warm up.
+/// Time that a server has to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The child process.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: Process,
-    orders: ChildStdin,
     lines: BufReader<ChildStdout>,
 }
 
 impl Child {
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         let mut process = command
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let pipes = process.stdin.take().zip(process.stdout.take());
-        let (orders, lines) = pipes.ok_or(io::ErrorKind::BrokenPipe)?;
+        let lines = process.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         Ok(Self {
             process,
-            orders,
             lines: BufReader::new(lines),
         })
     }
@@ -44,29 +41,20 @@ impl Child {
         Ok(self.process.try_wait()?.is_none())
     }
 
-    pub(crate) fn tell(&mut self, order: &str) -> io::Result<()> {
-        // In a single write, since the child reads it in one.
-        self.orders.write_all(format!("{order}\n").as_bytes())
-    }
-
     /// Returns the next line of its output.
     pub(crate) fn line(&mut self) -> io::Result<String> {
         if self.lines.buffer().is_empty() {
             let timeout = PollTimeout::try_from(PATIENCE).map_err(io::Error::other)?;
             let mut wait = [PollFd::new(self.lines.get_ref().as_fd(), PollFlags::POLLIN)];
             if poll(&mut wait, timeout)? == 0 {
-                return Err(io::Error::other("no answer in time"));
+                return Err(io::Error::other("it printed nothing in time"));
             }
         }
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {
-            return Err(io::Error::other("it ended"));
+            return Err(io::Error::other("it exited"));
         }
-        let line = line.trim_end();
-        match line.strip_prefix("failed: ") {
-            Some(why) => Err(io::Error::other(why.to_owned())),
-            None => Ok(line.to_owned()),
-        }
+        Ok(line.trim_end().to_owned())
     }
 }
 

@@ -2,12 +2,13 @@
 //! adjacent runs.
 //!
 //! `cargo bench --bench peers` compares `uppercased` with a minimal epoll server in C (the *floor*:
-//! the cost of the kernel alone), and with servers on blocking threads, on tokio and on `io_uring`,
-//! each written as well as we can. `-- --help` lists patterns and options.
+//! the cost of the kernel alone), and with servers on blocking threads, on tokio, on libuv and on
+//! `io_uring`, each written as well as we can. `-- --help` lists patterns, servers and options.
 //!
 //! The method:
 //! - every server has the same number of processes (or threads), each bound to a CPU of its own,
-//!   and the load runs on the other CPUs; one pattern runs both on one CPU;
+//!   and the load, which is the load generator's engine, runs on the other CPUs; one pattern, and
+//!   `--shared`, runs both on the same CPUs;
 //! - the figure is the server's CPU time per message: read from the kernel's clocks at the bounds
 //!   of the interval in which messages are counted; it is the most stable figure on a shared
 //!   machine;
@@ -16,11 +17,10 @@
 //! - runs disturbed by other load or stolen time are discarded and counted;
 //! - the client checks every byte of every reply.
 //!
-//! The bench must not measure anything inside its own process, nor keep state between runs.
+//! The bench must not run a server inside its own process, nor keep state between runs.
 
 mod child;
 mod listener;
-mod load;
 mod measure;
 mod options;
 mod pattern;
@@ -42,10 +42,12 @@ use std::time::Duration;
 use measure::Bench;
 use options::Options;
 use server::Server;
+use uppercased_bench::team::{PART, be_part};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let outcome = match arguments.get(1).map(String::as_str) {
+        Some(PART) => return be_part(),
         Some(role::ROLE) => role::play(&arguments[2..]).map(|()| ExitCode::SUCCESS),
         _ => match Options::parse(&arguments) {
             Ok(options) => compare(&options),
@@ -70,7 +72,7 @@ fn compare(options: &Options) -> io::Result<ExitCode> {
     servers.retain(|server| match server.build(folder.path()) {
         Ok(()) => true,
         Err(error) => {
-            eprintln!("{} is left out: {error}", server.title());
+            eprintln!("{} is skipped: {error}", server.title());
             false
         }
     });
@@ -98,7 +100,7 @@ fn compare(options: &Options) -> io::Result<ExitCode> {
     }
     complete &= all
         .iter()
-        .all(|one| !one.failed.contains_key(&Server::Ours));
+        .all(|one| !one.failed.keys().any(|server| server.is_ours()));
     Ok(if complete {
         ExitCode::SUCCESS
     } else {
@@ -109,10 +111,15 @@ fn compare(options: &Options) -> io::Result<ExitCode> {
 /// Divides the CPUs: the last ones for the server, since interrupts go to the first.
 fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
     let mut load_cpus = role::cpus()?;
-    let apart = load_cpus.len().saturating_sub(options.server_cpus);
+    let apart = load_cpus.len().checked_sub(options.server_cpus);
+    let apart = apart.ok_or_else(|| io::Error::other("the machine has fewer CPUs"))?;
     let server_cpus = load_cpus.split_off(apart);
+    if options.shared {
+        load_cpus.clone_from(&server_cpus);
+    }
     if load_cpus.is_empty() {
-        return Err(io::Error::other("server and load need CPUs of their own"));
+        let why = "server and load need CPUs of their own; use --shared";
+        return Err(io::Error::other(why));
     }
     // This process also stays off the server's CPUs.
     role::bind(&load_cpus)?;
@@ -121,7 +128,6 @@ fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
         load_cpus,
         span: options.span,
         folder: folder.to_owned(),
-        program: options.program.clone(),
     })
 }
 

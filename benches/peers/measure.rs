@@ -1,4 +1,4 @@
-//! One run: a new server and a new load client, bound to their CPUs, measured for a while.
+//! One run: a new server and new connections, bound to their CPUs, measured for a while.
 
 #![expect(
     clippy::disallowed_methods,
@@ -11,22 +11,27 @@ use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use uppercased_bench::findings::Findings;
+use uppercased_bench::team::{Progress, Team};
 use uppercased_ctl::clock::{self, Tick};
 
-use super::child::Child;
-use super::load::{Order, Seen};
-use super::pattern::{Load, Pattern, Unit};
+use super::pattern::{EXCHANGE, Pattern, Unit};
 use super::proc;
 use super::role;
 use super::server::{Running, Server};
-use super::stats::{Histogram, Surroundings};
+use super::stats::Surroundings;
+use uppercased_bench::options::Pattern as Kind;
 
 /// Warm-up as a share of the measured time, and its minimum.
 const WARM_UP_SHARE: f64 = 0.2;
 const WARM_UP_MIN: Duration = Duration::from_millis(150);
-/// Time that a server has to accept its connections, and the poll interval.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Delay from the start command to the load: enough for the command to reach every thread.
+const LEAD: Duration = Duration::from_millis(20);
+/// Time limit for connections, their acceptance and last replies; interval of the checks.
+const PATIENCE: Duration = Duration::from_secs(30);
+const CHECK_EVERY: Duration = Duration::from_millis(2);
+/// Upper bound of a load that is stopped earlier.
+const LOAD_MAX: Duration = Duration::from_secs(3600);
 /// Approximate overhead of start, connect and exit; for the estimate of a run's length.
 const AROUND: Duration = Duration::from_millis(250);
 
@@ -38,8 +43,6 @@ pub(crate) struct Bench {
     pub(crate) span: Duration,
     /// Folder of the compiled peers.
     pub(crate) folder: PathBuf,
-    /// Path of our own server.
-    pub(crate) program: PathBuf,
 }
 
 /// Result of one run.
@@ -49,6 +52,7 @@ pub(crate) struct Sample {
     /// Messages, or the pattern's other unit.
     pub(crate) units: f64,
     pub(crate) wall_ns: u64,
+    /// CPU time that the server used in `wall_ns`.
     pub(crate) server_cpu_ns: u64,
     /// The part of it that was sampled, and the part of that found outside the kernel.
     pub(crate) sampled_ns: u64,
@@ -85,157 +89,200 @@ impl Bench {
     }
 
     /// Measures `server` under `pattern`.
-    pub(crate) fn run(&self, server: Server, pattern: &Pattern) -> io::Result<Sample> {
+    pub(crate) fn run(&self, server: &Server, pattern: &Pattern) -> io::Result<Sample> {
         let (server_cpus, load_cpus) = if pattern.together {
             (&self.server_cpus[..1], &self.server_cpus[..1])
         } else {
             (&self.server_cpus[..], &self.load_cpus[..])
         };
-        let mut running = Running::start(server, server_cpus, &self.folder, &self.program)?;
-        if pattern.load == Load::Silent {
-            return memory(&mut running, pattern, load_cpus);
+        let mut running = Running::start(server, server_cpus, &self.folder)?;
+        let alone = server.is_single_threaded() && server_cpus != load_cpus;
+        if pattern.is_idle() {
+            return self.memory(&mut running, pattern, load_cpus);
         }
-        let mut clients = connect(&mut running, pattern, load_cpus)?;
-        order(&mut clients, "go")?;
-        thread::sleep(self.warm_up());
-        order(&mut clients, "begin")?;
-        let before = Reading::take(&running, &clients)?;
-        thread::sleep(self.span * pattern.spans);
-        let after = Reading::take(&running, &clients)?;
-        tell(&mut clients, "end")?;
-        let seen: Vec<Seen> = clients
-            .iter_mut()
-            .map(|client| Ok(serde_json::from_str(&client.line()?)?))
-            .collect::<io::Result<_>>()?;
-        let alone = server.is_single_threaded() && !pattern.together;
-        Ok(sample(pattern.unit(), &seen, &before, &after, alone))
+        let (warm_up, span) = (self.warm_up(), self.span * pattern.spans);
+        let open = |pattern: &Pattern| self.connect(&running, pattern, load_cpus, warm_up, span);
+        let mut main = open(pattern)?;
+        let mut others = pattern.others().map(|others| open(&others)).transpose()?;
+        if pattern.kind != Kind::Churn {
+            await_connections(&mut running, pattern.all_connections())?;
+        }
+        let start = clock::now() + LEAD;
+        let from = start + warm_up;
+        if let Some(others) = &mut others {
+            others.start(start);
+        }
+        main.start(start);
+        sleep_until(from);
+        let before = Reading::take(&running)?;
+        sleep_until(from + span);
+        let after = Reading::take(&running)?;
+        let found = findings(main, span)?;
+        let others = others.map(|others| findings(others, span)).transpose()?;
+        Ok(sample(
+            pattern.unit(),
+            &found,
+            others.as_ref(),
+            &before,
+            &after,
+            alone,
+        ))
+    }
+
+    /// Opens the connections of `pattern` in threads on `cpus`.
+    fn connect(
+        &self,
+        running: &Running,
+        pattern: &Pattern,
+        cpus: &[usize],
+        warm_up: Duration,
+        span: Duration,
+    ) -> io::Result<Team> {
+        let plan = pattern.plan(cpus.len(), warm_up, span);
+        role::bind(cpus)?;
+        let team = Team::launch(&plan.map_err(io::Error::other)?, running.address());
+        role::bind(&self.load_cpus)?;
+        let mut team = team?;
+        reach(&mut team, Progress::Ready)?;
+        match team.counts().failed {
+            0 => Ok(team),
+            failed => Err(io::Error::other(format!("{failed} connections failed"))),
+        }
+    }
+
+    /// Measures the memory of connections, beyond that of a server that has already served one.
+    fn memory(
+        &self,
+        running: &mut Running,
+        pattern: &Pattern,
+        cpus: &[usize],
+    ) -> io::Result<Sample> {
+        let open = |running: &mut Running, pattern: &Pattern| {
+            let team = self.connect(running, pattern, cpus, Duration::ZERO, LOAD_MAX)?;
+            await_connections(running, pattern.connections)?;
+            Ok::<_, io::Error>(team)
+        };
+        let one = Pattern {
+            connections: 1,
+            ..*pattern
+        };
+        exchange(&mut open(running, &one)?, &one)?;
+        await_connections(running, 0)?;
+        let base = proc::memory_bytes(&running.pids)? as f64;
+        let each = |bytes: u64| (bytes as f64 - base) / f64::from(pattern.connections);
+        let mut team = open(running, pattern)?;
+        let silent = each(proc::memory_bytes(&running.pids)?);
+        exchange(&mut team, pattern)?;
+        let used = each(proc::memory_bytes(&running.pids)?);
+        team.stop();
+        findings(team, LOAD_MAX)?;
+        Ok(Sample {
+            silent_bytes: Some(silent),
+            used_bytes: Some(used),
+            ..Sample::default()
+        })
     }
 }
 
-fn connect(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Vec<Child>> {
-    let mut clients = Vec::new();
-    for seed in 0..pattern.clients {
-        let order = Order {
-            port: running.port,
-            load: pattern.load,
-            connections: pattern.connections / pattern.clients,
-            size: pattern.size,
-            seed,
-            server_pids: running.pids.clone(),
-        };
-        let mut command = role::command(cpus, role::LOAD)?;
-        command.arg(serde_json::to_string(&order)?);
-        clients.push(Child::start(&mut command)?);
+/// Waits until idle connections have exchanged a message each; the load goes on.
+fn exchange(team: &mut Team, pattern: &Pattern) -> io::Result<()> {
+    let start = clock::now();
+    team.start(start);
+    sleep_until(start + EXCHANGE);
+    while team.counts().answered < u64::from(pattern.connections) {
+        if clock::now().since(start) > PATIENCE {
+            return Err(io::Error::other("it does not reply to all connections"));
+        }
+        thread::sleep(CHECK_EVERY);
     }
-    for client in &mut clients {
-        client.line()?;
+    Ok(())
+}
+
+fn reach(team: &mut Team, phase: Progress) -> io::Result<()> {
+    team.reach(phase, PATIENCE).map_err(io::Error::other)
+}
+
+/// Waits for the last replies; fails if a connection has failed or a byte was wrong.
+fn findings(mut team: Team, interval: Duration) -> io::Result<Findings> {
+    reach(&mut team, Progress::Done)?;
+    let findings = Findings::of(&team.into_records(), interval);
+    match findings.sums().first.first() {
+        None => Ok(findings),
+        Some(first) => Err(io::Error::other(format!(
+            "{}: {}",
+            first.kind.name(),
+            first.detail
+        ))),
     }
-    if pattern.load != Load::Churn {
-        await_connections(running, pattern.connections as usize)?;
-    }
-    Ok(clients)
 }
 
 /// Waits until the server has exactly `connections`, counted by its descriptors.
-fn await_connections(running: &mut Running, connections: usize) -> io::Result<()> {
-    let until = clock::now() + ACCEPT_PATIENCE;
+fn await_connections(running: &mut Running, connections: u32) -> io::Result<()> {
+    let until = clock::now() + PATIENCE;
     loop {
-        let open = proc::descriptors(&running.pids)? - running.own_descriptors;
-        if open == connections {
+        let open = proc::descriptors(&running.pids)?.saturating_sub(running.own_descriptors);
+        if open == connections as usize {
             return Ok(());
         }
         if !running.runs()? {
-            return Err(io::Error::other("it ended"));
+            return Err(io::Error::other("it exited"));
         }
         if clock::now() > until {
             let what = format!("it has {open} connections instead of {connections}");
             return Err(io::Error::other(what));
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(CHECK_EVERY);
     }
 }
 
-fn tell(clients: &mut [Child], order: &str) -> io::Result<()> {
-    clients.iter_mut().try_for_each(|client| client.tell(order))
-}
-
-/// Sends a command to all clients and waits until all have carried it out.
-fn order(clients: &mut [Child], order: &str) -> io::Result<()> {
-    tell(clients, order)?;
-    clients
-        .iter_mut()
-        .try_for_each(|client| client.line().map(drop))
-}
-
-/// Measures the memory of connections, beyond that of a server that has already served one.
-fn memory(running: &mut Running, pattern: &Pattern, cpus: &[usize]) -> io::Result<Sample> {
-    let one = Pattern {
-        connections: 1,
-        clients: 1,
-        ..*pattern
-    };
-    // Silent clients acknowledge `go` once each connection has exchanged one message.
-    order(&mut connect(running, &one, cpus)?, "go")?;
-    await_connections(running, 0)?;
-    let base = proc::memory_bytes(&running.pids)? as f64;
-    let each = |bytes: u64| (bytes as f64 - base) / f64::from(pattern.connections);
-    let mut clients = connect(running, pattern, cpus)?;
-    let silent = each(proc::memory_bytes(&running.pids)?);
-    order(&mut clients, "go")?;
-    let used = each(proc::memory_bytes(&running.pids)?);
-    Ok(Sample {
-        silent_bytes: Some(silent),
-        used_bytes: Some(used),
-        ..Sample::default()
-    })
+fn sleep_until(at: Tick) {
+    thread::sleep(at.since(clock::now()));
 }
 
 /// The figures sampled at one instant.
 struct Reading {
     at: Tick,
     server: proc::Usage,
-    clients: proc::Usage,
     machine: proc::Machine,
 }
 
 impl Reading {
-    fn take(running: &Running, clients: &[Child]) -> io::Result<Self> {
-        let clients: Vec<u32> = clients.iter().map(Child::pid).collect();
+    fn take(running: &Running) -> io::Result<Self> {
         Ok(Self {
             at: clock::now(),
             server: proc::usage(&running.pids)?,
-            clients: proc::usage(&clients)?,
             machine: proc::machine()?,
         })
     }
 }
 
-fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: bool) -> Sample {
-    let mut latencies = Histogram::new();
-    let mut units = 0.0;
-    // The server's CPU time was measured over the first client's interval; the other clients'
-    // counts are scaled to that interval.
-    let (wall_ns, server_cpu_ns) = seen
-        .first()
-        .map_or((1, 0), |first| (first.wall_ns, first.server_cpu_ns));
-    for one in seen {
-        latencies.merge(&one.latencies);
-        let counted = match unit {
-            Unit::Byte => one.bytes,
-            Unit::Message | Unit::Connection => one.messages,
-        };
-        units += counted as f64 * wall_ns as f64 / one.wall_ns as f64;
-    }
-    let client_cpu_ns = after.clients.cpu_ns - before.clients.cpu_ns;
+/// Returns the figures of a run. The clients count in a planned interval and the server's CPU time
+/// is read at about its bounds, so the counts are scaled to the interval between the readings.
+fn sample(
+    unit: Unit,
+    found: &Findings,
+    others: Option<&Findings>,
+    before: &Reading,
+    after: &Reading,
+    alone: bool,
+) -> Sample {
+    let all = || [Some(found), others].into_iter().flatten();
+    let counted = match unit {
+        Unit::Byte => all().map(|one| one.totals().bytes_received).sum(),
+        Unit::Message | Unit::Connection => found.totals().messages,
+    };
+    let wall_ns = after.at.as_nanos() - before.at.as_nanos();
+    let units = counted as f64 * wall_ns as f64 / found.measured().as_nanos() as f64;
+    let client_cpu_ns = all().map(|one| one.sums().cpu_ns).sum();
+    let server_cpu_ns = after.server.cpu_ns - before.server.cpu_ns;
     // With thousands of busy connections the kernel moves part of the packet work into its own
     // threads: that work, and waiting for it, is due to the load alone.
     let deferred_ns = after.machine.deferred_ns - before.machine.deferred_ns;
-    let own_ns = client_cpu_ns + after.server.cpu_ns - before.server.cpu_ns + deferred_ns;
     let surroundings = Surroundings {
-        wall_ns: after.at.as_nanos() - before.at.as_nanos(),
+        wall_ns,
         cpus: after.machine.cpus,
         busy_ns: after.machine.busy_ns - before.machine.busy_ns,
-        own_ns,
+        own_ns: client_cpu_ns + server_cpu_ns + deferred_ns,
         stolen_ns: after.machine.stolen_ns - before.machine.stolen_ns,
         kept_waiting_ns: if alone {
             (after.server.waited_ns - before.server.waited_ns).saturating_sub(deferred_ns)
@@ -250,8 +297,8 @@ fn sample(unit: Unit, seen: &[Seen], before: &Reading, after: &Reading, alone: b
         sampled_ns: after.server.sampled_ns - before.server.sampled_ns,
         sampled_user_ns: after.server.sampled_user_ns - before.server.sampled_user_ns,
         client_cpu_ns,
-        p50_ns: latencies.quantile(0.5).unwrap_or(0),
-        p99_ns: latencies.quantile(0.99).unwrap_or(0),
+        p50_ns: found.quantile(0.5).unwrap_or(0),
+        p99_ns: found.quantile(0.99).unwrap_or(0),
         silent_bytes: None,
         used_bytes: None,
         disturbance: surroundings.disturbance(),

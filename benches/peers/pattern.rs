@@ -1,22 +1,23 @@
 //! The load patterns, each with a short name.
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
-/// The way a client generates load.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Load {
-    /// Closed loop: each connection keeps this many messages outstanding.
-    Closed { outstanding: u32 },
-    /// Open loop: messages are due at even intervals, whether or not earlier ones were answered;
-    /// latency counts from the due time.
-    Open { per_second: f64 },
-    /// Full duplex, as fast as possible.
-    Stream,
-    /// One message per connection: connect, exchange, close.
-    Churn,
-    /// Idle connections, then one message on each.
-    Silent,
-}
+use uppercased_bench::options::{Close, Options, Pattern as Kind, Sources};
+use uppercased_bench::plan::{Facts, Plan, settle};
+use uppercased_bench::size::Sizes;
+
+/// Messages in flight per bulk stream: more than the buffers hold, so that only these limit it.
+const BULK_PIPELINE: u32 = 1024;
+/// Size of a bulk stream's messages.
+const BULK_BYTES: u32 = 64 << 10;
+/// Source addresses of short connections, used in turn: one address would run out of ports in a
+/// second, since a closed connection keeps its port for a minute.
+const SOURCES: u32 = 64;
+/// Messages per second of all clients beside bulk streams: few, so that their latency is due to
+/// the streams.
+pub(crate) const NEIGHBOURS_PER_S: f64 = 1000.0;
+/// Time over which the messages of idle connections are spread.
+pub(crate) const EXCHANGE: Duration = Duration::from_secs(1);
 
 /// The unit of work by which the server's CPU time is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,17 +34,24 @@ pub(crate) struct Pattern {
     pub(crate) name: &'static str,
     /// Title in the tables.
     pub(crate) title: &'static str,
+    pub(crate) kind: Kind,
     pub(crate) connections: u32,
     /// Bytes in a message.
     pub(crate) size: u32,
-    pub(crate) load: Load,
-    /// Client processes; more than one if one would run out of descriptors.
-    pub(crate) clients: u32,
-    /// Whether server and client share a CPU.
+    /// Messages in flight per connection.
+    pub(crate) outstanding: u32,
+    pub(crate) close: Close,
+    /// Messages per second of an open loop; 0: half of the reference's rate in [`HALF_OF`].
+    pub(crate) per_second: f64,
+    /// Further connections, whose latency is not reported.
+    pub(crate) beside: Option<(Kind, u32)>,
+    /// Whether server and load share one CPU.
     pub(crate) together: bool,
     /// Factor of the measuring time: with many connections one exchange on each takes a fraction of
     /// a second, and a run must cover many.
     pub(crate) spans: u32,
+    /// Whether it is measured only if it is named.
+    pub(crate) extra: bool,
 }
 
 /// Name of the pattern whose rate with the reference, halved, sets the open loop's rate.
@@ -52,16 +60,32 @@ pub(crate) const HALF_OF: &str = "64x50";
 const BASE: Pattern = Pattern {
     name: "",
     title: "",
+    kind: Kind::Ping,
     connections: 50,
     size: 64,
-    load: Load::Closed { outstanding: 1 },
-    clients: 1,
+    outstanding: 1,
+    close: Close::Fin,
+    per_second: 0.0,
+    beside: None,
     together: false,
     spans: 1,
+    extra: false,
 };
 
+const fn beside(name: &'static str, title: &'static str, kind: Kind, connections: u32) -> Pattern {
+    Pattern {
+        name,
+        title,
+        kind: Kind::Rate,
+        per_second: NEIGHBOURS_PER_S,
+        beside: Some((kind, connections)),
+        extra: true,
+        ..BASE
+    }
+}
+
 /// All patterns, in the order of the report.
-pub(crate) const ALL: [Pattern; 11] = [
+pub(crate) const ALL: [Pattern; 17] = [
     Pattern {
         name: "64x1-together",
         title: "64 B × 1, one CPU for both",
@@ -73,6 +97,7 @@ pub(crate) const ALL: [Pattern; 11] = [
         name: "64x1",
         title: "64 B × 1",
         connections: 1,
+        extra: true,
         ..BASE
     },
     Pattern {
@@ -90,8 +115,13 @@ pub(crate) const ALL: [Pattern; 11] = [
         name: "64x10000",
         title: "64 B × 10,000",
         connections: 10_000,
-        clients: 2,
         spans: 3,
+        ..BASE
+    },
+    Pattern {
+        name: "outstanding",
+        title: "64 B × 50, 16 outstanding",
+        outstanding: 16,
         ..BASE
     },
     Pattern {
@@ -101,46 +131,122 @@ pub(crate) const ALL: [Pattern; 11] = [
         ..BASE
     },
     Pattern {
-        name: "outstanding",
-        title: "64 B × 50, 16 outstanding",
-        load: Load::Closed { outstanding: 16 },
+        name: "churn",
+        title: "connect, 64 B, close × 50",
+        kind: Kind::Churn,
+        ..BASE
+    },
+    Pattern {
+        name: "half-close",
+        title: "connect, 64 B, half-close × 50",
+        kind: Kind::Churn,
+        close: Close::Half,
         ..BASE
     },
     Pattern {
         name: "stream",
         title: "bulk × 4",
+        kind: Kind::Stream,
         connections: 4,
-        load: Load::Stream,
-        ..BASE
-    },
-    Pattern {
-        name: "churn",
-        title: "connect, 64 B, close × 50",
-        load: Load::Churn,
-        ..BASE
-    },
-    Pattern {
-        name: "half-rate",
-        title: "64 B × 50, open loop at half the floor's rate",
-        load: Load::Open { per_second: 0.0 },
+        size: BULK_BYTES,
+        outstanding: BULK_PIPELINE,
         ..BASE
     },
     Pattern {
         name: "idle",
-        title: "10,000 silent connections",
+        title: "10,000 idle connections",
+        kind: Kind::Hold,
         connections: 10_000,
-        load: Load::Silent,
-        clients: 2,
         ..BASE
     },
+    Pattern {
+        name: "rate",
+        title: "64 B × 50, open loop",
+        kind: Kind::Rate,
+        extra: true,
+        ..BASE
+    },
+    beside("beside-1", "64 B × 50 beside bulk × 1", Kind::Stream, 1),
+    beside("beside-4", "64 B × 50 beside bulk × 4", Kind::Stream, 4),
+    beside("beside-8", "64 B × 50 beside bulk × 8", Kind::Stream, 8),
+    beside("beside-32", "64 B × 50 beside bulk × 32", Kind::Stream, 32),
+    beside(
+        "beside-stalled",
+        "64 B × 50 beside 100 that never read",
+        Kind::Stall,
+        100,
+    ),
 ];
 
 impl Pattern {
     pub(crate) const fn unit(&self) -> Unit {
-        match self.load {
-            Load::Stream => Unit::Byte,
-            Load::Churn => Unit::Connection,
-            Load::Closed { .. } | Load::Open { .. } | Load::Silent => Unit::Message,
+        match (self.kind, self.beside) {
+            (Kind::Stream, _) | (_, Some((Kind::Stream, _))) => Unit::Byte,
+            (Kind::Churn, _) => Unit::Connection,
+            _ => Unit::Message,
         }
+    }
+
+    /// Returns whether it measures memory instead of time.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.kind == Kind::Hold
+    }
+
+    /// Returns whether its messages are timed.
+    pub(crate) fn has_latency(&self) -> bool {
+        !self.is_idle() && self.kind != Kind::Stream
+    }
+
+    /// Returns the number of all connections.
+    pub(crate) fn all_connections(&self) -> u32 {
+        self.connections + self.beside.map_or(0, |(_, connections)| connections)
+    }
+
+    /// Returns the connections to open beside those of the pattern itself.
+    pub(crate) fn others(&self) -> Option<Self> {
+        let (kind, connections) = self.beside?;
+        Some(Self {
+            kind,
+            connections,
+            size: BULK_BYTES,
+            outstanding: BULK_PIPELINE,
+            beside: None,
+            ..*self
+        })
+    }
+
+    /// Returns the plan of `threads` threads that measure for `duration` after `warmup`.
+    ///
+    /// # Errors
+    /// This process may not have so many descriptors.
+    pub(crate) fn plan(
+        &self,
+        threads: usize,
+        warmup: Duration,
+        duration: Duration,
+    ) -> Result<Plan, String> {
+        let kind = self.kind;
+        let threads = threads.min(self.connections as usize);
+        let descriptors = uppercased_ctl::process::raise_descriptor_limit();
+        let options = Options {
+            pattern: Some(kind),
+            connections: Some(self.connections),
+            size: Some(Sizes::Fixed(self.size)),
+            pipeline: matches!(kind, Kind::Ping | Kind::Stream).then_some(self.outstanding),
+            rate: (kind == Kind::Rate).then_some(self.per_second),
+            every: self.is_idle().then_some(EXCHANGE),
+            close: (kind == Kind::Churn).then_some(self.close),
+            sources: (kind == Kind::Churn).then_some(Sources::Count(SOURCES)),
+            threads: u16::try_from(threads).ok(),
+            warmup: Some(warmup),
+            duration: Some(duration),
+            ..Options::default()
+        };
+        let facts = Facts {
+            cpus: 1,
+            descriptors: descriptors.map_err(|error| error.to_string())?,
+            loopback: true,
+        };
+        settle(&options, &facts).map_err(|error| error.to_string())
     }
 }

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use uppercased_bench::options::Pattern as Kind;
+
 use super::measure::Sample;
 use super::options::Options;
-use super::pattern::{Load, Unit};
+use super::pattern::Unit;
 use super::server::Server;
 use super::session::{Measured, Pair};
 use super::stats::{Spread, spread};
@@ -61,7 +63,7 @@ fn shown(spread: Option<Spread>, divisor: f64) -> String {
 }
 
 /// Returns the short name of the reference.
-const fn short(reference: Server) -> &'static str {
+fn short(reference: &Server) -> &str {
     match reference {
         Server::Floor => "floor",
         other => other.name(),
@@ -82,7 +84,7 @@ fn user(samples: &[&Sample], divisor: f64) -> String {
 }
 
 /// Returns the valid runs of `server`.
-fn samples(measured: &Measured, server: Server) -> Vec<&Sample> {
+fn samples<'m>(measured: &'m Measured<'_>, server: &Server) -> Vec<&'m Sample> {
     if server == measured.reference {
         measured.reference_runs.iter().collect()
     } else {
@@ -91,16 +93,17 @@ fn samples(measured: &Measured, server: Server) -> Vec<&Sample> {
 }
 
 /// Writes the table of one pattern.
-pub(crate) fn table(measured: &Measured, servers: &[Server]) -> String {
+pub(crate) fn table(measured: &Measured<'_>, servers: &[Server]) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "### {}\n", measured.pattern.title);
-    if let Load::Open { per_second } = measured.pattern.load {
+    if measured.pattern.kind == Kind::Rate {
+        let rate = measured.pattern.per_second;
         let _ = writeln!(
             text,
-            "{per_second:.0} messages/s are planned, at equal intervals.\n"
+            "{rate:.0} messages/s are planned, at equal intervals.\n"
         );
     }
-    if measured.pattern.load == Load::Silent {
+    if measured.pattern.is_idle() {
         memory_rows(&mut text, measured, servers);
     } else {
         rows(&mut text, measured, servers);
@@ -111,19 +114,22 @@ pub(crate) fn table(measured: &Measured, servers: &[Server]) -> String {
     text
 }
 
-fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
+fn rows(text: &mut String, measured: &Measured<'_>, servers: &[Server]) {
     let scale = scale(measured.pattern.unit());
     let reference = short(measured.reference);
-    let times = measured.pattern.load != Load::Stream;
+    let times = measured.pattern.has_latency();
+    let ours = servers.iter().find(|server| server.is_ours());
     let _ = write!(
         text,
-        "| server | {} | user part | CPU ÷ {reference} | uppercased ÷ this | {} | rate ÷ {reference} |",
-        scale.cost, scale.rate
+        "| server | {} | user part | CPU ÷ {reference} | {} ÷ this | {} | rate ÷ {reference} |",
+        scale.cost,
+        ours.map_or(NONE, Server::name),
+        scale.rate
     );
     text.push_str(if times { " p50, µs | p99, µs |" } else { "" });
     text.push_str(" pairs (discarded) |\n|---|---|---|---|---|---|---|");
     text.push_str(if times { "---|---|---|\n" } else { "---|\n" });
-    for &server in servers {
+    for server in servers {
         if measured.failed.contains_key(&server) {
             continue;
         }
@@ -134,17 +140,16 @@ fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
                 divisor,
             )
         };
-        let ratio = |one: Server, other: Server, figure: fn(&Sample) -> f64| {
+        let ratio = |one: &Server, other: &Server, figure: fn(&Sample) -> f64| {
             if one == other {
                 return "1".to_owned();
             }
             shown(spread(measured.ratios(one, other, figure)), 1.0)
         };
-        let ours = if servers.contains(&Server::Ours) {
-            ratio(Server::Ours, server, Sample::cpu_per_unit_ns)
-        } else {
-            NONE.to_owned()
-        };
+        let ours = ours.map_or_else(
+            || NONE.to_owned(),
+            |ours| ratio(ours, server, Sample::cpu_per_unit_ns),
+        );
         let _ = write!(
             text,
             "| {} | {} | {} | {} | {ours} | {} | {} |",
@@ -170,17 +175,15 @@ fn rows(text: &mut String, measured: &Measured, servers: &[Server]) {
     }
 }
 
-fn memory_rows(text: &mut String, measured: &Measured, servers: &[Server]) {
+fn memory_rows(text: &mut String, measured: &Measured<'_>, servers: &[Server]) {
     text.push_str(
         "| server | bytes per idle connection | bytes after one message |\n|---|---|---|\n",
     );
-    for &server in servers {
+    for server in servers {
         let samples = samples(measured, server);
         let figure = |figure: fn(&Sample) -> Option<f64>| {
-            shown(
-                spread(samples.iter().filter_map(|&sample| figure(sample))),
-                1.0,
-            )
+            let figures = samples.iter().filter_map(|&sample| figure(sample));
+            shown(spread(figures), 1.0)
         };
         let _ = writeln!(
             text,
@@ -192,30 +195,36 @@ fn memory_rows(text: &mut String, measured: &Measured, servers: &[Server]) {
     }
 }
 
-/// Writes the ratios of all patterns on one page: server CPU as a multiple of the reference's.
-pub(crate) fn summary(all: &[Measured], servers: &[Server]) -> String {
+/// Writes all patterns in one table: the server's CPU time as a multiple of the reference's in the
+/// same run, and the memory of idle connections.
+pub(crate) fn summary(all: &[Measured<'_>], servers: &[Server]) -> String {
     let Some(reference) = all.first().map(|measured| short(measured.reference)) else {
         return String::new();
     };
-    let mut text = format!("### Server CPU ÷ {reference}\n\n| server |");
-    let timed: Vec<&Measured> = all
-        .iter()
-        .filter(|measured| measured.pattern.load != Load::Silent)
-        .collect();
-    for measured in &timed {
-        let _ = write!(text, " {} |", measured.pattern.title);
+    let mut text = format!("### Server CPU ÷ {reference}: median (quartiles)\n\n| pattern |");
+    for server in servers {
+        let _ = write!(text, " {} |", server.title());
     }
     text.push_str("\n|---|");
-    text.push_str(&"---|".repeat(timed.len()));
-    for &server in servers {
-        let _ = write!(text, "\n| {} |", server.title());
-        for measured in &timed {
-            let ratios = measured.ratios(server, measured.reference, Sample::cpu_per_unit_ns);
-            let ratio = match spread(ratios) {
-                Some(_) if server == measured.reference => "1".to_owned(),
-                ratio => shown(ratio, 1.0),
+    text.push_str(&"---|".repeat(servers.len()));
+    for measured in all {
+        let idle = measured.pattern.is_idle();
+        let unit = if idle { ", bytes each" } else { "" };
+        let _ = write!(text, "\n| {}{unit} |", measured.pattern.title);
+        for server in servers {
+            let figure = if idle {
+                let samples = samples(measured, server);
+                shown(
+                    spread(samples.iter().filter_map(|one| one.silent_bytes)),
+                    1.0,
+                )
+            } else if server == measured.reference {
+                "1".to_owned()
+            } else {
+                let ratios = measured.ratios(server, measured.reference, Sample::cpu_per_unit_ns);
+                shown(spread(ratios), 1.0)
             };
-            let _ = write!(text, " {ratio} |");
+            let _ = write!(text, " {figure} |");
         }
     }
     text.push('\n');
@@ -223,22 +232,23 @@ pub(crate) fn summary(all: &[Measured], servers: &[Server]) -> String {
 }
 
 /// Writes every run as JSON.
-pub(crate) fn json(all: &[Measured], options: &Options, machine: &str) -> Value {
-    let run = |pair: &Pair| {
+pub(crate) fn json(all: &[Measured<'_>], options: &Options, machine: &str) -> Value {
+    let run = |pair: &Pair<'_>| {
         json!({
             "server": pair.server.name(), "round": pair.round, "usable": pair.is_usable(),
             "sample": pair.sample, "before": pair.before, "after": pair.after,
             "cpu_ratio": pair.ratio(Sample::cpu_per_unit_ns),
         })
     };
-    let pattern = |measured: &Measured| {
+    let pattern = |measured: &Measured<'_>| {
         let failed = measured
             .failed
             .iter()
             .map(|(server, why)| (server.name(), why));
         json!({
-            "name": measured.pattern.name, "load": measured.pattern.load,
+            "name": measured.pattern.name, "kind": measured.pattern.kind,
             "connections": measured.pattern.connections, "size": measured.pattern.size,
+            "per_second": measured.pattern.per_second,
             "reference": measured.reference.name(), "rounds": measured.rounds,
             "pairs": measured.pairs.iter().map(run).collect::<Vec<_>>(),
             "failed": failed.collect::<std::collections::BTreeMap<_, _>>(),

@@ -13,12 +13,11 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::{load, peer_threads, peer_tokio, peer_uring};
+use super::{peer_threads, peer_tokio, peer_uring};
 
 /// First argument of a process in a role.
 pub(crate) const ROLE: &str = "role";
 /// Roles; those of peers are the peers' names.
-pub(crate) const LOAD: &str = "load";
 pub(crate) const PROGRAM: &str = "program";
 pub(crate) const THREADS: &str = "threads";
 pub(crate) const TOKIO: &str = "tokio";
@@ -53,7 +52,6 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
     match (role.as_str(), rest) {
         (PROGRAM, [program, arguments @ ..]) => Err(exec(program, arguments)),
-        (LOAD, [order]) => load::run(serde_json::from_str(order)?),
         (peer, [port]) => {
             uppercased_ctl::process::raise_descriptor_limit()?;
             let port = port.parse().map_err(io::Error::other)?;
@@ -68,7 +66,7 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     }
 }
 
-/// Binds this process, and every process that it starts, to `cpus`.
+/// Binds this thread, and every thread and process that it starts, to `cpus`.
 pub(crate) fn bind(cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for &cpu in cpus {

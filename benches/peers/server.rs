@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -14,7 +14,7 @@ use super::proc;
 use super::role;
 
 /// A server to be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Server {
     /// `c_epoll.c`, compiled with -O2: the floor.
     Floor,
@@ -22,27 +22,57 @@ pub(crate) enum Server {
     FloorNative,
     /// This crate's program, with its defaults.
     Ours,
+    /// A build of it, or the same with other settings: its name, its file and its arguments.
+    Build(String, Vec<String>),
+    /// `c_libuv.c`.
+    Libuv,
     Threads,
     Tokio,
     Uring,
 }
 
 impl Server {
-    pub(crate) const ALL: [Self; 6] = [
+    /// All but the builds given by name, in the order of the report.
+    pub(crate) const PEERS: [Self; 7] = [
         Self::Floor,
-        Self::Ours,
         Self::FloorNative,
-        Self::Tokio,
+        Self::Ours,
         Self::Uring,
+        Self::Tokio,
+        Self::Libuv,
         Self::Threads,
     ];
 
+    /// Parses `NAME=FILE [ARGUMENT...]`.
+    pub(crate) fn build_of(text: &str) -> Result<Self, String> {
+        let (name, command) = text.split_once('=').ok_or("use NAME=FILE")?;
+        let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        if name.is_empty() || command.is_empty() {
+            return Err("use NAME=FILE".to_owned());
+        }
+        if Self::PEERS.iter().any(|peer| peer.name() == name) {
+            return Err(format!(
+                "the name `{name}` is that of a peer; use another one"
+            ));
+        }
+        Ok(Self::Build(name.to_owned(), command))
+    }
+
     /// Returns the name for `--peers`.
-    pub(crate) const fn name(self) -> &'static str {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Build(name, _) => name,
+            peer => peer.static_name(),
+        }
+    }
+
+    /// Returns the name of a peer.
+    pub(crate) const fn static_name(&self) -> &'static str {
         match self {
             Self::Floor => "c",
             Self::FloorNative => "c-native",
-            Self::Ours => "uppercased",
+            Self::Ours | Self::Build(..) => "uppercased",
+            Self::Libuv => "libuv",
             Self::Threads => role::THREADS,
             Self::Tokio => role::TOKIO,
             Self::Uring => role::URING,
@@ -50,32 +80,52 @@ impl Server {
     }
 
     /// Returns the name in the tables.
-    pub(crate) const fn title(self) -> &'static str {
+    pub(crate) fn title(&self) -> &str {
         match self {
             Self::Floor => "C epoll (the floor)",
             Self::FloorNative => "C epoll, -march=native",
             Self::Ours => "**uppercased**",
+            Self::Build(name, _) => name,
+            Self::Libuv => "libuv",
             Self::Threads => "std, thread per connection",
             Self::Tokio => "tokio, multi-thread",
             Self::Uring => "io_uring, provided buffers",
         }
     }
 
-    /// Whether each of its processes has one thread, so that waiting for the CPU is due to other
-    /// processes.
-    pub(crate) const fn is_single_threaded(self) -> bool {
+    /// Returns whether it is measured only if it is named.
+    pub(crate) const fn is_extra(&self) -> bool {
+        matches!(self, Self::FloorNative)
+    }
+
+    /// Returns whether it is a build of this crate's program.
+    pub(crate) const fn is_ours(&self) -> bool {
+        matches!(self, Self::Ours | Self::Build(..))
+    }
+
+    /// Returns whether each of its processes has one thread, so that waiting for the CPU is due to
+    /// other processes.
+    pub(crate) const fn is_single_threaded(&self) -> bool {
         !matches!(self, Self::Threads)
     }
 
-    const fn compiler_flags(self) -> Option<&'static [&'static str]> {
+    /// Returns the C source, with the flags before and after it.
+    const fn source(
+        &self,
+    ) -> Option<(
+        &'static str,
+        &'static [&'static str],
+        &'static [&'static str],
+    )> {
         match self {
-            Self::Floor => Some(&["-O2"]),
-            Self::FloorNative => Some(&["-O2", "-march=native"]),
-            Self::Ours | Self::Threads | Self::Tokio | Self::Uring => None,
+            Self::Floor => Some(("c_epoll.c", &["-O2"], &[])),
+            Self::FloorNative => Some(("c_epoll.c", &["-O2", "-march=native"], &[])),
+            Self::Libuv => Some(("c_libuv.c", &["-O2"], &["-luv"])),
+            Self::Ours | Self::Build(..) | Self::Threads | Self::Tokio | Self::Uring => None,
         }
     }
 
-    fn binary(self, folder: &Path) -> std::path::PathBuf {
+    fn binary(&self, folder: &Path) -> PathBuf {
         folder.join(self.name())
     }
 
@@ -83,30 +133,39 @@ impl Server {
     ///
     /// # Errors
     /// The reason why the server is unavailable here.
-    pub(crate) fn build(self, folder: &Path) -> io::Result<()> {
-        let Some(flags) = self.compiler_flags() else {
+    pub(crate) fn build(&self, folder: &Path) -> io::Result<()> {
+        let Some((source, before, after)) = self.source() else {
             return Ok(());
         };
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/c_epoll.c");
+        let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers"));
         let output = Command::new("cc")
-            .args(flags)
-            .args(["-o".as_ref(), self.binary(folder).as_os_str()])
-            .arg(source)
+            .args(before)
+            .arg("-o")
+            .arg(self.binary(folder))
+            .arg(sources.join(source))
+            .args(after)
             .output()
             .map_err(|error| io::Error::other(format!("no C compiler `cc`: {error}")))?;
         if output.status.success() {
             return Ok(());
         }
-        let words = String::from_utf8_lossy(&output.stderr);
-        let first = words.lines().next().unwrap_or("no word");
-        Err(io::Error::other(format!("cc failed: {first}")))
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let error = errors.lines().find(|line| line.contains("error"));
+        let error = error.unwrap_or("no error message");
+        let hint = match self {
+            Self::Libuv => "; install libuv with its header (libuv1-dev)",
+            _ => "",
+        };
+        Err(io::Error::other(format!(
+            "cannot compile {source}: {error}{hint}"
+        )))
     }
 }
 
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Running {
-    pub(crate) port: u16,
+    port: u16,
     /// The started process and its children.
     pub(crate) pids: Vec<u32>,
     /// Descriptors that these have open without any connection.
@@ -115,28 +174,33 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts `server` (ours from the file `program`) with one process, or one thread, per CPU in
-    /// `cpus`.
-    pub(crate) fn start(
-        server: Server,
-        cpus: &[usize],
-        folder: &Path,
-        program: &Path,
-    ) -> io::Result<Self> {
+    /// Starts `server` with one process, or one thread, per CPU in `cpus`.
+    pub(crate) fn start(server: &Server, cpus: &[usize], folder: &Path) -> io::Result<Self> {
         match server {
-            Server::Ours => Self::start_ours(cpus, program),
+            Server::Ours => {
+                let program = env!("CARGO_BIN_EXE_uppercased").to_owned();
+                Self::start_ours(cpus, &[program])
+            }
+            Server::Build(_, command) => Self::start_ours(cpus, command),
             Server::Threads | Server::Tokio => {
                 Self::start_group(1, |_, port| Self::peer(server, cpus, port))
             }
             Server::Uring => {
                 Self::start_group(cpus.len(), |i, port| Self::peer(server, &cpus[i..=i], port))
             }
-            Server::Floor | Server::FloorNative => Self::start_group(cpus.len(), |i, port| {
-                let mut command = role::command(&cpus[i..=i], role::PROGRAM)?;
-                command.arg(server.binary(folder)).arg(port.to_string());
-                Ok(command)
-            }),
+            Server::Floor | Server::FloorNative | Server::Libuv => {
+                Self::start_group(cpus.len(), |i, port| {
+                    let mut command = role::command(&cpus[i..=i], role::PROGRAM)?;
+                    command.arg(server.binary(folder)).arg(port.to_string());
+                    Ok(command)
+                })
+            }
         }
+    }
+
+    /// Returns the address of its listener.
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
     /// Returns whether every started process is still running.
@@ -149,17 +213,18 @@ impl Running {
         Ok(true)
     }
 
-    fn peer(server: Server, cpus: &[usize], port: u16) -> io::Result<Command> {
+    fn peer(server: &Server, cpus: &[usize], port: u16) -> io::Result<Command> {
         let mut command = role::command(cpus, server.name())?;
         command.arg(port.to_string());
         Ok(command)
     }
 
-    fn start_ours(cpus: &[usize], program: &Path) -> io::Result<Self> {
+    /// Starts our program: `program` is its file and further arguments.
+    fn start_ours(cpus: &[usize], program: &[String]) -> io::Result<Self> {
         let mut command = role::command(cpus, role::PROGRAM)?;
         let workers = cpus.len().to_string();
         command
-            .arg(program)
+            .args(program)
             .args(["--listen", "127.0.0.1:0", "--control", "off"])
             .args(["--workers", &workers])
             // The server's log; failures show in the server's behaviour.

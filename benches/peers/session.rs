@@ -9,9 +9,10 @@ use std::io;
 
 use super::measure::{Bench, Sample};
 use super::options::Options;
-use super::pattern::{self, Load, Pattern};
+use super::pattern::{self, Pattern};
 use super::server::Server;
 use super::stats;
+use uppercased_bench::options::Pattern as Kind;
 
 /// Maximum number of rounds, as a multiple of the pairs requested.
 const ROUNDS_PER_PAIR: u32 = 3;
@@ -22,8 +23,8 @@ const RATE_RUNS: usize = 3;
 
 /// One run of a server between two of the reference.
 #[derive(Clone, Debug)]
-pub(crate) struct Pair {
-    pub(crate) server: Server,
+pub(crate) struct Pair<'a> {
+    pub(crate) server: &'a Server,
     pub(crate) round: u32,
     pub(crate) sample: Sample,
     pub(crate) before: Sample,
@@ -32,7 +33,7 @@ pub(crate) struct Pair {
     pub(crate) keep_disturbed: bool,
 }
 
-impl Pair {
+impl Pair<'_> {
     fn counts(&self, sample: &Sample) -> bool {
         self.keep_disturbed || sample.disturbance.is_none()
     }
@@ -54,14 +55,14 @@ impl Pair {
 
 /// Results of a pattern.
 #[derive(Clone, Debug)]
-pub(crate) struct Measured {
+pub(crate) struct Measured<'a> {
     pub(crate) pattern: Pattern,
-    pub(crate) reference: Server,
+    pub(crate) reference: &'a Server,
     /// Valid runs of the reference.
     pub(crate) reference_runs: Vec<Sample>,
-    pub(crate) pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<Pair<'a>>,
     /// Servers that could not be measured, with the reason.
-    pub(crate) failed: BTreeMap<Server, String>,
+    pub(crate) failed: BTreeMap<&'a Server, String>,
     pub(crate) rounds: u32,
 }
 
@@ -69,19 +70,20 @@ pub(crate) struct Measured {
 ///
 /// # Errors
 /// The reference could not be measured, so no comparison is possible.
-pub(crate) fn measure(
+pub(crate) fn measure<'a>(
     bench: &Bench,
     options: &Options,
-    servers: &[Server],
+    servers: &'a [Server],
     pattern: &Pattern,
-) -> io::Result<Measured> {
-    let Some((&reference, others)) = servers.split_first() else {
+) -> io::Result<Measured<'a>> {
+    let Some((reference, others)) = servers.split_first() else {
         return Err(io::Error::other("no server to measure"));
     };
     let pattern = with_rate(bench, reference, *pattern)?;
-    let wanted = match pattern.load {
-        Load::Silent => options.pairs.min(MEMORY_PAIRS),
-        _ => options.pairs,
+    let wanted = if pattern.is_idle() {
+        options.pairs.min(MEMORY_PAIRS)
+    } else {
+        options.pairs
     };
     let mut measured = Measured {
         pattern,
@@ -91,8 +93,8 @@ pub(crate) fn measure(
         failed: BTreeMap::new(),
         rounds: 0,
     };
-    let mut short: BTreeSet<Server> = others.iter().copied().collect();
-    let enough = |measured: &Measured| measured.reference_runs.len() >= wanted as usize;
+    let mut short: BTreeSet<&Server> = others.iter().collect();
+    let enough = |measured: &Measured<'_>| measured.reference_runs.len() >= wanted as usize;
     while measured.rounds < wanted * ROUNDS_PER_PAIR && (!short.is_empty() || !enough(&measured)) {
         let round = measured.rounds;
         measured.rounds += 1;
@@ -100,15 +102,15 @@ pub(crate) fn measure(
         measured.keep_reference(options, &before);
         // Each round begins with a different server, so that neighbours vary.
         for step in 0..others.len() {
-            let server = others[(step + round as usize) % others.len()];
-            if measured.failed.contains_key(&server) {
+            let server = &others[(step + round as usize) % others.len()];
+            if measured.failed.contains_key(server) {
                 continue;
             }
             let sample = match bench.run(server, &pattern) {
                 Ok(sample) => sample,
                 Err(error) => {
                     measured.failed.insert(server, error.to_string());
-                    short.remove(&server);
+                    short.remove(server);
                     continue;
                 }
             };
@@ -123,7 +125,7 @@ pub(crate) fn measure(
                 keep_disturbed: options.keep_disturbed,
             });
             if measured.usable(server).count() >= wanted as usize {
-                short.remove(&server);
+                short.remove(server);
             }
         }
         eprint!(".");
@@ -133,8 +135,8 @@ pub(crate) fn measure(
 }
 
 /// Sets the rate of an open loop.
-fn with_rate(bench: &Bench, reference: Server, pattern: Pattern) -> io::Result<Pattern> {
-    if !matches!(pattern.load, Load::Open { .. }) {
+fn with_rate(bench: &Bench, reference: &Server, pattern: Pattern) -> io::Result<Pattern> {
+    if pattern.kind != Kind::Rate || pattern.per_second > 0.0 {
         return Ok(pattern);
     }
     let whole = pattern::ALL.iter().find(|one| one.name == pattern::HALF_OF);
@@ -144,13 +146,14 @@ fn with_rate(bench: &Bench, reference: Server, pattern: Pattern) -> io::Result<P
         rates.push(bench.run(reference, whole)?.units_per_s());
     }
     let rate = stats::spread(rates).map_or(1.0, |rates| rates.median);
-    let load = Load::Open {
-        per_second: (rate / 2.0).max(1.0),
-    };
-    Ok(Pattern { load, ..pattern })
+    let per_second = (rate / 2.0).max(1.0);
+    Ok(Pattern {
+        per_second,
+        ..pattern
+    })
 }
 
-impl Measured {
+impl<'a> Measured<'a> {
     fn keep_reference(&mut self, options: &Options, sample: &Sample) {
         if options.keep_disturbed || sample.disturbance.is_none() {
             self.reference_runs.push(sample.clone());
@@ -158,12 +161,12 @@ impl Measured {
     }
 
     /// Returns the valid pairs of `server`.
-    pub(crate) fn usable(&self, server: Server) -> impl Iterator<Item = &Pair> {
+    pub(crate) fn usable(&self, server: &Server) -> impl Iterator<Item = &Pair<'a>> {
         self.pairs_of(server).filter(|pair| pair.is_usable())
     }
 
     /// Returns all pairs of `server`.
-    pub(crate) fn pairs_of(&self, server: Server) -> impl Iterator<Item = &Pair> {
+    pub(crate) fn pairs_of(&self, server: &Server) -> impl Iterator<Item = &Pair<'a>> {
         self.pairs.iter().filter(move |pair| pair.server == server)
     }
 
@@ -171,11 +174,11 @@ impl Measured {
     /// to its own references.
     pub(crate) fn ratios(
         &self,
-        one: Server,
-        other: Server,
+        one: &Server,
+        other: &Server,
         figure: impl Fn(&Sample) -> f64 + Copy,
     ) -> Vec<f64> {
-        let in_round = |server: Server, round: u32| {
+        let in_round = |server: &Server, round: u32| {
             if server == self.reference {
                 return Some(1.0);
             }

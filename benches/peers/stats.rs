@@ -1,79 +1,9 @@
-//! Statistics of the bench: latency histograms, medians with quartiles, ratios of runs adjacent in
-//! time, and detection of disturbed runs.
+//! Statistics of the bench: medians with quartiles, ratios of runs adjacent in time, and detection
+//! of disturbed runs.
 //!
 //! Pure functions, tested by `tests/cli/bench_stats.rs`, because a bench has no tests of its own.
 
 use serde::{Deserialize, Serialize};
-
-/// Buckets per power of two: a value is known to within 1/64 of itself.
-const BUCKETS_PER_DOUBLING: u64 = 64;
-const BUCKET_BITS: u32 = BUCKETS_PER_DOUBLING.trailing_zeros();
-/// One more than the highest bucket, which holds `u64::MAX`.
-pub(crate) const BUCKETS: usize = ((u64::BITS - BUCKET_BITS + 1) as usize) << BUCKET_BITS;
-
-/// Number of occurrences of each latency, in nanoseconds.
-#[derive(Clone, Debug)]
-pub(crate) struct Histogram {
-    counts: Vec<u64>,
-    total: u64,
-}
-
-/// The nonempty buckets with their counts, sent to another process.
-pub(crate) type Sparse = Vec<(usize, u64)>;
-
-impl Histogram {
-    pub(crate) fn new() -> Self {
-        Self {
-            counts: vec![0; BUCKETS],
-            total: 0,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn record(&mut self, value: u64) {
-        self.counts[bucket(value)] += 1;
-        self.total += 1;
-    }
-
-    /// Adds the buckets of another process; buckets out of range are ignored.
-    pub(crate) fn merge(&mut self, sparse: &Sparse) {
-        for &(index, count) in sparse {
-            if let Some(place) = self.counts.get_mut(index) {
-                *place += count;
-                self.total += count;
-            }
-        }
-    }
-
-    pub(crate) fn to_sparse(&self) -> Sparse {
-        let counts = self.counts.iter().copied().enumerate();
-        counts.filter(|&(_, count)| count > 0).collect()
-    }
-
-    /// Returns the value that a share `quantile` of all values does not exceed; `None` if empty.
-    pub(crate) fn quantile(&self, quantile: f64) -> Option<u64> {
-        let rank = ((self.total as f64 * quantile).ceil() as u64).clamp(1, self.total.max(1));
-        let mut seen = 0;
-        let index = self.counts.iter().position(|&count| {
-            seen += count;
-            count > 0 && seen >= rank
-        });
-        index.map(highest)
-    }
-}
-
-/// Returns the bucket of `value`: the value itself while small, then its leading bits.
-pub(crate) const fn bucket(value: u64) -> usize {
-    let doublings = (u64::BITS - value.leading_zeros()).saturating_sub(BUCKET_BITS + 1);
-    ((doublings as usize) << BUCKET_BITS) + (value >> doublings) as usize
-}
-
-/// Returns the highest value of a bucket.
-pub(crate) const fn highest(index: usize) -> u64 {
-    let doublings = (index >> BUCKET_BITS).saturating_sub(1) as u32;
-    let leading = (index - ((doublings as usize) << BUCKET_BITS)) as u64;
-    (leading << doublings) + ((1 << doublings) - 1)
-}
 
 /// A median with its quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,47 +3,7 @@
 #[path = "../../benches/peers/stats.rs"]
 mod stats;
 
-use stats::{BUCKETS, Histogram, Spread, Surroundings, bucket, highest, reference, spread};
-
-#[test]
-fn histogram_buckets_are_ordered_and_narrow() {
-    let mut last = 0;
-    for shift in 0..64 {
-        for value in [1 << shift, (1 << shift) + (1 << shift) / 3] {
-            let index = bucket(value);
-            assert!(index >= last && index < BUCKETS, "{value}");
-            let highest = highest(index);
-            assert!(highest >= value && highest - value <= value / 64, "{value}");
-            assert_eq!(bucket(highest), index, "{value}");
-            last = index;
-        }
-    }
-    assert_eq!(highest(bucket(u64::MAX)), u64::MAX);
-}
-
-#[test]
-fn quantiles_count_from_lowest_value() {
-    let mut histogram = Histogram::new();
-    assert_eq!(histogram.quantile(0.5), None);
-    (1..=100).for_each(|value| histogram.record(value));
-    assert_eq!(histogram.quantile(0.0), Some(1));
-    assert_eq!(histogram.quantile(0.5), Some(50));
-    assert_eq!(histogram.quantile(0.99), Some(99));
-    assert_eq!(histogram.quantile(1.0), Some(100));
-}
-
-#[test]
-fn histogram_survives_round_trip() {
-    let mut seen = Histogram::new();
-    for value in [3, 3, 7_000, u64::MAX] {
-        seen.record(value);
-    }
-    let mut merged = Histogram::new();
-    merged.merge(&seen.to_sparse());
-    merged.merge(&vec![(BUCKETS, 5)]);
-    assert_eq!(merged.to_sparse(), seen.to_sparse());
-    assert_eq!(merged.quantile(0.5), Some(3));
-}
+use stats::{Spread, Surroundings, reference, spread};
 
 #[test]
 fn spread_interpolates_and_skips_non_numbers() {
