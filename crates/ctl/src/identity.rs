@@ -9,35 +9,36 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A place for a worker; it owns its listening sockets permanently. Counted from 0.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct SlotId(pub u16);
+/// Declares numbers that identify something.
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $name:ident($number:ty);)+) => {$(
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub $number);
 
-/// Counts the workers of one slot. The first is 1; 0 means there has been none yet.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct Generation(pub u32);
+        impl fmt::Display for $name {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(out)
+            }
+        }
+    )+};
+}
 
-/// A program (an open file) with a configuration, as workers run it. Counted from 1, the one that
-/// an instance starts with; every reload and upgrade creates another.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct ReleaseId(pub u32);
-
-/// The requester of a planned operation, to which its result is sent; 0: none (a signal), the
-/// result is logged only.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct RequestId(pub u64);
+numbers! {
+    /// A place for a worker; it owns its listening sockets permanently. Counted from 0.
+    SlotId(u16);
+    /// Counts the workers of one slot. The first is 1; 0 means there has been none yet.
+    Generation(u32);
+    /// A program (an open file) with a configuration, as workers run it. Counted from 1, the one that
+    /// an instance starts with; every reload and upgrade creates another.
+    ReleaseId(u32);
+    /// The requester of a planned operation, to which its result is sent; 0: none (a signal), the
+    /// result is logged only.
+    RequestId(u64);
+}
 
 /// Identifies one worker process among all past and present ones.
 #[derive(
@@ -81,24 +82,6 @@ impl Generation {
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.wrapping_add(1))
-    }
-}
-
-impl fmt::Display for SlotId {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}", self.0)
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}", self.0)
-    }
-}
-
-impl fmt::Display for ReleaseId {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}", self.0)
     }
 }
 
