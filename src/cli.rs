@@ -22,7 +22,6 @@ use crate::top;
 use crate::{admin, fault, preflight, supervisor, worker};
 use uppercased_ctl::control::{Options, Request};
 use uppercased_ctl::output::{self, print};
-use uppercased_ctl::status::Rotation;
 use uppercased_ctl::stderr::write_error;
 use uppercased_ctl::target::with_host;
 
@@ -230,7 +229,7 @@ fn line_client(typed: &ArgMatches) -> client::Options {
     let target = typed.get_one::<String>(names::TARGET);
     client::Options {
         target: target.map_or_else(|| DEFAULT_TARGET.to_owned(), |target| with_host(target)),
-        proxy_header: typed.get_one(names::PROXY_PROTOCOL).copied().flatten(),
+        proxy_header: typed.get_one(names::PROXY_PROTOCOL).copied(),
     }
 }
 
@@ -252,11 +251,9 @@ fn request_of(name: &str, typed: &ArgMatches) -> Option<Request> {
             options: options_of(typed),
         }),
         names::CANCEL => Some(Request::Cancel),
-        names::ROTATION => {
-            let word = typed.get_one::<String>(names::TO)?;
-            let to = Rotation::ALL.into_iter().find(|to| to.name() == word)?;
-            Some(Request::Rotation { to })
-        }
+        names::ROTATION => Some(Request::Rotation {
+            to: *typed.get_one(names::TO)?,
+        }),
         names::STATUS => Some(Request::Status),
         names::STOP => Some(Request::Stop),
         _ => None,

@@ -36,6 +36,7 @@ use crate::sys::accounts;
 use uppercased_ctl::status::Sandboxed;
 
 use calls::Role;
+use uppercased_ctl::words;
 
 /// The newest Landlock version that is requested; an older kernel supports less.
 const LANDLOCK: ABI = ABI::V10;
@@ -45,25 +46,14 @@ const LANDLOCK_WHOLE: ABI = ABI::V6;
 /// The first version that covers TCP.
 const LANDLOCK_TCP: ABI = ABI::V4;
 
-/// The layers of a sandbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layer {
-    NoNewPrivileges,
-    NoCapabilities,
-    NotDumpable,
-    Landlock,
-    Seccomp,
-}
-
-impl Layer {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::NoNewPrivileges => "no_new_privs",
-            Self::NoCapabilities => "no_caps",
-            Self::NotDumpable => "no_dump",
-            Self::Landlock => "landlock",
-            Self::Seccomp => "seccomp",
-        }
+words! {
+    /// The layers of a sandbox.
+    enum Layer {
+        NoNewPrivileges = "no_new_privs",
+        NoCapabilities = "no_caps",
+        NotDumpable = "no_dump",
+        Landlock = "landlock",
+        Seccomp = "seccomp",
     }
 }
 

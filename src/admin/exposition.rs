@@ -275,7 +275,7 @@ impl Snapshot {
             }
         }
         for (first, samples) in families {
-            family(encoder, family_name(first), first.meaning(), None, samples)?;
+            family(encoder, first.family(), first.meaning(), None, samples)?;
         }
         Ok(())
     }
@@ -296,31 +296,6 @@ impl Snapshot {
             counted(labels, count)
         };
         self.ever().map(sample).collect()
-    }
-}
-
-/// Returns the name of a counter's family: its subject first, its unit last.
-const fn family_name(counter: Counter) -> &'static str {
-    match counter {
-        Counter::Accepted => "connections_accepted",
-        Counter::AcceptFailed => "accept_failures",
-        Counter::Untracked => "connections_untracked",
-        Counter::MovedIn => "connections_migrated_in",
-        Counter::MovedOut => "connections_migrated_out",
-        Counter::Refused(_) => "connections_refused",
-        Counter::Closed(_) => "connections_closed",
-        Counter::Paused(_) => "accept_pauses",
-        Counter::BytesIn => "received_bytes",
-        Counter::BytesOut => "sent_bytes",
-        Counter::BytesDiscarded => "discarded_bytes",
-        Counter::BytesAbandoned => "abandoned_bytes",
-        Counter::Reads
-        | Counter::Writes
-        | Counter::Turns
-        | Counter::BusyNs
-        | Counter::StaleEvents
-        | Counter::Backpressure
-        | Counter::Took(_) => counter.name().0,
     }
 }
 

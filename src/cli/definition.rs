@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::builder::{
     NonEmptyStringValueParser, OsStringValueParser, PathBufValueParser, PossibleValuesParser,
-    TypedValueParser as _,
+    TypedValueParser,
 };
 use clap::error::{ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
@@ -25,6 +25,7 @@ use uppercased_ctl::control::ScaleTo;
 use uppercased_ctl::escape::visible;
 use uppercased_ctl::proxy_header::Version;
 use uppercased_ctl::status::Rotation;
+use uppercased_ctl::words::Word;
 
 /// Narrower than most terminals, so that help quoted in a mail does not wrap.
 const HELP_COLUMNS: usize = 79;
@@ -224,10 +225,7 @@ fn client() -> Command {
             Arg::new(PROXY_PROTOCOL)
                 .long(PROXY_PROTOCOL)
                 .value_name("VERSION")
-                .value_parser(
-                    PossibleValuesParser::new(Version::ALL.map(Version::name))
-                        .map(|name| Version::ALL.into_iter().find(|one| one.name() == name)),
-                )
+                .value_parser(one_of::<Version>())
                 .help("Send a PROXY header first, as a load balancer does"),
         )
 }
@@ -289,7 +287,7 @@ fn rotation() -> Command {
         Arg::new(TO)
             .value_name("TO")
             .required(true)
-            .value_parser(Rotation::ALL.map(Rotation::name))
+            .value_parser(one_of::<Rotation>())
             .help("State: drain (no new clients), maint (maintenance) or in (rejoin)"),
     )
 }
@@ -423,6 +421,13 @@ fn control() -> Arg {
             "Control socket of the server, also set by UPPERCASED_CONTROL. Without either, the \
              socket of the only running server is found in the runtime directory.",
         )
+}
+
+/// Parses one of the words of `T`.
+fn one_of<T: Word>() -> impl TypedValueParser<Value = T> {
+    let words = T::VARIANTS.iter().map(|one| one.word());
+    PossibleValuesParser::new(words)
+        .map(|word| T::find(&word).expect("invariant: clap accepts these words only"))
 }
 
 /// Parses a whole number within bounds.

@@ -3,6 +3,7 @@
 use super::*;
 use uppercased_ctl::control::ScaleTo;
 use uppercased_ctl::escape::visible;
+use uppercased_ctl::status::Rotation;
 
 fn parsed(args: &[&str]) -> Result<Command, String> {
     let args = ["uppercased"].iter().chain(args).map(OsString::from);

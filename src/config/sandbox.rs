@@ -7,19 +7,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::value::{Choice, Facts, Grammar, OrWord};
+use super::value::{Facts, Grammar, OrWord};
+use uppercased_ctl::words;
 
-/// Whether workers are sandboxed before they serve.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sandbox {
-    /// With every layer that the kernel supports; missing ones are logged.
-    Auto,
-    /// With every layer, or the worker does not start.
-    Required,
-    /// No sandbox.
-    #[default]
-    Off,
+words! {
+    /// Whether workers are sandboxed before they serve.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Sandbox {
+        /// With every layer that the kernel supports; missing ones are logged.
+        Auto = "auto",
+        /// With every layer, or the worker does not start.
+        Required = "required",
+        /// No sandbox.
+        #[default]
+        Off = "off",
+    }
 }
 
 /// A user or a group, as given and as the kernel identifies it.
@@ -34,12 +37,6 @@ pub struct Account {
     #[serde(default)]
     pub primary_group: Option<u32>,
 }
-
-pub(crate) const SANDBOX: Choice<Sandbox> = Choice(&[
-    ("auto", Sandbox::Auto),
-    ("required", Sandbox::Required),
-    ("off", Sandbox::Off),
-]);
 
 /// Grammar of an account, or the word for the user that started the server.
 pub(crate) const ACCOUNT: OrWord<AccountName> = OrWord("unchanged", AccountName);

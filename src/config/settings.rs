@@ -18,7 +18,7 @@ use super::limits::SCRATCH_BYTES;
 use super::listen::Listen;
 use super::networks::Networks;
 use super::proxy::{Asking, ProxyListeners};
-use super::sandbox::{ACCOUNT, Account, SANDBOX, Sandbox};
+use super::sandbox::{ACCOUNT, Account, Sandbox};
 use super::types::{Boot, Control, ListenAddr, LogFormat, LogLevel, ReloadConnections, Steer};
 use super::value::{Choice, ControlSocket, Count, Grammar, OrWord, PerCpu, Size, Span, Switch};
 
@@ -40,26 +40,6 @@ const SCRATCH: u32 = SCRATCH_BYTES as u32;
 
 /// Worker processes.
 pub const WORKERS: Count<u16> = Count::new(WORKERS_MIN, WORKERS_MAX);
-
-const BOOT: Choice<Boot> = Choice(&[("any", Boot::Any), ("all", Boot::All)]);
-const RELOAD_CONNECTIONS: Choice<ReloadConnections> = Choice(&[
-    ("handover", ReloadConnections::Handover),
-    ("drain", ReloadConnections::Drain),
-]);
-const STEER: Choice<Steer> = Choice(&[
-    ("hash", Steer::Hash),
-    ("cpu", Steer::Cpu),
-    ("random", Steer::Random),
-]);
-const LEVELS: Choice<LogLevel> = Choice(&[
-    ("error", LogLevel::Error),
-    ("warn", LogLevel::Warn),
-    ("info", LogLevel::Info),
-    ("debug", LogLevel::Debug),
-    ("trace", LogLevel::Trace),
-]);
-const FORMATS: Choice<LogFormat> =
-    Choice(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
 
 // A row: field, type and grammar; placeholder of the value in help (`TIME`, `SIZE`, `N`), default
 // and a useful other value; a line of help without a full stop; its purpose, and what to consider
@@ -271,7 +251,7 @@ settings! {
     }
     "Placement of connections and workers" {
         /// How new connections are distributed over the workers.
-        steer: Steer = STEER;
+        steer: Steer = Choice::new();
             "HOW", default "hash", example "cpu";
             "Distribution of new connections among workers"
             "hash: by the kernel's hash of both addresses. cpu: to the worker of the CPU that \
@@ -364,7 +344,7 @@ settings! {
              alone for 127.0.0.1, or the path of a Unix socket, which is created with mode 0600. \
              Changing it requires a stop."
         /// How many workers must start for the server to serve.
-        boot: Boot = BOOT;
+        boot: Boot = Choice::new();
             "WHICH", default "any", example "all";
             "Workers that must start before the server serves"
             "any: the server serves as soon as the first worker does. Workers start one by one; \
@@ -372,7 +352,7 @@ settings! {
              reports that it is degraded meanwhile. all: one worker that cannot start fails the \
              whole start."
         /// Treatment of established connections by a rolling restart.
-        reload_connections: ReloadConnections = RELOAD_CONNECTIONS;
+        reload_connections: ReloadConnections = Choice::new();
             "HOW", default "handover", example "drain";
             "Treatment of connections at reload and upgrade"
             "handover: established connections migrate live to the new worker, and clients \
@@ -409,7 +389,7 @@ settings! {
             "The supervisor watches a counter that every turn of a worker's event loop advances; \
              it costs the worker nothing. off: a stalled worker stays."
         /// Whether workers are sandboxed before they serve.
-        sandbox: Sandbox = SANDBOX;
+        sandbox: Sandbox = Choice::new();
             "HOW", default "auto", example "required";
             "Sandbox workers"
             "No new privileges, no capabilities, no core dumps, no files, no new sockets, and \
@@ -430,13 +410,13 @@ settings! {
     }
     "Logging" {
         /// Minimum level of log lines.
-        log_level: LogLevel = LEVELS;
+        log_level: LogLevel = Choice::new();
             "LEVEL", default "info", example "debug";
             "Minimum log level"
             "info: events of the server, none of single connections. debug: connections as well. \
              trace: bytes as well, escaped and truncated; not for production."
         /// Format of log lines.
-        log_format: LogFormat = FORMATS;
+        log_format: LogFormat = Choice::new();
             "FORMAT", default "human", example "json";
             "Log format"
             "human: time, level, message and key=value pairs, in colour on a terminal unless \

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::path_bytes;
+use uppercased_ctl::words;
 
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,73 +43,71 @@ pub enum Control {
     Path(#[serde(with = "path_bytes")] PathBuf),
 }
 
-/// How many workers must start for a server to serve.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Boot {
-    /// The first one; those that fail after it are tried again.
-    #[default]
-    Any,
-    /// All of them; a failure ends the start.
-    All,
-}
-
-/// Treatment of established connections by a rolling restart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReloadConnections {
-    /// They migrate to the new worker.
-    #[default]
-    Handover,
-    /// They stay with the old one until they end or `drain_timeout` expires.
-    Drain,
-}
-
-/// How new connections are distributed over the workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Steer {
-    /// By the kernel's hash of addresses and ports.
-    #[default]
-    Hash,
-    /// By the CPU that receives the first packet.
-    Cpu,
-    /// Evenly, at random.
-    Random,
-}
-
-impl Steer {
-    /// Returns its word in the setting.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Hash => "hash",
-            Self::Cpu => "cpu",
-            Self::Random => "random",
-        }
+words! {
+    /// How many workers must start for a server to serve.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Boot {
+        /// The first one; those that fail after it are tried again.
+        #[default]
+        Any = "any",
+        /// All of them; a failure ends the start.
+        All = "all",
     }
 }
 
-/// The format of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people, with colour on a terminal.
-    #[default]
-    Human,
-    /// One JSON object per line.
-    Json,
+words! {
+    /// Treatment of established connections by a rolling restart.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum ReloadConnections {
+        /// They migrate to the new worker.
+        #[default]
+        Handover = "handover",
+        /// They stay with the old one until they end or `drain_timeout` expires.
+        Drain = "drain",
+    }
 }
 
-/// The minimum level of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the usual five")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
+words! {
+    /// How new connections are distributed over the workers.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Steer {
+        /// By the kernel's hash of addresses and ports.
+        #[default]
+        Hash = "hash",
+        /// By the CPU that receives the first packet.
+        Cpu = "cpu",
+        /// Evenly, at random.
+        Random = "random",
+    }
+}
+
+words! {
+    /// The format of log lines.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum LogFormat {
+        /// For people, with colour on a terminal.
+        #[default]
+        Human = "human",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+
+words! {
+    /// The minimum level of log lines.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    #[expect(missing_docs, reason = "the usual five")]
+    pub enum LogLevel {
+        Error = "error",
+        Warn = "warn",
+        #[default]
+        Info = "info",
+        Debug = "debug",
+        Trace = "trace",
+    }
 }

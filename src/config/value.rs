@@ -7,11 +7,13 @@
 //! unit is ambiguous.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::types::Control;
 use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
+use uppercased_ctl::words::Word;
 
 /// Resolves a host name: its addresses with the given port, or why there are none.
 pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> Result<Vec<SocketAddr>, String>;
@@ -117,7 +119,13 @@ pub(crate) struct ControlSocket;
 
 /// One word of a list.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Choice<T: 'static>(pub(crate) &'static [(&'static str, T)]);
+pub(crate) struct Choice<T>(PhantomData<T>);
+
+impl<T> Choice<T> {
+    pub(crate) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
 
 impl<T: Copy + fmt::Display + Into<u64> + TryFrom<u64>> Grammar for Count<T> {
     type Value = T;
@@ -350,41 +358,29 @@ impl fmt::Display for ControlSocket {
     }
 }
 
-impl<T: Copy + PartialEq> Grammar for Choice<T> {
+impl<T: Word> Grammar for Choice<T> {
     type Value = T;
 
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<T, String> {
-        self.0
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map(|(_, value)| *value)
-            .ok_or_else(|| format!("{text:?} is not a valid choice"))
+        T::find(text).ok_or_else(|| format!("{text:?} is not a valid choice"))
     }
 
     fn show(&self, value: &T) -> String {
-        self.0
-            .iter()
-            .find(|(_, known)| known == value)
-            .map_or("", |(word, _)| *word)
-            .to_owned()
+        value.word().to_owned()
     }
 
     fn words(&self) -> Vec<&'static str> {
-        self.0.iter().map(|(word, _)| *word).collect()
+        T::VARIANTS.iter().map(|one| one.word()).collect()
     }
 }
 
-impl<T> fmt::Display for Choice<T> {
+impl<T: Word> fmt::Display for Choice<T> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (word, _)) in self.0.iter().enumerate() {
-            let joint = match index {
-                0 => "",
-                _ if index + 1 == self.0.len() => " or ",
-                _ => ", ",
-            };
-            write!(out, "{joint}{word}")?;
+        let words = self.words();
+        match words.split_last() {
+            Some((last, others)) => write!(out, "{} or {last}", others.join(", ")),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`control`] | the control socket: protocol, place and client |
 //! | [`sampler`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
 //! | [`target`], [`proxy_header`] | server addresses as text; the PROXY protocol |
+//! | [`words`] | enums whose variants are words |
 //! | [`process`] | inherited environment and limits |
 //! | [`output`], [`stderr`], [`writer`], [`escape`] | lines for people and programs |
 //! | [`limits`] | fixed limits of both sides |
@@ -30,4 +31,5 @@ pub mod sockets;
 pub mod status;
 pub mod stderr;
 pub mod target;
+pub mod words;
 pub mod writer;

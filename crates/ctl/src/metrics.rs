@@ -4,160 +4,78 @@
 //! The cells are in the slot's working memory, so they survive their writer, and a successor in the
 //! slot continues from there. It must not render or aggregate on the serving path.
 
-/// Why a connection ended. Counter label, log field and report text are the same word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum CloseReason {
-    /// The peer ended its stream and received every byte; the connection was closed gracefully.
-    PeerClosed,
-    /// The peer reset the connection; it lost unsent output.
-    PeerReset,
-    /// The peer's machine or network stopped answering (keepalive or retransmission gave up).
-    PeerVanished,
-    /// No byte moved for `idle_timeout`.
-    IdleTimeout,
-    /// The kernel accepted none of its pending output for `write_stall_timeout`.
-    WriteStall,
-    /// The worker was stopping: everything owed was sent, then the stream was ended.
-    Drained,
-    /// The worker was stopping and `drain_timeout` passed with output still pending.
-    DrainTimeout,
-    /// The system refused an operation on the connection.
-    SystemError,
-    /// Its worker died.
-    WorkerDied,
-    /// It was refused after it was accepted: for its PROXY header, or the client named there.
-    Refused,
-}
+use crate::words;
 
-impl CloseReason {
-    /// Every reason, in the order of their counters.
-    pub const ALL: [Self; 10] = [
-        Self::PeerClosed,
-        Self::PeerReset,
-        Self::PeerVanished,
-        Self::IdleTimeout,
-        Self::WriteStall,
-        Self::Drained,
-        Self::DrainTimeout,
-        Self::SystemError,
-        Self::WorkerDied,
-        Self::Refused,
-    ];
-
-    /// Returns the word for it in logs and labels.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PeerClosed => "peer_closed",
-            Self::PeerReset => "peer_reset",
-            Self::PeerVanished => "peer_vanished",
-            Self::IdleTimeout => "idle_timeout",
-            Self::WriteStall => "write_stall",
-            Self::Drained => "drained",
-            Self::DrainTimeout => "drain_timeout",
-            Self::SystemError => "system_error",
-            Self::WorkerDied => "worker_died",
-            Self::Refused => "refused",
-        }
+words! {
+    /// Why a connection ended. Counter label, log field and report text are the same word.
+    #[derive(PartialOrd, Ord, Hash)]
+    #[repr(u8)]
+    pub enum CloseReason {
+        /// The peer ended its stream and received every byte; the connection was closed gracefully.
+        PeerClosed = "peer_closed",
+        /// The peer reset the connection; it lost unsent output.
+        PeerReset = "peer_reset",
+        /// The peer's machine or network stopped answering (keepalive or retransmission gave up).
+        PeerVanished = "peer_vanished",
+        /// No byte moved for `idle_timeout`.
+        IdleTimeout = "idle_timeout",
+        /// The kernel accepted none of its pending output for `write_stall_timeout`.
+        WriteStall = "write_stall",
+        /// The worker was stopping: everything owed was sent, then the stream was ended.
+        Drained = "drained",
+        /// The worker was stopping and `drain_timeout` passed with output still pending.
+        DrainTimeout = "drain_timeout",
+        /// The system refused an operation on the connection.
+        SystemError = "system_error",
+        /// Its worker died.
+        WorkerDied = "worker_died",
+        /// It was refused after it was accepted: for its PROXY header, or the client named there.
+        Refused = "refused",
     }
 }
 
-/// Why a worker stopped accepting for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PauseCause {
-    /// `max_connections` are open.
-    ConnectionLimit,
-    /// The process ran out of descriptors (`EMFILE`).
-    ProcessDescriptors,
-    /// The system ran out of open files (`ENFILE`).
-    SystemDescriptors,
-    /// The system ran out of memory for sockets (`ENOBUFS`, `ENOMEM`).
-    Memory,
-    /// Accepting failed for a cause that is not known to pass with one connection.
-    AcceptError,
-}
-
-impl PauseCause {
-    /// Every cause, in the order of their counters.
-    pub const ALL: [Self; 5] = [
-        Self::ConnectionLimit,
-        Self::ProcessDescriptors,
-        Self::SystemDescriptors,
-        Self::Memory,
-        Self::AcceptError,
-    ];
-
-    /// Returns the word for it in logs and labels.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ConnectionLimit => "connection_limit",
-            Self::ProcessDescriptors => "process_descriptors",
-            Self::SystemDescriptors => "system_descriptors",
-            Self::Memory => "memory",
-            Self::AcceptError => "accept_error",
-        }
+words! {
+    /// Why a worker stopped accepting for a while.
+    pub enum PauseCause {
+        /// `max_connections` are open.
+        ConnectionLimit = "connection_limit",
+        /// The process ran out of descriptors (`EMFILE`).
+        ProcessDescriptors = "process_descriptors",
+        /// The system ran out of open files (`ENFILE`).
+        SystemDescriptors = "system_descriptors",
+        /// The system ran out of memory for sockets (`ENOBUFS`, `ENOMEM`).
+        Memory = "memory",
+        /// Accepting failed for a cause that is not known to pass with one connection.
+        AcceptError = "accept_error",
     }
 }
 
-/// Why a connection was accepted and then refused: at once, or because of its PROXY header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum RefusalCause {
-    /// A system failure: the event loop could not watch it, or its descriptor number is beyond the
-    /// table.
-    SystemError,
-    /// Its peer is in a network of `deny`.
-    Denied,
-    /// Its peer is in no network of `allow`.
-    NotAllowed,
-    /// Its source has `max_connections_per_source` at this worker.
-    PerSourceLimit,
-    /// Its source connects more often than `accept_rate_per_source`.
-    PerSourceRate,
-    /// Its listener requires a PROXY header, and its peer is in no network of `proxy_trust`.
-    ProxyUntrusted,
-    /// It began without a required PROXY header, or ended within it.
-    ProxyMissing,
-    /// Its PROXY header is malformed.
-    ProxyMalformed,
-    /// Its PROXY header exceeds the limit.
-    ProxyTooLong,
-    /// Its PROXY header did not arrive within `proxy_header_timeout`.
-    ProxyTimeout,
-}
-
-impl RefusalCause {
-    /// Every cause, in the order of their counters.
-    pub const ALL: [Self; 10] = [
-        Self::SystemError,
-        Self::Denied,
-        Self::NotAllowed,
-        Self::PerSourceLimit,
-        Self::PerSourceRate,
-        Self::ProxyUntrusted,
-        Self::ProxyMissing,
-        Self::ProxyMalformed,
-        Self::ProxyTooLong,
-        Self::ProxyTimeout,
-    ];
-
-    /// Returns the word for it in logs and labels.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::SystemError => "system_error",
-            Self::Denied => "denied",
-            Self::NotAllowed => "not_allowed",
-            Self::PerSourceLimit => "per_source_limit",
-            Self::PerSourceRate => "per_source_rate",
-            Self::ProxyUntrusted => "proxy_untrusted",
-            Self::ProxyMissing => "proxy_missing",
-            Self::ProxyMalformed => "proxy_malformed",
-            Self::ProxyTooLong => "proxy_too_long",
-            Self::ProxyTimeout => "proxy_timeout",
-        }
+words! {
+    /// Why a connection was accepted and then refused: at once, or because of its PROXY header.
+    #[derive(PartialOrd, Ord, Hash)]
+    #[repr(u8)]
+    pub enum RefusalCause {
+        /// A system failure: the event loop could not watch it, or its descriptor number is beyond
+        /// the table.
+        SystemError = "system_error",
+        /// Its peer is in a network of `deny`.
+        Denied = "denied",
+        /// Its peer is in no network of `allow`.
+        NotAllowed = "not_allowed",
+        /// Its source has `max_connections_per_source` at this worker.
+        PerSourceLimit = "per_source_limit",
+        /// Its source connects more often than `accept_rate_per_source`.
+        PerSourceRate = "per_source_rate",
+        /// Its listener requires a PROXY header, and its peer is in no network of `proxy_trust`.
+        ProxyUntrusted = "proxy_untrusted",
+        /// It began without a required PROXY header, or ended within it.
+        ProxyMissing = "proxy_missing",
+        /// Its PROXY header is malformed.
+        ProxyMalformed = "proxy_malformed",
+        /// Its PROXY header exceeds the limit.
+        ProxyTooLong = "proxy_too_long",
+        /// Its PROXY header did not arrive within `proxy_header_timeout`.
+        ProxyTimeout = "proxy_timeout",
     }
 }
 
@@ -183,6 +101,14 @@ impl TurnClass {
         Self(if bits < last { bits } else { last } as u8)
     }
 
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    const fn name(self) -> &'static str {
+        Self::NAMES[self.index()]
+    }
+
     /// Returns every class, the shortest turns first.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT as u8).map(Self)
@@ -196,49 +122,110 @@ impl TurnClass {
     }
 }
 
-/// A cell of the metrics block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counter {
-    /// Connections accepted.
-    Accepted,
-    /// Live connections that migrated from another worker.
-    MovedIn,
-    /// Live connections that migrated to another worker.
-    MovedOut,
-    /// Connections ended, by reason.
-    Closed(CloseReason),
-    /// Times accepting was paused, by cause.
-    Paused(PauseCause),
-    /// Connections accepted and refused, by cause. Those refused at once are not among the
-    /// accepted, except those that the event loop could not watch; those refused for their PROXY
-    /// header are, and end as [`CloseReason::Refused`].
-    Refused(RefusalCause),
-    /// Connections of sources that could not be tracked, so that no limit applied to them.
-    Untracked,
-    /// Connections that failed before they were accepted (reset in the queue and the like).
-    AcceptFailed,
-    /// Bytes received from clients; each is to be echoed.
-    BytesIn,
-    /// Bytes that the kernel accepted for sending.
-    BytesOut,
-    /// Bytes received and discarded after this side ended the stream.
-    BytesDiscarded,
-    /// Bytes of pending output abandoned when their connection ended.
-    BytesAbandoned,
-    /// Successful reads.
-    Reads,
-    /// Sends that moved at least one byte.
-    Writes,
-    /// Times output had to be buffered because the kernel did not accept all of it.
-    Backpressure,
-    /// Turns of the loop.
-    Turns,
-    /// Readiness reports for connections that had ended.
-    StaleEvents,
-    /// Nanoseconds spent in turns, waiting not counted.
-    BusyNs,
-    /// Turns, by duration class.
-    Took(TurnClass),
+/// Declares the counters: of each its cell, its name in the status, its name in `/metrics` and its
+/// meaning, which is one line.
+macro_rules! counters {
+    ({ $(
+        $(#[$doc:meta])*
+        $counter:ident = $cell:literal, $name:literal, $family:literal, $meaning:literal;
+    )+ }
+    by label { $(
+        $(#[$labelled_doc:meta])*
+        $labelled:ident($label:ident) = $first:ident,
+            $labelled_name:literal, $labelled_family:literal, $labelled_meaning:literal;
+    )+ }) => {
+        /// A cell of the metrics block.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[$doc])* #[doc = $meaning] $counter,)+
+            $($(#[$labelled_doc])* #[doc = $labelled_meaning] $labelled($label),)+
+        }
+
+        impl Counter {
+            /// Returns the index of this counter's cell in the block. The first cache line counts
+            /// connections, the second one what each turn of the loop counts.
+            #[must_use]
+            pub const fn cell(self) -> usize {
+                match self {
+                    $(Self::$counter => $cell,)+
+                    $(Self::$labelled(label) => Self::$first + label.index(),)+
+                }
+            }
+
+            /// Returns every counter, in the order of their cells.
+            pub fn all() -> impl Iterator<Item = Self> {
+                let counters = [$(Self::$counter),+].into_iter();
+                counters$(.chain($label::all().map(Self::$labelled)))+
+            }
+
+            /// Returns the counter's name and, if it has one, its label.
+            #[must_use]
+            pub const fn name(self) -> (&'static str, Option<&'static str>) {
+                match self {
+                    $(Self::$counter => ($name, None),)+
+                    $(Self::$labelled(label) => ($labelled_name, Some(label.name())),)+
+                }
+            }
+
+            /// Returns the counter's name in `/metrics`; the same for all counters of one name.
+            #[must_use]
+            pub const fn family(self) -> &'static str {
+                match self {
+                    $(Self::$counter => $family,)+
+                    $(Self::$labelled(_) => $labelled_family,)+
+                }
+            }
+
+            /// Returns a one-line description; the same for all counters of one name.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$counter => $meaning,)+
+                    $(Self::$labelled(_) => $labelled_meaning,)+
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    {
+        Accepted = 0, "accepted", "connections_accepted", "Accepted connections.";
+        AcceptFailed = 1, "accept_failed", "accept_failures",
+            "Connections that failed before they were accepted.";
+        Untracked = 2, "untracked", "connections_untracked",
+            "Connections without a per-source limit, for lack of room.";
+        MovedIn = 3, "moved_in", "connections_migrated_in",
+            "Connections received from another worker.";
+        MovedOut = 4, "moved_out", "connections_migrated_out",
+            "Connections handed over to another worker.";
+        BytesDiscarded = 5, "bytes_discarded", "discarded_bytes",
+            "Bytes received after the end of the stream, discarded.";
+        BytesAbandoned = 6, "bytes_abandoned", "abandoned_bytes",
+            "Unsent bytes of closed connections.";
+        Backpressure = 7, "backpressure", "backpressure",
+            "Times output was buffered because a client did not read.";
+        BytesIn = 8, "bytes_in", "received_bytes", "Bytes received from clients.";
+        BytesOut = 9, "bytes_out", "sent_bytes", "Bytes sent to clients.";
+        Reads = 10, "reads", "reads", "Successful receive calls.";
+        Writes = 11, "writes", "writes", "Send calls that sent at least one byte.";
+        Turns = 12, "turns", "turns", "Event loop iterations.";
+        BusyNs = 13, "busy_ns", "busy_ns", "Nanoseconds spent in turns, waiting not counted.";
+        StaleEvents = 14, "stale_events", "stale_events",
+            "Readiness events for closed connections.";
+    }
+    by label {
+        /// Those refused at once are not among the accepted, except those that the event loop could
+        /// not watch; those refused for their PROXY header are, and end as
+        /// [`CloseReason::Refused`].
+        Refused(RefusalCause) = FIRST_REFUSED,
+            "refused", "connections_refused", "Refused connections, by reason.";
+        Closed(CloseReason) = FIRST_CLOSED,
+            "closed", "connections_closed", "Closed connections, by reason.";
+        Paused(PauseCause) = FIRST_PAUSED, "paused", "accept_pauses", "Accept pauses, by reason.";
+        Took(TurnClass) = FIRST_TOOK, "turn_took_us", "turn_took_us",
+            "Turns, by how many microseconds their work took less than.";
+    }
 }
 
 impl Counter {
@@ -249,59 +236,6 @@ impl Counter {
     const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
     const FIRST_TOOK: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
 
-    /// Returns the index of this counter's cell in the block. The first cache line counts
-    /// connections, the second one what each turn of the loop counts.
-    #[must_use]
-    pub const fn cell(self) -> usize {
-        match self {
-            Self::Accepted => 0,
-            Self::AcceptFailed => 1,
-            Self::Untracked => 2,
-            Self::MovedIn => 3,
-            Self::MovedOut => 4,
-            Self::BytesDiscarded => 5,
-            Self::BytesAbandoned => 6,
-            Self::Backpressure => 7,
-            Self::BytesIn => 8,
-            Self::BytesOut => 9,
-            Self::Reads => 10,
-            Self::Writes => 11,
-            Self::Turns => 12,
-            Self::BusyNs => 13,
-            Self::StaleEvents => 14,
-            Self::Refused(cause) => Self::FIRST_REFUSED + cause as usize,
-            Self::Closed(reason) => Self::FIRST_CLOSED + reason as usize,
-            Self::Paused(cause) => Self::FIRST_PAUSED + cause as usize,
-            Self::Took(class) => Self::FIRST_TOOK + class.0 as usize,
-        }
-    }
-
-    /// Returns every counter, in the order of their cells.
-    pub fn all() -> impl Iterator<Item = Self> {
-        [
-            Self::Accepted,
-            Self::AcceptFailed,
-            Self::Untracked,
-            Self::MovedIn,
-            Self::MovedOut,
-            Self::BytesDiscarded,
-            Self::BytesAbandoned,
-            Self::Backpressure,
-            Self::BytesIn,
-            Self::BytesOut,
-            Self::Reads,
-            Self::Writes,
-            Self::Turns,
-            Self::BusyNs,
-            Self::StaleEvents,
-        ]
-        .into_iter()
-        .chain(RefusalCause::ALL.map(Self::Refused))
-        .chain(CloseReason::ALL.map(Self::Closed))
-        .chain(PauseCause::ALL.map(Self::Paused))
-        .chain(TurnClass::all().map(Self::Took))
-    }
-
     /// Returns name and label in one word, as used in the status: `bytes_in`,
     /// `closed.idle_timeout`.
     #[must_use]
@@ -309,58 +243,6 @@ impl Counter {
         match self.name() {
             (name, None) => name.to_owned(),
             (name, Some(label)) => format!("{name}.{label}"),
-        }
-    }
-
-    /// Returns a one-line description; the same for all counters of one name.
-    #[must_use]
-    pub const fn meaning(self) -> &'static str {
-        match self {
-            Self::BytesIn => "Bytes received from clients.",
-            Self::BytesOut => "Bytes sent to clients.",
-            Self::Reads => "Successful receive calls.",
-            Self::Writes => "Send calls that sent at least one byte.",
-            Self::Turns => "Event loop iterations.",
-            Self::Accepted => "Accepted connections.",
-            Self::Backpressure => "Times output was buffered because a client did not read.",
-            Self::StaleEvents => "Readiness events for closed connections.",
-            Self::BytesDiscarded => "Bytes received after the end of the stream, discarded.",
-            Self::BytesAbandoned => "Unsent bytes of closed connections.",
-            Self::Refused(_) => "Refused connections, by reason.",
-            Self::Untracked => "Connections without a per-source limit, for lack of room.",
-            Self::AcceptFailed => "Connections that failed before they were accepted.",
-            Self::MovedIn => "Connections received from another worker.",
-            Self::MovedOut => "Connections handed over to another worker.",
-            Self::Closed(_) => "Closed connections, by reason.",
-            Self::Paused(_) => "Accept pauses, by reason.",
-            Self::BusyNs => "Nanoseconds spent in turns, waiting not counted.",
-            Self::Took(_) => "Turns, by how many microseconds their work took less than.",
-        }
-    }
-
-    /// Returns the counter's name and, if it has one, its label.
-    #[must_use]
-    pub const fn name(self) -> (&'static str, Option<&'static str>) {
-        match self {
-            Self::BytesIn => ("bytes_in", None),
-            Self::BytesOut => ("bytes_out", None),
-            Self::Reads => ("reads", None),
-            Self::Writes => ("writes", None),
-            Self::Turns => ("turns", None),
-            Self::Accepted => ("accepted", None),
-            Self::Backpressure => ("backpressure", None),
-            Self::StaleEvents => ("stale_events", None),
-            Self::BytesDiscarded => ("bytes_discarded", None),
-            Self::BytesAbandoned => ("bytes_abandoned", None),
-            Self::Refused(cause) => ("refused", Some(cause.name())),
-            Self::Untracked => ("untracked", None),
-            Self::AcceptFailed => ("accept_failed", None),
-            Self::MovedIn => ("moved_in", None),
-            Self::MovedOut => ("moved_out", None),
-            Self::Closed(reason) => ("closed", Some(reason.name())),
-            Self::Paused(cause) => ("paused", Some(cause.name())),
-            Self::BusyNs => ("busy_ns", None),
-            Self::Took(class) => ("turn_took_us", Some(TurnClass::NAMES[class.0 as usize])),
         }
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Pure. It must not decide which peers may send one: the caller does.
 
+use crate::words;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -43,27 +44,15 @@ pub enum Error {
     },
 }
 
-/// A version of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Version {
-    /// A line of text.
-    V1,
-    /// Binary.
-    V2,
-}
-
-impl Version {
-    /// Every version.
-    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
-
-    /// The name, as users write it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::V1 => "v1",
-            Self::V2 => "v2",
-        }
+words! {
+    /// A version of the protocol.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Version {
+        /// A line of text.
+        V1 = "v1",
+        /// Binary.
+        V2 = "v2",
     }
 }
 

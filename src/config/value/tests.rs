@@ -103,14 +103,20 @@ fn auto_workers_follow_cpus_within_bounds() {
     assert_eq!(grammar.parse("auto", &none), Ok(1));
 }
 
+uppercased_ctl::words! {
+    enum Letter {
+        A = "a",
+        B = "b",
+        C = "c",
+    }
+}
+
 #[test]
 fn choice_reads_as_sentence() {
+    let choice = Choice::<Letter>::new();
+    assert_eq!(choice.to_string(), "a, b or c");
     assert_eq!(
-        Choice(&[("a", 1), ("b", 2), ("c", 3)]).to_string(),
-        "a, b or c"
-    );
-    assert_eq!(
-        Choice(&[("a", 1)]).parse("A", &FACTS).unwrap_err(),
+        choice.parse("A", &FACTS).unwrap_err(),
         "\"A\" is not a valid choice"
     );
 }

@@ -1,32 +1,20 @@
 //! The state reported to load balancers, and counts of the reports.
 
+use crate::words;
 use serde::{Deserialize, Serialize};
 
-/// The state reported to load balancers. New connections are served in any state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Rotation {
-    /// In rotation: send new clients.
-    #[default]
-    In,
-    /// Send no new clients; established connections may stay until they end.
-    Drain,
-    /// Send no new clients, and do not check the server's health.
-    Maint,
-}
-
-impl Rotation {
-    /// Every state.
-    pub const ALL: [Self; 3] = [Self::In, Self::Drain, Self::Maint];
-
-    /// Returns the word for it in commands, status and log.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Drain => "drain",
-            Self::Maint => "maint",
-        }
+words! {
+    /// The state reported to load balancers. New connections are served in any state.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Rotation {
+        /// In rotation: send new clients.
+        #[default]
+        In = "in",
+        /// Send no new clients; established connections may stay until they end.
+        Drain = "drain",
+        /// Send no new clients, and do not check the server's health.
+        Maint = "maint",
     }
 }
 
