@@ -26,7 +26,7 @@ use uppercased_ctl::stderr::write_error;
 use uppercased_ctl::target::with_host;
 
 pub use crate::config::Launch;
-pub use completions::Shell;
+pub use clap_complete::Shell;
 pub use error::Error;
 pub use manual::Manual;
 pub use names::BAD_INPUT;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ArgMatches, Command};
+use clap_complete::Shell;
 
 use super::names::{self, COMPLETIONS};
 use crate::config::Setting;
@@ -14,43 +15,12 @@ use uppercased_ctl::output::print;
 
 const SHELL: &str = "shell";
 
-/// A supported shell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shell {
-    /// GNU Bourne-Again Shell.
-    Bash,
-    /// Z shell.
-    Zsh,
-    /// Friendly interactive shell.
-    Fish,
-}
-
-impl Shell {
-    const ALL: [Self; 3] = [Self::Bash, Self::Zsh, Self::Fish];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Bash => "bash",
-            Self::Zsh => "zsh",
-            Self::Fish => "fish",
-        }
-    }
-
-    const fn generator(self) -> clap_complete::Shell {
-        match self {
-            Self::Bash => clap_complete::Shell::Bash,
-            Self::Zsh => clap_complete::Shell::Zsh,
-            Self::Fish => clap_complete::Shell::Fish,
-        }
-    }
-}
+/// The shells that packages install scripts for.
+const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
 /// Returns the definition of the command.
 pub(super) fn command() -> Command {
-    let shells = PossibleValuesParser::new(Shell::ALL.map(Shell::name)).try_map(|typed| {
-        let found = Shell::ALL.into_iter().find(|shell| shell.name() == typed);
-        found.ok_or("not a supported shell")
-    });
+    let shells = PossibleValuesParser::new(SHELLS).try_map(|shell| shell.parse::<Shell>());
     Command::new(COMPLETIONS)
         .about("Print a shell completion script")
         .after_help(
@@ -102,7 +72,7 @@ fn script(shell: Shell, command: Command) -> String {
         });
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(shell.generator(), &mut command, name, &mut script);
+    clap_complete::generate(shell, &mut command, name, &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
@@ -113,8 +83,8 @@ mod tests {
 
     #[test]
     fn completions_omit_hidden_roles() {
-        for shell in Shell::ALL {
-            let script = script(shell, definition::for_people());
+        for shell in SHELLS {
+            let script = script(shell.parse().unwrap(), definition::for_people());
             for word in ["reload", "idle-timeout", "completions"] {
                 assert!(script.contains(word), "{shell:?}: {word}");
             }
