@@ -18,89 +18,56 @@ pub(crate) enum Role {
     Admin,
 }
 
-/// Calls allowed with any arguments, by purpose.
-type Table = &'static [(&'static str, &'static [libc::c_long])];
-
-/// Calls of both roles. Those marked as seen were traced in sandboxed workers during all end-to-end
-/// tests; the others have the reason beside them.
-const COMMON: Table = &[
-    (
-        "connections: take, receive, send, end; all seen",
-        &[
-            libc::SYS_accept4,
-            libc::SYS_recvfrom,
-            libc::SYS_sendto,
-            libc::SYS_close,
-        ],
-    ),
-    (
-        "the proxy that a client came by, for the log; seen",
-        &[libc::SYS_getpeername],
-    ),
-    (
-        "the channel and a handover: messages with descriptors; seen",
-        &[libc::SYS_recvmsg, libc::SYS_sendmsg],
-    ),
-    (
-        "log lines: seen, and into a file that is shared, or a terminal that has to be asked first",
-        &[libc::SYS_write, libc::SYS_ppoll],
-    ),
-    (
-        "the time, where the kernel's page does not tell it (some virtual machines)",
-        &[libc::SYS_clock_gettime],
-    ),
-    (
-        "memory: the allocator grows (seen), grows in place, and gives back",
-        &[
-            libc::SYS_brk,
-            libc::SYS_munmap,
-            libc::SYS_mremap,
-            libc::SYS_madvise,
-        ],
-    ),
-    (
-        "the language's own: locks (seen), the seed of a hash map",
-        &[libc::SYS_futex, libc::SYS_getrandom],
-    ),
-    (
-        "the last words of the C library (a heap that makes no sense), and an abort (seen)",
-        &[
-            libc::SYS_writev,
-            libc::SYS_getpid,
-            libc::SYS_gettid,
-            libc::SYS_rt_sigprocmask,
-            libc::SYS_rt_sigaction,
-        ],
-    ),
-    (
-        "back from the handler of a fault, and from being stopped in the middle of a wait",
-        &[libc::SYS_rt_sigreturn, libc::SYS_restart_syscall],
-    ),
-    (
-        "what the kernel itself has a process call whose functions somebody observes (a profiler)",
-        PROBES,
-    ),
-    (
-        "the end of the first thread and of the process; seen",
-        &[libc::SYS_sigaltstack, libc::SYS_exit_group],
-    ),
+/// Calls of both roles, allowed with any arguments. Those marked as seen were traced in sandboxed
+/// workers during all end-to-end tests; the others have the reason beside them.
+const COMMON: &[libc::c_long] = &[
+    // Connections: accept, receive, send, end; all seen.
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_close,
+    // The proxy that a client came through, for the log; seen.
+    libc::SYS_getpeername,
+    // The channel and a handover: messages with descriptors; seen.
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    // Log lines: seen; and into a shared file, or a terminal, which is polled first.
+    libc::SYS_write,
+    libc::SYS_ppoll,
+    // The time, where the vDSO does not provide it (some virtual machines).
+    libc::SYS_clock_gettime,
+    // Memory: the allocator grows (seen), grows in place, and gives back.
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    // The standard library: locks (seen), the seed of a hash map.
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    // The C library's message about a corrupted heap, and an abort (seen).
+    libc::SYS_writev,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    // Return from the handler of a fault, and from a stop during a wait.
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    // The end of the first thread and of the process; seen.
+    libc::SYS_sigaltstack,
+    libc::SYS_exit_group,
 ];
 
-const WORKER: Table = &[(
-    "the event loop; seen, where the architecture has no older call",
-    &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl],
-)];
+/// The event loop; seen, where the architecture has no older call.
+const WORKER: &[libc::c_long] = &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl];
 
-const ADMIN: Table = &[
-    ("what the supervisor answers; seen", &[libc::SYS_read]),
-    (
-        "threads: they wait for each other, get memory of their own, and end",
-        &[
-            libc::SYS_sched_yield,
-            libc::SYS_sched_getaffinity,
-            libc::SYS_exit,
-        ],
-    ),
+const ADMIN: &[libc::c_long] = &[
+    // The supervisor's answers; seen.
+    libc::SYS_read,
+    // Threads: they wait for each other, get memory of their own, and end.
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_exit,
 ];
 
 /// `uretprobe` and `uprobe`: called by code that the kernel inserted, and refused elsewhere. Not in
@@ -186,8 +153,7 @@ fn always(role: Role) -> impl Iterator<Item = libc::c_long> {
         Role::Worker => WORKER,
         Role::Admin => ADMIN,
     };
-    let calls = COMMON.iter().chain(own).flat_map(|(_, calls)| *calls);
-    calls.chain(OLD).copied()
+    [COMMON, own, PROBES, OLD].into_iter().flatten().copied()
 }
 
 #[cfg(test)]
