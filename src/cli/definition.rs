@@ -74,57 +74,49 @@ pub(super) fn command_of(args: &[OsString]) -> String {
 
 /// Returns the whole command line: the public commands, and the roles, which are hidden.
 pub(super) fn command() -> Command {
-    let root = root()
-        .subcommand(serve())
-        .subcommand(check())
-        .subcommand(client());
-    #[cfg(feature = "bench")]
-    let root = root.subcommand(uppercased_bench::command());
-    let root = root
-        .subcommand(reload())
-        .subcommand(upgrade())
-        .subcommand(scale())
-        .subcommand(cancel())
-        .subcommand(rotation())
-        .subcommand(status());
-    #[cfg(feature = "top")]
-    let root = root.subcommand(top());
-    let root = root
-        .subcommand(stop())
-        .subcommand(completions::command())
-        .subcommand(
-            Command::new(WORKER)
-                .about("Run as a worker (started by the supervisor)")
-                .hide(true),
+    let root = root().subcommands([
+        serve(),
+        check(),
+        client(),
+        #[cfg(feature = "bench")]
+        uppercased_bench::command(),
+        reload(),
+        upgrade(),
+        scale(),
+        cancel(),
+        rotation(),
+        status(),
+        #[cfg(feature = "top")]
+        top(),
+        stop(),
+        completions::command(),
+        role(WORKER, "Run as a worker (started by the supervisor)"),
+        role(
+            ADMIN,
+            "Serve health checks and metrics (started by the supervisor)",
         )
-        .subcommand(
-            Command::new(ADMIN)
-                .about("Serve health checks and metrics (started by the supervisor)")
-                .arg(
-                    Arg::new(SUPERVISOR)
-                        .long(SUPERVISOR)
-                        .required(true)
-                        .value_parser(clap::value_parser!(i32).range(1..)),
-                )
-                .hide(true),
+        .arg(
+            Arg::new(SUPERVISOR)
+                .long(SUPERVISOR)
+                .required(true)
+                .value_parser(clap::value_parser!(i32).range(1..)),
+        ),
+        role(
+            PREFLIGHT,
+            "Check that this binary can take over (started by the supervisor)",
         )
-        .subcommand(
-            Command::new(PREFLIGHT)
-                .about("Check that this binary can take over (started by the supervisor)")
-                .arg(
-                    Arg::new(SERVER_ARGS)
-                        .last(true)
-                        .num_args(0..)
-                        .value_parser(OsStringValueParser::new()),
-                )
-                .hide(true),
-        );
-    #[cfg(feature = "bench")]
-    let root = root.subcommand(
-        Command::new(BENCH_PART)
-            .about("Run a part of a measurement (started by `bench`)")
-            .hide(true),
-    );
+        .arg(
+            Arg::new(SERVER_ARGS)
+                .last(true)
+                .num_args(0..)
+                .value_parser(OsStringValueParser::new()),
+        ),
+        #[cfg(feature = "bench")]
+        role(
+            BENCH_PART,
+            "Run a part of a measurement (started by `bench`)",
+        ),
+    ]);
     let manual = manual::command(&root);
     with_settings(root.subcommand(manual)).term_width(HELP_COLUMNS)
 }
@@ -199,14 +191,14 @@ fn check() -> Command {
              uppercased check --print > uppercased.toml",
         )
         .arg(
-            Arg::new(PRINT)
-                .long(PRINT)
-                .action(ArgAction::SetTrue)
-                .help("Print the effective configuration with the origin of each value")
-                .long_help(
-                    "Print the effective configuration with the origin of each value. The output \
+            switch(
+                PRINT,
+                "Print the effective configuration with the origin of each value",
+            )
+            .long_help(
+                "Print the effective configuration with the origin of each value. The output \
                      is a valid configuration file.",
-                ),
+            ),
         );
     with_settings(check)
 }
@@ -222,9 +214,7 @@ fn client() -> Command {
                 .help("Server address [default: 127.0.0.1:9999]"),
         )
         .arg(
-            Arg::new(PROXY_PROTOCOL)
-                .long(PROXY_PROTOCOL)
-                .value_name("VERSION")
+            value(PROXY_PROTOCOL, "VERSION")
                 .value_parser(one_of::<Version>())
                 .help("Send a PROXY header first, as a load balancer does"),
         )
@@ -307,42 +297,33 @@ fn status() -> Command {
         "Examples:\n  uppercased status --watch 2s\n  uppercased status --json | jq .totals\n  \
          uppercased status --sockets | grep TIME_WAIT\n  uppercased status --ready --timeout 1s",
     )
+    .arg(switch(JSON, "Print all values, exact, as one line of JSON"))
     .arg(
-        Arg::new(JSON)
-            .long(JSON)
-            .action(ArgAction::SetTrue)
-            .help("Print all values, exact, as one line of JSON"),
-    )
-    .arg(
-        Arg::new(WATCH)
-            .long(WATCH)
-            .value_name("INTERVAL")
+        value(WATCH, "INTERVAL")
             .num_args(0..=1)
             .default_missing_value("1s")
             .value_parser(interval)
             .help("Repeat with rates until Ctrl-C [default interval: 1s]"),
     )
     .arg(
-        Arg::new(SOCKETS)
-            .long(SOCKETS)
-            .action(ArgAction::SetTrue)
-            .conflicts_with(WATCH)
-            .help("List each TCP socket on the server's ports, one per line"),
+        switch(
+            SOCKETS,
+            "List each TCP socket on the server's ports, one per line",
+        )
+        .conflicts_with(WATCH),
     )
     .arg(
-        Arg::new(LIMIT)
-            .long(LIMIT)
-            .value_name("N")
+        value(LIMIT, "N")
             .requires(SOCKETS)
             .value_parser(|text: &str| whole(text, 1, u32::MAX))
             .help("Maximum number of sockets, listeners first [default: 1000]"),
     )
     .arg(
-        Arg::new(READY)
-            .long(READY)
-            .conflicts_with_all([JSON, WATCH, SOCKETS])
-            .action(ArgAction::SetTrue)
-            .help("Report readiness only: exit code 0 if every slot serves, else 1"),
+        switch(
+            READY,
+            "Report readiness only: exit code 0 if every slot serves, else 1",
+        )
+        .conflicts_with_all([JSON, WATCH, SOCKETS]),
     )
 }
 
@@ -356,9 +337,7 @@ fn top() -> Command {
         )
         .arg(control())
         .arg(
-            Arg::new(EVERY)
-                .long(EVERY)
-                .value_name("INTERVAL")
+            value(EVERY, "INTERVAL")
                 .value_parser(interval)
                 .help(format!(
                     "Refresh interval [default: {}s]",
@@ -376,9 +355,7 @@ fn stop() -> Command {
 /// Defines a command to a running server.
 fn remote_command(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).arg(control()).arg(
-        Arg::new(TIMEOUT)
-            .long(TIMEOUT)
-            .value_name("TIME")
+        value(TIMEOUT, "TIME")
             .value_parser(time)
             .help("Give up waiting for the result after this long [default: never]"),
     )
@@ -386,41 +363,52 @@ fn remote_command(name: &'static str, about: &'static str) -> Command {
 
 /// Defines a command to a running server that starts an operation.
 fn operation(name: &'static str, about: &'static str) -> Command {
-    remote_command(name, about).arg(
-        Arg::new(WAIT)
-            .long(WAIT)
-            .action(ArgAction::SetTrue)
-            .help("Wait while another operation is in progress")
-            .long_help(
+    remote_command(name, about)
+        .arg(
+            switch(WAIT, "Wait while another operation is in progress").long_help(
                 "Wait while another operation is in progress, or workers of an earlier one still \
                  drain, instead of being refused. If the command is interrupted, or its --timeout \
                  passes, before its turn, the request is withdrawn.",
             ),
-    )
-    .arg(
-        Arg::new(DRAIN)
-            .long(DRAIN)
-            .action(ArgAction::SetTrue)
-            .help("Close connections that cannot migrate after drain_timeout")
+        )
+        .arg(
+            switch(
+                DRAIN,
+                "Close connections that cannot migrate after drain_timeout",
+            )
             .long_help(
                 "Leave connections that cannot migrate with their old worker, which serves them \
                  until they end and closes the remaining ones after drain_timeout. Without this \
                  flag the operation is refused, or fails and is rolled back.",
             ),
-    )
+        )
 }
 
 /// Defines the flag that names a server.
 fn control() -> Arg {
-    Arg::new(CONTROL)
-        .long(CONTROL)
-        .value_name("PATH")
+    value(CONTROL, "PATH")
         .value_parser(PathBufValueParser::new())
         .help("Control socket [default: found automatically if one server runs]")
         .long_help(
             "Control socket of the server, also set by UPPERCASED_CONTROL. Without either, the \
              socket of the only running server is found in the runtime directory.",
         )
+}
+
+/// Returns a role in which the program starts itself; hidden from users.
+fn role(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).about(about).hide(true)
+}
+
+/// Returns a flag without a value.
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    let flag = Arg::new(name).long(name);
+    flag.action(ArgAction::SetTrue).help(help)
+}
+
+/// Returns a flag with a value.
+fn value(name: &'static str, value_name: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value_name)
 }
 
 /// Parses one of the words of `T`.

@@ -6,83 +6,61 @@ use clap::Command;
 
 use super::names::{self, BAD_INPUT};
 
-/// An exit code and its meaning.
-pub(super) type Meaning = (u8, &'static str);
+/// The meanings of the exit codes 0, 1 and [`BAD_INPUT`].
+type Meanings = [&'static str; 1 + BAD_INPUT as usize];
 
 /// Exit codes common to all commands, for the short help.
-pub(super) const COMMON: [Meaning; 3] = [
-    (0, "done"),
-    (1, "failure"),
-    (BAD_INPUT, "bad usage or configuration"),
+const COMMON: Meanings = ["done", "failure", "bad usage or configuration"];
+
+const SERVER: Meanings = [
+    "The server stopped as requested.",
+    "The server could not run: an address is in use, a permission is missing, a worker cannot \
+     start.",
+    "Bad usage or configuration. Nothing was started.",
 ];
 
-const SERVER: &[Meaning] = &[
-    (0, "The server stopped as requested."),
-    (
-        1,
-        "The server could not run: an address is in use, a permission is missing, a worker cannot \
-         start.",
-    ),
-    (
-        BAD_INPUT,
-        "Bad usage or configuration. Nothing was started.",
-    ),
+const CHECK: Meanings = [
+    "The configuration is valid.",
+    "The result could not be written.",
+    "Bad usage or invalid configuration.",
 ];
 
-const CHECK: &[Meaning] = &[
-    (0, "The configuration is valid."),
-    (1, "The result could not be written."),
-    (BAD_INPUT, "Bad usage or invalid configuration."),
+const CLIENT: Meanings = [
+    "Every byte came back in upper case.",
+    "A reply was wrong, missing or refused.",
+    "Bad usage or an invalid address.",
 ];
 
-const CLIENT: &[Meaning] = &[
-    (0, "Every byte came back in upper case."),
-    (1, "A reply was wrong, missing or refused."),
-    (BAD_INPUT, "Bad usage or an invalid address."),
+const BENCH: Meanings = [
+    "Every byte was correct, nothing failed and the plan was completed.",
+    "A failure, an incomplete plan, or output that could not be written.",
+    "Bad usage or conflicting flags.",
 ];
 
-const BENCH: &[Meaning] = &[
-    (
-        0,
-        "Every byte was correct, nothing failed and the plan was completed.",
-    ),
-    (
-        1,
-        "A failure, an incomplete plan, or output that could not be written.",
-    ),
-    (BAD_INPUT, "Bad usage or conflicting flags."),
+const COMPARE: Meanings = [
+    "The comparison was printed.",
+    "The output could not be written.",
+    "Bad usage, or a file that is not a measurement.",
 ];
 
-const COMPARE: &[Meaning] = &[
-    (0, "The comparison was printed."),
-    (1, "The output could not be written."),
-    (BAD_INPUT, "Bad usage, or a file that is not a measurement."),
+const REMOTE: Meanings = [
+    "The server completed the request.",
+    "The request failed or was refused, the server closed the connection, or no answer came in \
+     time.",
+    "Bad usage, or no server to ask: none is running, several are, or it belongs to another user. \
+     Nothing has happened.",
 ];
 
-const REMOTE: &[Meaning] = &[
-    (0, "The server completed the request."),
-    (
-        1,
-        "The request failed or was refused, the server closed the connection, or no answer came in \
-         time.",
-    ),
-    (
-        BAD_INPUT,
-        "Bad usage, or no server to ask: none is running, several are, or it belongs to another \
-         user. Nothing has happened.",
-    ),
+const TEXT: Meanings = [
+    "The output was written.",
+    "The output could not be written.",
+    "Bad usage.",
 ];
 
-const TEXT: &[Meaning] = &[
-    (0, "The output was written."),
-    (1, "The output could not be written."),
-    (BAD_INPUT, "Bad usage."),
-];
-
-/// Returns the exit codes of a command; none for an unknown command.
-pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
+/// Returns the exit codes of a command with their meanings; none for an unknown command.
+pub(super) fn meanings(command: &Command) -> Vec<(u8, &'static str)> {
     let takes = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
-    match command.get_name() {
+    let meanings = match command.get_name() {
         names::PROGRAM | names::SERVE => SERVER,
         names::CHECK => CHECK,
         names::CLIENT => CLIENT,
@@ -91,14 +69,15 @@ pub(super) fn meanings(command: &Command) -> &'static [Meaning] {
         names::MAN | names::COMPLETIONS => TEXT,
         // Every request to a running server can name it.
         _ if takes(names::CONTROL) => REMOTE,
-        _ => &[],
-    }
+        _ => return Vec::new(),
+    };
+    (0..).zip(meanings).collect()
 }
 
 /// Returns the common exit codes as help text.
 pub(super) fn in_short() -> String {
-    let each = COMMON.map(|(code, meaning)| format!("{code} {meaning}"));
-    format!("Exit codes: {}.", each.join(", "))
+    let [done, failure, bad_input] = COMMON;
+    format!("Exit codes: 0 {done}, 1 {failure}, {BAD_INPUT} {bad_input}.")
 }
 
 #[cfg(test)]
@@ -130,6 +109,6 @@ mod tests {
             known.extend(meanings.iter().map(|(code, _)| *code));
         }
         assert_eq!(documented, known);
-        assert_eq!(known, COMMON.iter().map(|(code, _)| *code).collect());
+        assert_eq!(known, (0..=BAD_INPUT).collect());
     }
 }

@@ -147,9 +147,12 @@ fn of_command(command: &Command) -> String {
     page.own(|roff| {
         headed(roff, &help, |heading| !is_example(heading));
         if is_root(command) || command.get_name() == names::SERVE {
-            signals(roff);
+            let named = names::SIGNALS.map(|(name, effect)| (format!("SIG{name}"), effect));
+            list(roff, "SIGNALS", named);
         }
-        exit_status(roff, command);
+        let meanings = exit::meanings(command).into_iter();
+        let coded = meanings.map(|(code, meaning)| (code.to_string(), meaning));
+        list(roff, "EXIT STATUS", coded);
         environment(roff, command);
         if is_root(command) {
             list(roff, "FILES", FILES.iter().copied());
@@ -194,7 +197,11 @@ fn headed(roff: &mut Roff, help: &[Block], wanted: fn(&str) -> bool) {
             heading.to_uppercase()
         };
         roff.control("SH", [heading.as_str()]);
-        verbatim(roff, &block.lines);
+        roff.control("nf", []);
+        for line in &block.lines {
+            roff.text([roman(line)]);
+        }
+        roff.control("fi", []);
     }
 }
 
@@ -209,31 +216,25 @@ fn of_file(root: &Command) -> String {
         ))]);
         roff.control("SH", ["DESCRIPTION"]);
         roff.text([roman(FILE_DESCRIPTION)]);
-        let mut heading = None;
-        for setting in SETTINGS {
-            if heading != Some(setting.heading) {
-                heading = Some(setting.heading);
-                let heading = setting.heading.to_uppercase();
-                roff.control("SH", [heading.as_str()]);
-            }
-            described(roff, setting);
+        for settings in SETTINGS.chunk_by(|one, next| one.heading == next.heading) {
+            let heading = settings[0].heading.to_uppercase();
+            list(roff, &heading, settings.iter().map(described));
         }
         see_also(roff, &[format!("{}(1)", root.get_name())]);
     });
     page.0
 }
 
-fn described(roff: &mut Roff, setting: &Setting) {
-    roff.control("TP", []);
-    roff.text([bold(setting.key())]);
-    roff.text([roman(format!(
+fn described(setting: &'static Setting) -> (&'static str, String) {
+    let text = format!(
         "{}. {} Accepts {}. Default: {}. Example: {}.",
         setting.help,
         setting.long_help,
         setting.accepts(),
         setting.default,
         setting.example
-    ))]);
+    );
+    (setting.key(), text)
 }
 
 fn synopsis(roff: &mut Roff, command: &Command) {
@@ -248,30 +249,6 @@ fn synopsis(roff: &mut Roff, command: &Command) {
         let arguments = form.strip_prefix(name).unwrap_or(form);
         roff.text([bold(name), roman(arguments)]);
     }
-}
-
-fn signals(roff: &mut Roff) {
-    let each = names::SIGNALS;
-    let named = each.map(|(signal, effect)| (format!("SIG{signal}"), effect));
-    list(
-        roff,
-        "SIGNALS",
-        named.iter().map(|(name, effect)| (name.as_str(), *effect)),
-    );
-}
-
-fn exit_status(roff: &mut Roff, command: &Command) {
-    let meanings = exit::meanings(command).iter();
-    let named: Vec<(String, &str)> = meanings
-        .map(|(code, meaning)| (code.to_string(), *meaning))
-        .collect();
-    list(
-        roff,
-        "EXIT STATUS",
-        named
-            .iter()
-            .map(|(code, meaning)| (code.as_str(), *meaning)),
-    );
 }
 
 fn environment(roff: &mut Roff, command: &Command) {
@@ -290,7 +267,6 @@ fn environment(roff: &mut Roff, command: &Command) {
 
 /// Returns the pages related to a command's: its ancestors, its subcommands, and the configuration
 /// file if it reads that.
-/// of the file if it reads that.
 fn neighbours(command: &Command) -> Vec<String> {
     let own = page_title(command);
     let above = own.match_indices('-').map(|(at, _)| own[..at].to_owned());
@@ -318,22 +294,17 @@ fn see_also(roff: &mut Roff, pages: &[String]) {
 }
 
 /// Adds a section of names with their meaning.
-fn list<'a>(roff: &mut Roff, heading: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) {
+fn list<N: Into<String>, M: Into<String>>(
+    roff: &mut Roff,
+    heading: &str,
+    entries: impl IntoIterator<Item = (N, M)>,
+) {
     roff.control("SH", [heading]);
     for (name, meaning) in entries {
         roff.control("TP", []);
         roff.text([bold(name)]);
         roff.text([roman(meaning)]);
     }
-}
-
-/// Adds verbatim lines, indented.
-fn verbatim(roff: &mut Roff, lines: &[String]) {
-    roff.control("nf", []);
-    for line in lines {
-        roff.text([roman(line)]);
-    }
-    roff.control("fi", []);
 }
 
 /// A part of a command's closing help, between empty lines.
