@@ -69,11 +69,9 @@ impl Grammar for Admin {
     fn show(&self, value: &AdminAddr) -> String {
         value.to_string()
     }
-}
 
-impl fmt::Display for Admin {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("127.0.0.1:PORT, [::1]:PORT, PORT or an absolute path")
+    fn accepts(&self) -> String {
+        "127.0.0.1:PORT, [::1]:PORT, PORT or an absolute path".to_owned()
     }
 }
 
@@ -98,11 +96,9 @@ impl Grammar for Agent {
     fn show(&self, value: &SocketAddr) -> String {
         value.to_string()
     }
-}
 
-impl fmt::Display for Agent {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("ADDRESS:PORT, [IPV6]:PORT or PORT")
+    fn accepts(&self) -> String {
+        "ADDRESS:PORT, [IPV6]:PORT or PORT".to_owned()
     }
 }
 

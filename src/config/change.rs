@@ -3,7 +3,7 @@
 //! Pure. Invariant: every change that [`check_change`] accepts takes effect with the workers of a
 //! restart (or at once, in the supervisor); none is applied silently in part.
 
-use super::settings::{Config, Setting};
+use super::settings::{Config, SETTINGS};
 use super::types::ListenAddr;
 
 /// A change of a setting that is fixed while the server runs.
@@ -23,65 +23,36 @@ pub struct NeedsStop {
     pub why: &'static str,
 }
 
-/// Returns whether the addresses are equal in any order: a name server may return those of one name
-/// in another order each time.
-fn same(running: &[ListenAddr], wanted: &[ListenAddr]) -> bool {
-    running.len() == wanted.len() && wanted.iter().all(|address| running.contains(address))
-}
-
 /// Checks whether a server that runs with `running` can change to `wanted`.
 ///
 /// # Errors
 /// [`NeedsStop`] for the first setting that cannot change.
 pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> {
-    let refused = [
-        (
-            "listen",
-            !same(&running.listen, &wanted.listen),
-            "each worker's sockets are bound once, so that no client in an accept queue is lost",
-        ),
-        (
-            "share_port",
-            running.share_port != wanted.share_port,
-            "it is decided when the port is bound",
-        ),
-        (
-            "control",
-            running.control != wanted.control,
-            "clients would not find the socket at its new path",
-        ),
-        (
-            "admin",
-            running.admin != wanted.admin,
-            "it is bound once, so that no health check finds it gone",
-        ),
-        (
-            "agent",
-            running.agent != wanted.agent,
-            "it is bound once, so that no load balancer finds it gone",
-        ),
-        (
-            "recv_buffer",
-            running.recv_buffer.is_some() && wanted.recv_buffer.is_none(),
-            "the kernel does not tune a socket again whose buffer size was fixed",
-        ),
-        (
-            "send_buffer",
-            running.send_buffer.is_some() && wanted.send_buffer.is_none(),
-            "the kernel does not tune a socket again whose buffer size was fixed",
-        ),
-    ];
-    let found = refused.into_iter().find(|(_, changed, _)| *changed);
-    let Some((key, _, why)) = found else {
-        return Ok(());
-    };
-    let shown = |config| Setting::find(key).map_or_else(String::new, |row| row.show(config));
-    Err(NeedsStop {
-        key,
-        running: shown(running),
-        wanted: shown(wanted),
-        why,
-    })
+    for setting in SETTINGS {
+        let &[why] = setting.fixed else { continue };
+        let (now, then) = (setting.show(running), setting.show(wanted));
+        let changed = match setting.key() {
+            // A name server may return the addresses of a name in another order each time.
+            "listen" => sorted(&running.listen) != sorted(&wanted.listen),
+            "recv_buffer" | "send_buffer" => now != "auto" && then == "auto",
+            _ => now != then,
+        };
+        if changed {
+            return Err(NeedsStop {
+                key: setting.key(),
+                running: now,
+                wanted: then,
+                why,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn sorted(addresses: &[ListenAddr]) -> Vec<String> {
+    let mut texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    texts.sort_unstable();
+    texts
 }
 
 #[cfg(test)]
@@ -97,7 +68,7 @@ mod tests {
         };
         let listening = |text: &str| {
             let assignment = Assignment {
-                setting: Setting::find("listen").unwrap(),
+                setting: crate::config::Setting::find("listen").unwrap(),
                 text: text.to_owned(),
                 origin: Origin::Flag,
             };

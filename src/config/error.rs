@@ -1,10 +1,8 @@
 //! The errors of the configuration, each one line with its remedy.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::networks::NETWORKS_IN_ALL_MAX;
-use super::types::ListenAddr;
 
 /// Why the configuration is invalid. Every message is one line that includes the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -54,52 +52,6 @@ pub enum Error {
 
     #[error("{name}: the value is not UTF-8; correct or unset the variable")]
     NotUtf8 { name: String },
-
-    #[error(
-        "{max_name}: {max} is shorter than the first delay of {initial} ({initial_name}); raise \
-         one or lower the other"
-    )]
-    BackoffOrder {
-        max_name: String,
-        max: String,
-        initial_name: String,
-        initial: String,
-    },
-
-    #[error(
-        "{name}: {first} and {second} overlap, and the more specific one would receive every \
-         connection; remove one"
-    )]
-    Overlap {
-        name: String,
-        first: ListenAddr,
-        second: ListenAddr,
-    },
-
-    #[error("{name}: {address} overlaps {other}, where {what}; choose another port")]
-    Taken {
-        name: String,
-        address: SocketAddr,
-        other: String,
-        what: &'static str,
-    },
-
-    #[error(
-        "{name}: cannot steer connections to a port shared with other servers (share_port), \
-         because theirs would be steered too; remove one of the two settings"
-    )]
-    SteerShared { name: String },
-
-    #[error(
-        "{name}: {address} is not one of the addresses in listen; write it as it is written there"
-    )]
-    ProxyElsewhere { name: String, address: ListenAddr },
-
-    #[error(
-        "{name}: no network may send the header that proxy_protocol requires, so no client would \
-         be served; list the proxies' networks, or remove proxy_protocol"
-    )]
-    ProxyUntrusted { name: String },
 
     #[error(
         "allow, deny and proxy_trust list {count} networks in total, more than the maximum of \

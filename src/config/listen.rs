@@ -4,7 +4,6 @@
 //! each is read back from its own `Display`. Must not: bind anything, or resolve a name other than
 //! through [`Facts`].
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use super::types::ListenAddr;
@@ -51,14 +50,9 @@ impl Grammar for Listen {
         let texts: Vec<String> = value.iter().map(ToString::to_string).collect();
         texts.join(",")
     }
-}
 
-impl fmt::Display for Listen {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "HOST:PORT, [IPV6]:PORT, *:PORT (IPv6 and IPv4) or PORT; at most {LISTEN_MAX}"
-        )
+    fn accepts(&self) -> String {
+        format!("HOST:PORT, [IPV6]:PORT, *:PORT (IPv6 and IPv4) or PORT; at most {LISTEN_MAX}")
     }
 }
 

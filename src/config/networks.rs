@@ -5,7 +5,6 @@
 //! refused: an unset variable must not open a server to every client. Must not: resolve a name (its
 //! address may change), or decide about admission (`admission` does).
 
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -56,12 +55,9 @@ impl Grammar for Networks {
         let texts: Vec<String> = value.iter().map(ToString::to_string).collect();
         texts.join(",")
     }
-}
 
-impl fmt::Display for Networks {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
+    fn accepts(&self) -> String {
+        format!(
             "ADDRESS/PREFIX or ADDRESS, at most {NETWORKS_MAX} ({NETWORKS_IN_ALL_MAX} in all lists), \
              or {NONE}"
         )

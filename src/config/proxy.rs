@@ -2,8 +2,6 @@
 //!
 //! Must not: know the addresses to listen on (`rules` compares them with `listen`).
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::listen::Listen;
@@ -48,10 +46,8 @@ impl Grammar for Asking {
             ProxyListeners::These(addresses) => Listen.show(addresses),
         }
     }
-}
 
-impl fmt::Display for Asking {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{NONE}, {ALL}, or addresses as in listen")
+    fn accepts(&self) -> String {
+        format!("{NONE}, {ALL}, or addresses as in listen")
     }
 }

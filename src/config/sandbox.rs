@@ -3,8 +3,6 @@
 //! Invariant: a parsed [`Account`] has a name and no number; the number is added where names may be
 //! resolved ([`super::Config`] is complete only then). Must not: resolve a name.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::value::{Facts, Grammar, OrWord};
@@ -69,11 +67,9 @@ impl Grammar for AccountName {
     fn show(&self, value: &Account) -> String {
         value.name.clone()
     }
-}
 
-impl fmt::Display for AccountName {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("a name or a number")
+    fn accepts(&self) -> String {
+        "a name or a number".to_owned()
     }
 }
 

@@ -42,13 +42,14 @@ const SCRATCH: u32 = SCRATCH_BYTES as u32;
 pub const WORKERS: Count<u16> = Count::new(WORKERS_MIN, WORKERS_MAX);
 
 // A row: field, type and grammar; placeholder of the value in help (`TIME`, `SIZE`, `N`), default
-// and a useful other value; a line of help without a full stop; its purpose, and what to consider
-// when changing it.
+// and a useful other value; why it cannot change while the server runs, if so; a line of help without
+// a full stop; its purpose, and what to consider when changing it.
 settings! {
     "Listening" {
         /// Addresses to listen on; at least one.
         listen: Vec<ListenAddr> = Listen;
-            "ADDR", default "0.0.0.0:9999", example "127.0.0.1:8080";
+            "ADDR", default "0.0.0.0:9999", example "127.0.0.1:8080",
+            fixed because "each worker's sockets are bound once, so that no client in an accept queue is lost";
             "Address to listen on; may be repeated"
             "A host name stands for all its addresses. It is resolved at the start, and again at \
              each reload and upgrade by a child of the server, within start_timeout. If the name \
@@ -72,7 +73,8 @@ settings! {
              net.core.somaxconn; auto asks for exactly that."
         /// Join other servers on the same address instead of refusing to start beside them.
         share_port: bool = Switch;
-            "BOOL", default "false", example "true";
+            "BOOL", default "false", example "true",
+            fixed because "it is decided when the port is bound";
             "Share the address with another server"
             "A second server on an address would silently receive half of its connections, so \
              starting one is an error unless this is set."
@@ -117,7 +119,8 @@ settings! {
              only while there are unsent bytes."
         /// `SO_RCVBUF` of each connection in bytes; `None`: the kernel's autotuning.
         recv_buffer: Option<u32> = OrWord("auto", Size::new(4 * KIB, 16 * MIB));
-            "SIZE", default "192KiB", example "auto";
+            "SIZE", default "192KiB", example "auto",
+            fixed because "the kernel does not tune a socket again whose buffer size was fixed";
             "Kernel receive buffer per connection (SO_RCVBUF)"
             "A fixed size bounds what a fast sender can queue in the kernel, which counts twice \
              as much; with both buffers at their default, a client that never reads holds less \
@@ -126,7 +129,8 @@ settings! {
              caps a fixed size at net.core.rmem_max."
         /// `SO_SNDBUF` of each connection in bytes; `None`: the kernel's autotuning.
         send_buffer: Option<u32> = OrWord("auto", Size::new(4 * KIB, 16 * MIB));
-            "SIZE", default "192KiB", example "auto";
+            "SIZE", default "192KiB", example "auto",
+            fixed because "the kernel does not tune a socket again whose buffer size was fixed";
             "Kernel send buffer per connection (SO_SNDBUF)"
             "A fixed size bounds what a slow reader can make the kernel hold. As for the receive \
              buffer, the kernel counts twice as much, and throughput per round trip is bounded \
@@ -211,7 +215,8 @@ settings! {
              exceeds it is reset, and counted."
         /// Address of the agent-check for load balancers; `None`: none.
         agent: Option<SocketAddr> = OrWord("off", Agent);
-            "ADDR", default "off", example "10.0.0.1:9101";
+            "ADDR", default "off", example "10.0.0.1:9101",
+            fixed because "it is bound once, so that no load balancer finds it gone";
             "Address of the HAProxy agent-check"
             "Each connection receives one line: `ready up 75%` with a weight by load, `drain` \
              while the server stops, `drain` or `maint` if an operator has set it (uppercased \
@@ -328,7 +333,8 @@ settings! {
     "Operating a running server" {
         /// The control socket.
         control: Control = ControlSocket;
-            "PATH", default "auto", example "/run/uppercased.sock";
+            "PATH", default "auto", example "/run/uppercased.sock",
+            fixed because "clients would not find the socket at its new path";
             "Control socket for commands such as reload and status"
             "Created with mode 0600; only the same user and root may send commands. auto: a \
              socket named after the process ID, in RUNTIME_DIRECTORY if set, else in \
@@ -337,7 +343,8 @@ settings! {
              stop."
         /// Address of health and metrics over HTTP; `None`: none.
         admin: Option<AdminAddr> = OrWord("off", Admin);
-            "ADDR", default "off", example "127.0.0.1:9900";
+            "ADDR", default "off", example "127.0.0.1:9900",
+            fixed because "it is bound once, so that no health check finds it gone";
             "Address for health checks and metrics over HTTP"
             "Serves /metrics (OpenMetrics), /healthz, /readyz and /status from a separate \
              process, which is sandboxed like a worker. Local only: a loopback address, PORT \

@@ -36,7 +36,7 @@ impl fmt::Debug for Facts<'_> {
 }
 
 /// The grammar of a kind of value. `Display` completes the sentence "write …".
-pub(crate) trait Grammar: fmt::Display {
+pub(crate) trait Grammar {
     /// The parsed value.
     type Value;
 
@@ -46,6 +46,9 @@ pub(crate) trait Grammar: fmt::Display {
 
     /// Writes `value` so that `parse` reads it back.
     fn show(&self, value: &Self::Value) -> String;
+
+    /// Returns the accepted values, as the end of the sentence "use …".
+    fn accepts(&self) -> String;
 
     /// Returns all accepted texts, if they are a few words; none otherwise.
     fn words(&self) -> Vec<&'static str> {
@@ -149,6 +152,10 @@ impl<T: Copy + fmt::Display + Into<u64> + TryFrom<u64>> Grammar for Count<T> {
     fn show(&self, value: &T) -> String {
         value.to_string()
     }
+
+    fn accepts(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl<T: fmt::Display> fmt::Display for Count<T> {
@@ -184,11 +191,9 @@ impl Grammar for Span {
     fn show(&self, value: &Duration) -> String {
         show_span(*value)
     }
-}
 
-impl fmt::Display for Span {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} to {}", show_span(self.least), show_span(self.most))
+    fn accepts(&self) -> String {
+        format!("{} to {}", show_span(self.least), show_span(self.most))
     }
 }
 
@@ -238,11 +243,9 @@ impl Grammar for Size {
     fn show(&self, value: &u32) -> String {
         show_size(*value)
     }
-}
 
-impl fmt::Display for Size {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} to {}", show_size(self.least), show_size(self.most))
+    fn accepts(&self) -> String {
+        format!("{} to {}", show_size(self.least), show_size(self.most))
     }
 }
 
@@ -271,11 +274,9 @@ impl<G: Grammar> Grammar for OrWord<G> {
             .as_ref()
             .map_or_else(|| self.0.to_owned(), |value| self.1.show(value))
     }
-}
 
-impl<G: fmt::Display> fmt::Display for OrWord<G> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}, or {}", self.1, self.0)
+    fn accepts(&self) -> String {
+        format!("{}, or {}", self.1.accepts(), self.0)
     }
 }
 
@@ -292,11 +293,9 @@ impl Grammar for PerCpu {
     fn show(&self, value: &u16) -> String {
         value.to_string()
     }
-}
 
-impl fmt::Display for PerCpu {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}, or auto", self.0)
+    fn accepts(&self) -> String {
+        format!("{}, or auto", self.0.accepts())
     }
 }
 
@@ -319,11 +318,9 @@ impl Grammar for Switch {
     fn words(&self) -> Vec<&'static str> {
         vec!["true", "false"]
     }
-}
 
-impl fmt::Display for Switch {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("true or false")
+    fn accepts(&self) -> String {
+        "true or false".to_owned()
     }
 }
 
@@ -350,11 +347,9 @@ impl Grammar for ControlSocket {
             Control::Path(path) => path.display().to_string(),
         }
     }
-}
 
-impl fmt::Display for ControlSocket {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an absolute path, auto or off")
+    fn accepts(&self) -> String {
+        "an absolute path, auto or off".to_owned()
     }
 }
 
@@ -372,15 +367,11 @@ impl<T: Word> Grammar for Choice<T> {
     fn words(&self) -> Vec<&'static str> {
         T::VARIANTS.iter().map(|one| one.word()).collect()
     }
-}
 
-impl<T: Word> fmt::Display for Choice<T> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn accepts(&self) -> String {
         let words = self.words();
-        match words.split_last() {
-            Some((last, others)) => write!(out, "{} or {last}", others.join(", ")),
-            None => Ok(()),
-        }
+        let (last, others) = words.split_last().expect("invariant: a choice has words");
+        format!("{} or {last}", others.join(", "))
     }
 }
 

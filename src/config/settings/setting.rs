@@ -4,7 +4,7 @@ use std::fmt;
 
 use uppercased_ctl::process::ENV_PREFIX;
 
-use super::super::value::{Facts, Switch};
+use super::super::value::{Facts, Grammar as _, Switch};
 
 /// One setting of a configuration `C`: a row of the table.
 pub struct Row<C> {
@@ -18,6 +18,8 @@ pub struct Row<C> {
     pub default: &'static str,
     /// A useful value other than the default.
     pub example: &'static str,
+    /// Why it cannot change while the server runs, if it cannot.
+    pub(in crate::config) fixed: &'static [&'static str],
     /// One line: what it is, without a full stop.
     pub help: &'static str,
     /// Its purpose, and what to consider when changing it.
@@ -33,7 +35,8 @@ macro_rules! settings {
     ($($heading:literal { $(
         $(#[$doc:meta])*
         $key:ident: $type:ty = $grammar:expr;
-            $value_name:literal, default $default:literal, example $example:literal;
+            $value_name:literal, default $default:literal, example $example:literal
+            $(, fixed because $fixed:literal)?;
             $help:literal
             $long_help:literal
     )+ })+) => {
@@ -65,6 +68,7 @@ macro_rules! settings {
                 value_name: $value_name,
                 default: $default,
                 example: $example,
+                fixed: &[$($fixed)?],
                 help: $help,
                 long_help: $long_help,
                 apply: |config, text, facts| {
@@ -72,7 +76,7 @@ macro_rules! settings {
                     Ok(())
                 },
                 show: |config| grammar().show(&config.$key),
-                accepts: || grammar().to_string(),
+                accepts: || grammar().accepts(),
                 words: || grammar().words(),
             }
         },)+)+];
@@ -119,7 +123,7 @@ impl<C> Row<C> {
     /// Returns whether the flag alone, without a value, means `true`.
     #[must_use]
     pub fn is_switch(&self) -> bool {
-        self.accepts() == Switch.to_string()
+        self.accepts() == Switch.accepts()
     }
 
     /// Returns whether it may be given several times (a list in the file, commas in the

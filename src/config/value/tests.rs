@@ -114,7 +114,7 @@ uppercased_ctl::words! {
 #[test]
 fn choice_reads_as_sentence() {
     let choice = Choice::<Letter>::new();
-    assert_eq!(choice.to_string(), "a, b or c");
+    assert_eq!(choice.accepts(), "a, b or c");
     assert_eq!(
         choice.parse("A", &FACTS).unwrap_err(),
         "\"A\" is not a valid choice"
