@@ -63,8 +63,6 @@ pub struct Options {
     pub supervisor: i32,
 }
 
-/// Timeout for the first message, which the supervisor sends before it forks.
-const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
 /// Bytes read at once of input that is discarded.
 const DISCARD_BYTES: usize = 4096;
 /// How long a client whose request was refused may go on sending. Closing earlier would reset the
@@ -132,10 +130,7 @@ impl Endpoint {
 
 /// The first message: the configuration, and the listeners.
 fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config, Vec<Binding>)> {
-    let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS))?;
-    let received = channel.receive().map_err(io::Error::other)?;
-    let received = received.ok_or(io::ErrorKind::TimedOut)?;
+    let received = channel.receive_first().map_err(io::Error::other)?;
     let ToAdmin::Start(start) = received.envelope.message else {
         return Err(io::ErrorKind::InvalidData.into());
     };

@@ -15,12 +15,17 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use crate::wire::{self, Envelope, FRAME_MAX_BYTES, Message};
 use packets::Packets;
 
 /// Maximum number of queued messages. Supervisor and worker exchange only a handful in all: an end
 /// that leaves this many unread is unresponsive.
 pub const QUEUE_MAX: usize = 64;
+
+/// Time for the first message to arrive at a child process.
+const FIRST_MESSAGE_TIMEOUT_MS: u16 = 10_000;
 
 /// One end of a channel, which sends `Out` and receives `In`.
 #[derive(Debug)]
@@ -181,6 +186,21 @@ impl<Out: Message, In: Message> Channel<Out, In> {
             envelope,
             descriptors,
         }))
+    }
+
+    /// Waits for the first message, which the supervisor sends to every child process.
+    ///
+    /// # Errors
+    /// As [`Self::receive`]; also if none arrives within [`FIRST_MESSAGE_TIMEOUT_MS`].
+    pub fn receive_first(&mut self) -> Result<Received<In>, Error> {
+        let failed = |source| Error::System {
+            operation: "receive",
+            source,
+        };
+        let mut readable = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut readable, FIRST_MESSAGE_TIMEOUT_MS).map_err(|errno| failed(errno.into()))?;
+        let received = self.receive()?;
+        received.ok_or_else(|| failed(io::ErrorKind::TimedOut.into()))
     }
 }
 

@@ -8,9 +8,8 @@
 
 use std::process::ExitCode;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use crate::channel::Channel;
 use crate::config::Config;
@@ -20,9 +19,6 @@ use crate::sys::fd::inherited_channel;
 use crate::wire::{Envelope, FromPreflight, ToPreflight};
 use crate::worker;
 use uppercased_ctl::stderr;
-
-/// Timeout for the task, which is sent before the child is started.
-const TASK_TIMEOUT_MS: u16 = 10_000;
 
 /// The task of the child.
 enum Task {
@@ -87,10 +83,7 @@ fn rehearse(config: Config, state: OwnedFd) -> Result<(), String> {
 }
 
 fn await_task(channel: &mut Channel<FromPreflight, ToPreflight>) -> Result<Task, String> {
-    let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut readable, PollTimeout::from(TASK_TIMEOUT_MS)).map_err(|errno| errno.to_string())?;
-    let received = channel.receive().map_err(|error| error.to_string())?;
-    let received = received.ok_or("no message arrived")?;
+    let received = channel.receive_first().map_err(|error| error.to_string())?;
     match received.envelope.message {
         ToPreflight::Resolve => Ok(Task::Resolve),
         ToPreflight::TakeOver => {

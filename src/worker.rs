@@ -21,8 +21,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use crate::channel::{self, Channel};
 use crate::config::{Config, OOM_SCORE_STEP};
 use crate::fault;
@@ -40,9 +38,6 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::stderr;
-
-/// Timeout for the start message. The supervisor sends it before it forks.
-const START_MESSAGE_TIMEOUT_MS: u16 = 10_000;
 
 /// This worker's end of its channel.
 type SupervisorChannel = Channel<FromWorker, ToWorker>;
@@ -482,18 +477,7 @@ fn reactor_over(memory: OwnedFd, start: &Start) -> io::Result<Reactor> {
 fn await_start(
     channel: &mut SupervisorChannel,
 ) -> Result<(WorkerId, Box<Start>, Vec<OwnedFd>), channel::Error> {
-    let mut readable = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut readable, PollTimeout::from(START_MESSAGE_TIMEOUT_MS)).map_err(|errno| {
-        channel::Error::System {
-            operation: "receive",
-            source: errno.into(),
-        }
-    })?;
-    let timed_out = || channel::Error::System {
-        operation: "receive",
-        source: io::ErrorKind::TimedOut.into(),
-    };
-    let received = channel.receive()?.ok_or_else(timed_out)?;
+    let received = channel.receive_first()?;
     match received.envelope.message {
         ToWorker::Start(start) => Ok((received.envelope.worker, start, received.descriptors)),
         _ => Err(channel::Error::System {
