@@ -206,7 +206,7 @@ impl<'a> Top<'a> {
 
     fn wait(&self) -> io::Result<Ready> {
         let due = self.sampling.as_ref().map_or_else(
-            || (!self.model.is_paused()).then_some(self.next_sample),
+            || (!self.model.paused).then_some(self.next_sample),
             |(_, until)| Some(*until),
         );
         let timeout = due.map_or(PollTimeout::NONE, |due| {
@@ -335,7 +335,7 @@ impl<'a> Top<'a> {
 
     fn begin_sample(&mut self) {
         let now = clock::now();
-        if self.sampling.is_some() || self.model.is_paused() || now < self.next_sample {
+        if self.sampling.is_some() || self.model.paused || now < self.next_sample {
             return;
         }
         self.next_sample = now + self.options.every;

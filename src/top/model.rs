@@ -37,28 +37,26 @@ pub(super) type History = VecDeque<f64>;
 /// The state; see the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    sample: Option<Sample>,
+    /// The latest sample.
+    pub(super) sample: Option<Sample>,
     sampled_at: Option<Tick>,
-    totals: History,
+    /// Messages per second of all workers, the oldest first.
+    pub(super) totals: History,
     slots: BTreeMap<SlotId, History>,
     error: Option<String>,
     confirming: Option<Request>,
     operation: Option<Request>,
-    progress: VecDeque<String>,
-    paused: bool,
-    help: bool,
-    first_row: usize,
+    /// Progress and result of the operation, the oldest first.
+    pub(super) progress: VecDeque<String>,
+    /// Whether sampling is paused.
+    pub(super) paused: bool,
+    /// Whether the help is shown.
+    pub(super) help: bool,
+    /// The first row of the table that is shown.
+    pub(super) first_row: usize,
 }
 
 impl Model {
-    pub(super) const fn sample(&self) -> Option<&Sample> {
-        self.sample.as_ref()
-    }
-
-    pub(super) const fn totals(&self) -> &History {
-        &self.totals
-    }
-
     pub(super) fn history(&self, slot: SlotId) -> Option<&History> {
         self.slots.get(&slot)
     }
@@ -68,24 +66,6 @@ impl Model {
         let why = self.error.as_deref()?;
         let age = self.sampled_at.map(|at| now.since(at).as_secs());
         Some((why, age))
-    }
-
-    pub(super) const fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    pub(super) const fn shows_help(&self) -> bool {
-        self.help
-    }
-
-    /// The requested first row of the table.
-    pub(super) const fn first_row(&self) -> usize {
-        self.first_row
-    }
-
-    /// The operation's output, the latest line last.
-    pub(super) const fn progress(&self) -> &VecDeque<String> {
-        &self.progress
     }
 
     /// The question awaiting an answer; short, for narrow terminals.
@@ -334,24 +314,24 @@ pub(super) mod tests {
         assert_eq!(model.question(), None);
         assert!(
             model
-                .progress()
+                .progress
                 .back()
                 .unwrap()
                 .contains("reload is in progress")
         );
         assert!(!model.handle_reply(Reply::Progress("slot 0".to_owned())));
         model.press(Key::Escape);
-        assert_eq!(model.progress().back().unwrap(), "slot 0");
+        assert_eq!(model.progress.back().unwrap(), "slot 0");
         assert!(model.handle_reply(Reply::Done(uppercased_ctl::control::Done::default())));
         assert!(
             model
-                .progress()
+                .progress
                 .back()
                 .unwrap()
                 .starts_with("reloaded 0 workers in 0 ms")
         );
         model.press(Key::Escape);
-        assert!(model.progress().is_empty());
+        assert!(model.progress.is_empty());
         model.press(Key::Char('u'));
         assert!(model.question().is_some());
     }
@@ -361,20 +341,20 @@ pub(super) mod tests {
         let mut model = model(1);
         model.press(Key::Char('-'));
         assert_eq!(model.question(), None);
-        assert!(model.progress().back().unwrap().contains("0 workers"));
+        assert!(model.progress.back().unwrap().contains("0 workers"));
         for second in 0..1000 {
             model.add_sample(sample(3, second as f64), Tick::ZERO);
             model.handle_reply(Reply::Progress(second.to_string()));
         }
-        assert_eq!(model.totals().len(), HISTORY_LEN);
+        assert_eq!(model.totals.len(), HISTORY_LEN);
         assert_eq!(model.history(SlotId(2)).unwrap().back(), Some(&999.0));
-        assert_eq!(model.progress().len(), PROGRESS_LEN);
+        assert_eq!(model.progress.len(), PROGRESS_LEN);
         // A removed slot is forgotten; only existing rows are shown.
         model.press(Key::PageDown);
-        assert_eq!(model.first_row(), 2);
+        assert_eq!(model.first_row, 2);
         model.add_sample(sample(1, 0.0), Tick::ZERO);
         assert!(model.history(SlotId(2)).is_none());
-        assert_eq!(model.first_row(), 0);
+        assert_eq!(model.first_row, 0);
     }
 
     #[test]

@@ -92,20 +92,20 @@ pub(super) fn draw(
         palette,
     };
     screen.footer(model);
-    let Some(sample) = model.sample() else {
+    let Some(sample) = &model.sample else {
         let why = model.error(now).map_or("connecting …", |(why, _)| why);
         screen.line(why.to_owned(), Style::new());
         return None;
     };
     screen.head(sample, model, now);
-    if model.shows_help() {
+    if model.help {
         for line in HELP {
             screen.line(line.to_owned(), Style::new());
         }
         return None;
     }
     if area.height >= CHART_FROM_ROWS {
-        screen.chart(model.totals());
+        screen.chart(&model.totals);
     }
     Some(screen.table(sample, model))
 }
@@ -162,7 +162,7 @@ impl Screen<'_> {
         let text = format!("{:<width$}", cut(&text, width));
         self.put(area, Line::styled(text, style.patch(Palette::bar())));
 
-        let lines = model.progress();
+        let lines = &model.progress;
         let shown = lines.len().min(PROGRESS_ROWS);
         let mut area = self.take_bottom(u16::try_from(shown).unwrap_or(0));
         for text in lines.iter().skip(lines.len() - usize::from(area.height)) {
@@ -174,7 +174,7 @@ impl Screen<'_> {
 
     fn head(&mut self, sample: &Sample, model: &Model, now: Tick) {
         let status = &sample.status;
-        let paused = if model.is_paused() { " [paused]" } else { "" };
+        let paused = if model.paused { " [paused]" } else { "" };
         let title = format!(
             "uppercased {}, pid {}: {} for {}, release {}, crashes {}{paused}",
             status.version,
@@ -234,7 +234,7 @@ impl Screen<'_> {
             0 | 1 => room,
             _ => room - 1,
         };
-        let first = model.first_row().min(slots.len() - rows);
+        let first = model.first_row.min(slots.len() - rows);
         let last = first + rows;
         let most = highest(model, sample);
         for slot in &slots[first..last] {
