@@ -12,9 +12,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::getsid;
 use serde::{Deserialize, Serialize};
 
-static FROM_KERNEL: AtomicBool = AtomicBool::new(false);
-static FROM_LEADER: AtomicBool = AtomicBool::new(false);
-static FROM_OTHERS: AtomicBool = AtomicBool::new(false);
+/// Whether the kernel, the session's leader, another process sent a SIGHUP.
+static SENDERS: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
 /// The senders of SIGHUP since the last check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +35,9 @@ pub fn watch() -> io::Result<()> {
     let leader = getsid(None)?.as_raw();
     let note = move |info: &siginfo_t| {
         let sender = match info.si_code {
-            SI_KERNEL => &FROM_KERNEL,
-            SI_USER if sender_of(info) == leader => &FROM_LEADER,
-            _ => &FROM_OTHERS,
+            SI_KERNEL => &SENDERS[0],
+            SI_USER if sender_of(info) == leader => &SENDERS[1],
+            _ => &SENDERS[2],
         };
         sender.store(true, Ordering::Release);
     };
@@ -57,28 +56,30 @@ fn sender_of(info: &siginfo_t) -> i32 {
 /// Returns the senders of SIGHUP and resets them.
 #[must_use]
 pub fn take() -> Senders {
-    Senders {
-        kernel: FROM_KERNEL.swap(false, Ordering::AcqRel),
-        leader: FROM_LEADER.swap(false, Ordering::AcqRel),
-        others: FROM_OTHERS.swap(false, Ordering::AcqRel),
-    }
+    read(|sender| sender.swap(false, Ordering::AcqRel))
 }
 
 /// Returns the senders of SIGHUP without resetting them.
 #[must_use]
 pub fn seen() -> Senders {
+    read(|sender| sender.load(Ordering::Acquire))
+}
+
+fn read(read_one: fn(&AtomicBool) -> bool) -> Senders {
+    let [kernel, leader, others] = SENDERS.each_ref().map(read_one);
     Senders {
-        kernel: FROM_KERNEL.load(Ordering::Acquire),
-        leader: FROM_LEADER.load(Ordering::Acquire),
-        others: FROM_OTHERS.load(Ordering::Acquire),
+        kernel,
+        leader,
+        others,
     }
 }
 
 /// Notes these senders as well: the program that was this process before has [`seen`] them.
 pub fn note(senders: Senders) {
-    FROM_KERNEL.fetch_or(senders.kernel, Ordering::AcqRel);
-    FROM_LEADER.fetch_or(senders.leader, Ordering::AcqRel);
-    FROM_OTHERS.fetch_or(senders.others, Ordering::AcqRel);
+    let flags = [senders.kernel, senders.leader, senders.others];
+    for (sender, flag) in SENDERS.iter().zip(flags) {
+        sender.fetch_or(flag, Ordering::AcqRel);
+    }
 }
 
 #[cfg(test)]
