@@ -14,8 +14,8 @@ use ratatui_widgets::sparkline::Sparkline;
 
 use super::model::{History, Model};
 use uppercased_ctl::clock::Tick;
-use uppercased_ctl::status::figures::{age, busy, cut, per_second, percent, short};
 use uppercased_ctl::status::{Rate, Sample, SlotStatus};
+use uppercased_ctl::units::{age, busy, cut, per_second, percent, short};
 
 /// Minimum screen rows for a chart of all workers, and the chart's height.
 const CHART_FROM_ROWS: u16 = 22;

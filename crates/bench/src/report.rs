@@ -11,8 +11,8 @@ mod compare;
 mod figures;
 mod file;
 mod html;
+mod layout;
 mod summary;
-mod units;
 
 pub use advice::Advice;
 pub use compare::{Comparison, Doubt, Run, compare};

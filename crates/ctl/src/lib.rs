@@ -11,6 +11,7 @@
 //! | [`words`] | enums whose variants are words |
 //! | [`process`] | inherited environment and limits |
 //! | [`output`], [`stderr`], [`writer`], [`escape`] | lines for people and programs |
+//! | [`units`] | numbers and texts for a screen |
 //! | [`limits`] | fixed limits of both sides |
 //!
 //! It must not depend on the server.
@@ -31,5 +32,6 @@ pub mod sockets;
 pub mod status;
 pub mod stderr;
 pub mod target;
+pub mod units;
 pub mod words;
 pub mod writer;

@@ -9,7 +9,6 @@
 
 mod data;
 mod durations;
-pub mod figures;
 mod rates;
 mod rotation;
 mod sample;

@@ -8,9 +8,9 @@
 use std::fmt;
 
 use super::figures::{self, Work};
-use super::units;
 use crate::outcome::{Latency, Outcome, Server};
 use crate::plan::{CONNECTIONS_MAX, DURATION_MAX, PIPELINE_MAX, THREADS_MAX};
+use uppercased_ctl::units;
 
 /// A caveat about an [`Outcome`], with a remedy.
 #[derive(Clone, Debug, PartialEq)]
@@ -239,8 +239,8 @@ impl fmt::Display for Advice {
                     out,
                     "{} messages a second were planned and {} answered: past saturation, latencies \
                      only tell how long the run was; ",
-                    units::number(*planned),
-                    units::number(*answered),
+                    units::per_second(*planned),
+                    units::per_second(*answered),
                 )?;
                 let comfortable = answered * RATE_COMFORTABLE;
                 if !is_rate {
@@ -260,8 +260,8 @@ impl fmt::Display for Advice {
                 "{} messages a second were planned and {} answered: the server stalled, and a \
                  connection that waited for an answer saw none for {}; find out why before you \
                  measure latencies",
-                units::number(*planned),
-                units::number(*answered),
+                units::per_second(*planned),
+                units::per_second(*answered),
                 units::time_ms(*stall_ms)
             ),
             Self::StallHidden {
@@ -289,7 +289,7 @@ impl fmt::Display for Advice {
                     "{} and above rest on {} where it takes {}; ",
                     units::quantile(*quantile),
                     units::counted(*samples, "answer"),
-                    units::count(*needed)
+                    units::short(*needed)
                 )?;
                 let seconds = (needed_ms / 1000.0).ceil().max(1.0);
                 if *is_count {

@@ -11,8 +11,8 @@ mod run;
 mod table;
 
 use super::figures::{self, Work};
-use super::units;
 use crate::outcome::Outcome;
+use uppercased_ctl::units;
 
 pub use fairness::Doubt;
 pub use run::Run;
@@ -90,7 +90,7 @@ const FIGURES: [Figure; 11] = [
     Figure {
         name: "messages/s",
         better: Better::Higher,
-        show: units::number,
+        show: units::per_second,
         of: |outcome| {
             let rate = figures::per_second(outcome.totals.messages, outcome.measured_ms);
             rate.filter(|rate| *rate > 0.0 && Work::of(outcome) != Work::Bytes)
@@ -99,7 +99,7 @@ const FIGURES: [Figure; 11] = [
     Figure {
         name: "connections/s",
         better: Better::Higher,
-        show: units::number,
+        show: units::per_second,
         of: |outcome| {
             let rate = figures::per_second(figures::opened(outcome), outcome.measured_ms);
             rate.filter(|_| outcome.plan.pattern == "churn")

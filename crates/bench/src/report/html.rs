@@ -14,8 +14,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::advice::Advice;
 use super::figures::{self, Work};
-use super::{summary, units};
+use super::summary;
 use crate::outcome::{Latency, Mark, Outcome};
+use uppercased_ctl::units;
 
 /// Maximum number of first failures listed.
 const FAILURES_MAX: usize = 50;
@@ -117,9 +118,11 @@ fn tiles(outcome: &Outcome) -> String {
     let mut tiles = Vec::new();
     let rate = |things| figures::per_second(things, outcome.measured_ms);
     let rate = match Work::of(outcome) {
-        Work::Messages => rate(outcome.totals.messages).map(|r| ("messages/s", units::number(r))),
+        Work::Messages => {
+            rate(outcome.totals.messages).map(|r| ("messages/s", units::per_second(r)))
+        }
         Work::Connections => {
-            rate(figures::opened(outcome)).map(|r| ("connections/s", units::number(r)))
+            rate(figures::opened(outcome)).map(|r| ("connections/s", units::per_second(r)))
         }
         Work::Bytes => {
             rate(outcome.totals.bytes_received).map(|r| ("received", units::byte_rate(r)))
@@ -232,7 +235,7 @@ fn marks(marks: &[Mark]) -> String {
                 (position + 1).to_string(),
                 units::time_ms(mark.at_ms as f64),
                 units::time_ms(mark.took_ms as f64),
-                units::count(mark.seen.failures),
+                units::short(mark.seen.failures),
                 units::time_ms(mark.seen.longest_stall_ms),
                 units::time_ns(mark.seen.p99_ns),
                 format!(
@@ -275,7 +278,7 @@ fn failures(outcome: &Outcome) -> String {
     let kinds: Vec<String> = kinds
         .iter()
         .take(KINDS_MAX)
-        .map(|(kind, times)| format!("{} {}", units::count(*times), escaped(kind)))
+        .map(|(kind, times)| format!("{} {}", units::short(*times), escaped(kind)))
         .collect();
     let first: String = outcome
         .first_failures
@@ -298,11 +301,11 @@ fn latencies(outcome: &Outcome) -> String {
         vec!["mean".to_owned(), units::time_ns(latency.mean_ns)],
     ];
     rows.extend(percentile_rows(latency));
-    rows.push(vec!["answers".to_owned(), units::count(latency.count)]);
+    rows.push(vec!["answers".to_owned(), units::short(latency.count)]);
     if let Some(schedule) = figures::unsent(outcome) {
         let values = summary::shown(&schedule.percentiles, schedule.max_ns).into_iter();
         rows.extend(values.map(|(name, value)| vec![format!("{name} with not sent"), value]));
-        rows.push(vec!["not sent".to_owned(), units::count(schedule.not_sent)]);
+        rows.push(vec!["not sent".to_owned(), units::short(schedule.not_sent)]);
     }
     rows.push(vec![
         "counted from".to_owned(),
@@ -321,8 +324,8 @@ fn costs(outcome: &Outcome) -> String {
     let totals = &outcome.totals;
     let client = &outcome.client;
     let mut rows = vec![
-        vec!["connections".to_owned(), units::count(totals.connections)],
-        vec!["messages".to_owned(), units::count(totals.messages)],
+        vec!["connections".to_owned(), units::short(totals.connections)],
+        vec!["messages".to_owned(), units::short(totals.messages)],
         vec!["sent".to_owned(), units::memory(totals.bytes_sent as f64)],
         vec![
             "received".to_owned(),

@@ -8,8 +8,9 @@ use std::cmp::Reverse;
 
 use super::advice::Advice;
 use super::figures::{self, Work};
-use super::units::{self, counted, labelled, sentence};
+use super::layout::{LABEL_COLUMNS, labelled, sentence};
 use crate::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
+use uppercased_ctl::units::{self, counted};
 
 /// Number of first failures shown; the rest are only counted.
 const FAILURES_MAX: usize = 5;
@@ -95,7 +96,7 @@ pub(super) fn plan(plan: &PlanSummary) -> Vec<String> {
     }
     if let Some(rate) = plan.rate_per_s {
         let arrivals = plan.arrivals.as_deref().unwrap_or("constant");
-        parts.push(text(&format!("{arrivals} {}/s", units::number(rate))));
+        parts.push(text(&format!("{arrivals} {}/s", units::per_second(rate))));
     }
     if let Some(version) = &plan.proxy_protocol {
         parts.push(text(&format!("PROXY {version}")));
@@ -138,7 +139,7 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
     kinds.truncate(KINDS_MAX);
     let mut parts: Vec<String> = kinds
         .iter()
-        .map(|(kind, times)| format!("{} {kind}", units::count(*times)))
+        .map(|(kind, times)| format!("{} {kind}", units::short(*times)))
         .collect();
     if hidden > 0 {
         parts.push(format!("{hidden} more kinds"));
@@ -220,8 +221,8 @@ fn throughput(outcome: &Outcome) -> Vec<String> {
     let totals = &outcome.totals;
     let mut parts = Vec::new();
     let connections =
-        rate(figures::opened(outcome)).map(|r| format!("{} connections/s", units::number(r)));
-    let messages = rate(totals.messages).map(|r| format!("{} messages/s", units::number(r)));
+        rate(figures::opened(outcome)).map(|r| format!("{} connections/s", units::per_second(r)));
+    let messages = rate(totals.messages).map(|r| format!("{} messages/s", units::per_second(r)));
     match Work::of(outcome) {
         Work::Connections => parts.extend([connections, messages].into_iter().flatten()),
         Work::Messages => parts.extend(messages),
@@ -239,8 +240,8 @@ fn latency(outcome: &Outcome) -> Vec<String> {
     let Some(latency) = &outcome.latency else {
         return sentence("latency", "not measured by this pattern");
     };
-    let mut names = format!("{:<1$}", "latency", units::LABEL_COLUMNS);
-    let mut values = " ".repeat(units::LABEL_COLUMNS);
+    let mut names = format!("{:<1$}", "latency", LABEL_COLUMNS);
+    let mut values = " ".repeat(LABEL_COLUMNS);
     for (name, value) in percentiles(latency) {
         names.push_str(&format!("{name:>FIGURE$}"));
         values.push_str(&format!("{value:>FIGURE$}"));
@@ -267,7 +268,7 @@ fn with_unsent(outcome: &Outcome) -> Vec<String> {
     let Some(schedule) = figures::unsent(outcome) else {
         return Vec::new();
     };
-    let mut values = " ".repeat(units::LABEL_COLUMNS);
+    let mut values = " ".repeat(LABEL_COLUMNS);
     for (_, value) in shown(&schedule.percentiles, schedule.max_ns) {
         values.push_str(&format!("{value:>FIGURE$}"));
     }
@@ -334,7 +335,7 @@ fn server(outcome: &Outcome) -> Vec<String> {
 pub(super) fn cpu(outcome: &Outcome, server: &Server) -> Vec<String> {
     let total_ms = (server.user_ms as f64) + (server.system_ms as f64);
     let load = total_ms / outcome.measured_ms.max(1) as f64;
-    let load = format!("{} CPUs busy", units::number(load));
+    let load = format!("{} CPUs busy", units::per_second(load));
     if outcome.totals.messages > 0 && Work::of(outcome) != Work::Bytes {
         let user = server.user_per_message_ns;
         return vec![
@@ -376,7 +377,7 @@ pub(super) fn spread(by_worker: &[u64], skew: f64) -> Vec<String> {
     let mut parts: Vec<String> = if by_worker.len() <= WORKERS_MAX {
         let workers = by_worker.iter().enumerate();
         workers
-            .map(|(number, open)| format!("worker {number}: {}", units::count(*open)))
+            .map(|(number, open)| format!("worker {number}: {}", units::short(*open)))
             .collect()
     } else {
         let least = by_worker.iter().min().copied().unwrap_or(0);
@@ -384,8 +385,8 @@ pub(super) fn spread(by_worker: &[u64], skew: f64) -> Vec<String> {
         vec![format!(
             "{} workers: {} to {} connections",
             by_worker.len(),
-            units::count(least),
-            units::count(most)
+            units::short(least),
+            units::short(most)
         )]
     };
     parts.push(format!("busiest {} times the mean", units::ratio(skew)));
@@ -452,7 +453,7 @@ fn marks(marks: &[Mark]) -> Vec<String> {
             "{:>FIGURE$}{:>FIGURE$}{:>10}{:>FIGURE$}{:>FIGURE$}  {}{}",
             units::time_ms(mark.at_ms as f64),
             units::time_ms(mark.took_ms as f64),
-            units::count(mark.seen.failures),
+            units::short(mark.seen.failures),
             units::time_ms(mark.seen.longest_stall_ms),
             units::time_ns(mark.seen.p99_ns),
             ending(mark),

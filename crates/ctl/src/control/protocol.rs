@@ -15,8 +15,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{CONTROL_REPLY_MAX_BYTES, CONTROL_TEXT_MAX_BYTES, WORKERS_MAX, WORKERS_MIN};
-use crate::status::figures::took;
 use crate::status::{Rotation, Status};
+use crate::units::took;
 
 /// Version of the requests. Replies carry none: a request is answered in its own version.
 pub const VERSION: u32 = 1;

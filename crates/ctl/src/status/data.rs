@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::limits::UNSERVED_GRACE;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
+use crate::units;
 
 use super::durations::Durations;
-use super::figures;
 use super::rotation::{AgentAnswers, Rotation};
 use super::sandboxed::Sandboxed;
 
@@ -318,7 +318,7 @@ impl Status {
                 return Some(format!("slot {id} is {}", slot.condition()));
             }
             if let Some(lost) = slot.lost_listener_ms {
-                let age = figures::age(lost);
+                let age = units::age(lost);
                 return Some(format!("slot {id} lost a listener {age} ago"));
             }
             let known = matches!(&**queue, "served" | "lent" | "unbound" | "closed");
@@ -369,7 +369,7 @@ impl SlotStatus {
     pub fn condition(&self) -> String {
         match self.stalled_ms {
             None => self.state.clone(),
-            Some(stalled) => format!("{} {}", self.state, figures::age(stalled)),
+            Some(stalled) => format!("{} {}", self.state, units::age(stalled)),
         }
     }
 }

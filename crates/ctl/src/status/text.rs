@@ -11,9 +11,9 @@ use super::data::{
     AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, ServiceManagerStatus,
     SlotStatus, Status,
 };
-use super::figures::{age, busy, cut, per_second, percent, short, took};
 use super::rates::{Rate, Rates};
 use super::sockets::{SocketStatus, Sockets};
+use crate::units::{age, busy, cut, per_second, percent, short, took};
 
 /// Minimum width of a terminal.
 pub(super) const COLUMNS: usize = 80;

@@ -5,9 +5,10 @@
 
 use std::fmt;
 
-use super::super::{figures, units};
+use super::super::figures;
 use super::run::Run;
 use crate::outcome::Outcome;
+use uppercased_ctl::units;
 
 /// A reason against a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ const SAME: [Sameness; 15] = [
     ("message size", |o| o.plan.size.clone()),
     ("pipeline", |o| o.plan.pipeline.to_string()),
     ("rate", |o| match o.plan.rate_per_s {
-        Some(rate) => format!("{}/s", units::number(rate)),
+        Some(rate) => format!("{}/s", units::per_second(rate)),
         None => "as answered".to_owned(),
     }),
     ("kind of arrivals", |o| {

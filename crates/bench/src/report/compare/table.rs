@@ -6,8 +6,9 @@
 use std::fmt;
 
 use super::super::COLUMNS;
-use super::super::units::{self, labelled, sentence};
+use super::super::layout::{labelled, sentence};
 use super::{Comparison, Side, Spread, Verdict};
+use uppercased_ctl::units;
 
 /// Number of doubts shown; the rest are counted.
 const DOUBTS_MAX: usize = 10;

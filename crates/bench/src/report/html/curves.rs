@@ -7,10 +7,10 @@
 use hdrhistogram::Histogram;
 
 use super::super::figures::{self, Work};
-use super::super::units;
 use super::chart::{Axis, Chart, Ink, Kind, Line, Span};
 use super::ticks;
 use crate::outcome::{Interval, Latency, Outcome};
+use uppercased_ctl::units;
 
 /// Maximum number of points of a line: the resolution of a screen.
 const POINTS_MAX: usize = 480;
@@ -101,9 +101,11 @@ impl Piece {
 
 fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
     let (title, show, of): (_, Show, Of) = match Work::of(outcome) {
-        Work::Messages => ("Messages per second", units::number, |p| p.messages),
+        Work::Messages => ("Messages per second", units::per_second, |p| p.messages),
         Work::Bytes => ("Bytes received per second", units::byte_rate, |p| p.bytes),
-        Work::Connections => ("Connections per second", units::number, |p| p.connections),
+        Work::Connections => ("Connections per second", units::per_second, |p| {
+            p.connections
+        }),
     };
     let rate = |piece: &Piece| figures::per_second(of(piece), piece.length_ms).unwrap_or(0.0);
     let points: Vec<(f64, f64)> = pieces.iter().map(|p| (p.at_s, rate(p))).collect();
@@ -135,7 +137,7 @@ fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
                 to: round.last().copied().unwrap_or(1.0),
                 ticks: round
                     .iter()
-                    .map(|tick| (*tick, units::tick(&show(*tick))))
+                    .map(|tick| (*tick, short_label(&show(*tick))))
                     .collect(),
                 name: "",
             },
@@ -192,7 +194,7 @@ fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
     let mut ticks = vec![(0.5f64, "50 %".to_owned())];
     for nines in 0..=QUANTILE_DECADES_MAX as i32 {
         let quantile = 1.0 - 10f64.powi(-nines);
-        ticks.push((quantile, format!("{} %", units::percent(quantile))));
+        ticks.push((quantile, format!("{} %", units::percentage(quantile))));
     }
     let line = points.iter().map(|(at, ns)| (*at, ns.log10())).collect();
     Some(Figure {
@@ -266,7 +268,7 @@ fn latency_axis(least: f64, most: f64) -> Axis {
         to: last.max(most).log10(),
         ticks: round
             .iter()
-            .map(|ns| (ns.log10(), units::tick(&units::time(*ns))))
+            .map(|ns| (ns.log10(), short_label(&units::time(*ns))))
             .collect(),
         name: "",
     }
@@ -277,7 +279,7 @@ fn time_axis(pieces: &[Piece]) -> Axis {
         last.at_s + last.length_ms as f64 / 2.0 / MS_PER_S
     });
     let end = if end > 0.0 { end } else { 1.0 };
-    let label = |s: f64| units::tick(&units::time_ms(s * MS_PER_S));
+    let label = |s: f64| short_label(&units::time_ms(s * MS_PER_S));
     Axis {
         from: 0.0,
         to: end,
@@ -313,4 +315,15 @@ fn marked(outcome: &Outcome) -> String {
         None => "a command of the table below".to_owned(),
     };
     format!("Numbered lines: {what}; shaded while it ran.")
+}
+
+/// Shortens a formatted number for an axis: without redundant zeros.
+fn short_label(text: &str) -> String {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    if !number.contains('.') {
+        return text.to_owned();
+    }
+    let number = number.trim_end_matches('0').trim_end_matches('.');
+    format!("{number}{unit}")
 }

@@ -221,7 +221,7 @@ admin        127.0.0.1:9100, pid 4720, crashes 0
 last         scale to 2 failed 2m ago, took 312 ms: slot 1 died
 connections  2400 open, 2.46M accepted, 200 migrated
 traffic      2.00TB in, 1.99TB out
-rates 1s     0.5 acc/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; busy 0.46/2
+rates 1s     0.50 acc/s, 45.0k msg/s; 1.20MB/s in, 1.19MB/s out; busy 0.46/2
 closed       2.46M peer_closed
 queues       516 pending, limit 512 per queue; 1 full
 balance      accepted 50 50 %; open 50 50 %
@@ -230,7 +230,7 @@ local clients 40 TIME_WAIT
 also bound   pid 77 (nginx) on 127.0.0.1:9999
 also bound   a process of another user, on 127.0.0.1:9999
 slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash
-   0    4712     3 serving        12m  1200     3   0.5 45.0k 1.20M   46%     0
+   0    4712     3 serving        12m  1200     3  0.50 45.0k 1.20M   46%     0
    1    4713     3 serving        12m  1200   513     -     -     -     -     0
 slot 1: running release 1
 slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
