@@ -1,43 +1,37 @@
-//! The progress of the measurement, shown on a terminal only.
+//! The progress of the measurement: a line on standard error, shown on a terminal only.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use rustix::termios::tcgetwinsize;
 
 use super::options::Word as _;
 use super::plan::{Plan, millis};
 use super::team::Counts;
 use uppercased_ctl::clock::Tick;
+use uppercased_ctl::units::{cut, per_second};
 
-/// A progress bar on standard error.
+/// Minimum time over which the rate is computed.
+const RATE_OVER: Duration = Duration::from_millis(400);
+/// Characters of the bar.
+const BAR: usize = 20;
+/// Moves to the beginning of the line and clears it.
+const CLEAR: &str = "\r\x1b[K";
+
+/// The line.
 #[derive(Debug)]
 pub(super) struct Progress {
-    bar: ProgressBar,
+    is_shown: bool,
     last: Option<(Tick, u64)>,
     rate: f64,
 }
 
-/// Minimum time over which the rate is computed.
-const RATE_OVER: Duration = Duration::from_millis(400);
-
 impl Progress {
-    /// Creates a bar for `plan`, unless it is unwanted or would not be visible.
+    /// Creates the line, unless it is unwanted or would not be visible.
     #[must_use]
-    pub(super) fn of(plan: &Plan, wanted: bool) -> Self {
-        let bar = if wanted && std::io::stderr().is_terminal() {
-            let whole = plan
-                .count
-                .unwrap_or_else(|| millis(plan.warmup + plan.duration));
-            ProgressBar::new(whole)
-        } else {
-            ProgressBar::hidden()
-        };
-        if let Ok(style) = ProgressStyle::with_template("{prefix:>10} [{wide_bar}] {msg}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
+    pub(super) fn new(wanted: bool) -> Self {
         Self {
-            bar,
+            is_shown: wanted && io::stderr().is_terminal(),
             last: None,
             rate: 0.0,
         }
@@ -45,12 +39,10 @@ impl Progress {
 
     /// Shows the connecting phase.
     pub(super) fn connecting(&self, counts: Counts, plan: &Plan) {
-        self.bar.set_prefix("connecting");
         let Counts { open, failed, .. } = counts;
-        self.bar.set_message(format!(
-            "{open} of {} connections, {failed} failures",
-            plan.connections
-        ));
+        let (open, all) = (open, u64::from(plan.connections));
+        let text = format!("{open} of {all} connections, {failed} failures");
+        self.show("connecting", open, all, &text);
     }
 
     /// Shows the load, `since` its start.
@@ -64,25 +56,56 @@ impl Progress {
             Some(_) => {}
             None => self.last = Some((now, counts.answered)),
         }
-        let prefix = if since < plan.warmup {
+        let phase = if since < plan.warmup {
             "warming up"
         } else {
             plan.pattern.word()
         };
-        self.bar.set_prefix(prefix);
-        self.bar.set_position(match plan.count {
-            Some(_) => counts.answered,
-            None => millis(since),
-        });
+        let (done, all) = match plan.count {
+            Some(count) => (counts.answered, count),
+            None => (millis(since), millis(plan.warmup + plan.duration)),
+        };
         let Counts { open, failed, .. } = counts;
-        self.bar.set_message(format!(
-            "{:.0} messages/s, {open} connections, {failed} failures",
-            self.rate
-        ));
+        let rate = per_second(self.rate);
+        let text = format!("{rate} messages/s, {open} connections, {failed} failures");
+        self.show(phase, done, all, &text);
     }
 
-    /// Removes the bar.
+    /// Removes the line.
     pub(super) fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.write(CLEAR);
+    }
+
+    fn show(&self, phase: &str, done: u64, all: u64, text: &str) {
+        let columns = tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        let line = format!("{phase:>10} [{}] {text}", bar(done, all));
+        // A full line would move the cursor to the next one.
+        self.write(&(CLEAR.to_owned() + &cut(&line, columns.saturating_sub(1))));
+    }
+
+    fn write(&self, text: &str) {
+        if self.is_shown {
+            // The measurement does not depend on it.
+            let _ = io::stderr().write_all(text.as_bytes());
+        }
+    }
+}
+
+/// Returns the bar for `done` of `all`.
+fn bar(done: u64, all: u64) -> String {
+    let share = done as f64 / all.max(1) as f64;
+    let filled = (share * BAR as f64) as usize;
+    format!("{:<BAR$}", "=".repeat(filled.min(BAR)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bar_stays_within_its_width() {
+        let bars = [(0, 0), (5, 10), (10, 10), (u64::MAX, 1)].map(|(done, all)| bar(done, all));
+        let expected = [0, 10, 20, 20].map(|filled| format!("{:<20}", "=".repeat(filled)));
+        assert_eq!(bars, expected);
     }
 }

@@ -162,7 +162,7 @@ fn load(
         memory_before: observe::memory(roots),
         ..Watched::default()
     };
-    let mut progress = Progress::of(plan, !options.no_progress);
+    let mut progress = Progress::new(!options.no_progress);
     let mut team = Team::launch(plan, subject.address)?;
     let (mut stopped_at, mut is_hurried) = (None, false);
     let mut wait = |team: &mut Team, until: Option<Tick>| {
