@@ -137,7 +137,7 @@ fn run(action: &Action, origin: Tick, end: &End<'_>) -> Mark {
     let child = match command(action).and_then(|mut command| command.spawn()) {
         Ok(child) => child,
         Err(error) => {
-            mark.output = format!("cannot run it: {error}");
+            mark.output = format!("cannot run the command: {error}");
             return mark;
         }
     };

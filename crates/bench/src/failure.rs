@@ -136,10 +136,10 @@ impl Fault {
                 let Wrong { expected, got, .. } = wrong;
                 format!("expected 0x{expected:02x}, got 0x{got:02x}")
             }
-            Self::TooMuch { .. } => "more bytes came back than were sent".to_owned(),
-            Self::Ended { owed, .. } => format!("{owed} bytes were still owed"),
-            Self::Silent { owed, .. } => format!("no progress; {owed} bytes were still owed"),
-            Self::Unconnected => "no connection in time".to_owned(),
+            Self::TooMuch { .. } => "received more bytes than were sent".to_owned(),
+            Self::Ended { owed, .. } => format!("{owed} bytes were missing"),
+            Self::Silent { owed, .. } => format!("no progress; {owed} bytes were missing"),
+            Self::Unconnected => "not connected in time".to_owned(),
         }
     }
 }

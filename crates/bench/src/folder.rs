@@ -27,7 +27,7 @@ pub(super) struct Folder(PathBuf);
 
 /// Why it cannot be created.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make a folder in {}: {source}; have TMPDIR name a folder that can be written to",
+#[error("cannot create a folder in {}: {source}; set TMPDIR to a writable folder",
     base.display())]
 pub(super) struct Error {
     base: PathBuf,

@@ -83,7 +83,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
     let mut reasons = Vec::new();
     if share > BUSY_SHARE {
         reasons.push(format!(
-            "its threads used {:.0} % of the CPU time that they can have",
+            "its threads used {:.0} % of their CPU time",
             share * 100.0
         ));
     }
@@ -91,15 +91,14 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
     let late = ratio(sums.late, sums.planned);
     if late > LATE_SHARE && share >= WORKING_SHARE {
         reasons.push(format!(
-            "it sent {:.1} % of the messages more than 1 ms after their planned time though \
-             nothing but itself was in the way",
+            "it sent {:.1} % of the messages more than 1 ms late, and nothing else delayed them",
             late * 100.0
         ));
     } else if late > LATE_SHARE {
         warnings.push(format!(
-            "{:.1} % of the messages were sent more than 1 ms after their planned time, and the \
-             client used only {:.0} % of its CPU time: its threads did not get a CPU in time, or \
-             the machine stood still. That is in the times of answers.",
+            "{:.1} % of the messages were sent more than 1 ms late, and the client used only \
+             {:.0} % of its CPU time: its threads did not get a CPU in time, or the machine \
+             stalled. The latencies include the delay.",
             late * 100.0,
             share * 100.0
         ));
@@ -117,7 +116,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
     }
     let mut problems = Vec::new();
     if facts.measured.is_zero() {
-        problems.push("It ended before the time began that counts.".to_owned());
+        problems.push("The run ended before the measurement began.".to_owned());
     }
     let unsent = ratio(sums.unsent, sums.planned);
     let told = || {
@@ -130,7 +129,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
         )
     };
     if unsent > UNSENT_SHARE_MAX {
-        problems.push(told() + ", and the load was not the one that was asked for.");
+        problems.push(told() + ", and the load was not the planned one.");
     } else if unsent > UNSENT_SHARE {
         warnings.push(told() + ".");
     }
@@ -157,7 +156,7 @@ fn failed_command(ran: &Ran, measured: Duration) -> Option<String> {
     let (command, runs) = (&ran.job.action, ran.marks.len());
     if runs == 0 {
         return Some(format!(
-            "The command `{command}` never ran: its time was after {}, and {} were measured.",
+            "The command `{command}` never ran: it was due after {}, and {} were measured.",
             humantime::format_duration(ran.job.first),
             humantime::format_duration(Duration::from_millis(super::plan::millis(measured)))
         ));
@@ -170,7 +169,7 @@ fn failed_command(ran: &Ran, measured: Duration) -> Option<String> {
 fn left_out(ran: &Ran) -> Option<String> {
     (ran.left_out > 0).then(|| {
         format!(
-            "{} runs of the command `{}` were left out, because the one before still went on.",
+            "{} runs of the command `{}` were skipped, because the previous run was not over.",
             ran.left_out, ran.job.action
         )
     })

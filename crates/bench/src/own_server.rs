@@ -233,7 +233,7 @@ pub(super) fn status(control: &Path) -> Option<Status> {
 fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let line = text.lines().rfind(|line| !line.trim().is_empty());
-    line.unwrap_or("it said nothing").to_owned()
+    line.unwrap_or("it logged no error").to_owned()
 }
 
 #[cfg(test)]

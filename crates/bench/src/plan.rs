@@ -150,7 +150,7 @@ pub struct Plan {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// A flag of another pattern.
-    #[error("{flag} does not apply to the pattern `{pattern}`; it applies to {owners}")]
+    #[error("cannot use {flag} with the pattern `{pattern}`: it applies to {owners}; remove it")]
     WrongPattern {
         /// The flag.
         flag: &'static str,
@@ -160,13 +160,15 @@ pub enum Error {
         owners: &'static str,
     },
     /// Two flags that exclude each other.
-    #[error("{0} and {1} exclude each other; remove one")]
+    #[error("cannot use {0} with {1}: they exclude each other; remove one")]
     Conflict(&'static str, &'static str),
     /// A flag for the built-in server only.
-    #[error("{0} is for the built-in server; remove the address, or use --during")]
+    #[error(
+        "cannot use {0} with an address: it is for the built-in server; remove it, or use --during"
+    )]
     OwnServerOnly(&'static str),
     /// A number out of its bounds.
-    #[error("{flag} takes {bounds}")]
+    #[error("cannot use this value of {flag}: it must be {bounds}")]
     OutOfBounds {
         /// The flag.
         flag: &'static str,
@@ -175,8 +177,8 @@ pub enum Error {
     },
     /// A command that would never run.
     #[error(
-        "{flag} has a command for {} and {} are measured, so it would never run; choose an earlier \
-         time, or a longer --duration", format_duration(*first), format_duration(*duration)
+        "cannot run the command of {flag}: it is due after {}, and {} are measured; choose an \
+         earlier time, or a longer --duration", format_duration(*first), format_duration(*duration)
     )]
     NeverRuns {
         /// The flag.
@@ -188,8 +190,8 @@ pub enum Error {
     },
     /// Not enough descriptors.
     #[error(
-        "{connections} connections need {needed} descriptors in each of {processes} processes, \
-         and the limit is {limit}; raise it with `ulimit -n {needed}`, or use --processes {enough}"
+        "cannot open {connections} connections: each of {processes} processes needs {needed} \
+         descriptors and may have {limit}; use `ulimit -n {needed}`, or --processes {enough}"
     )]
     Descriptors {
         /// Number of connections.
@@ -205,7 +207,7 @@ pub enum Error {
     },
     /// Loopback source addresses for a remote server.
     #[error(
-        "loopback addresses cannot reach a remote server; list addresses of this machine: \
+        "cannot use a number of --sources: the server is remote; list addresses of this machine: \
          --sources 192.0.2.1,192.0.2.2"
     )]
     NotLoopback,
@@ -325,7 +327,7 @@ fn check_bounds(options: &Options) -> Result<(), Error> {
         }
     }
     if o.rate.is_some_and(|rate| !(rate > 0.0 && rate <= RATE_MAX)) {
-        let bounds = format!("messages a second, above 0, at most {RATE_MAX}");
+        let bounds = format!("more than 0, at most {RATE_MAX} messages per second");
         return Err(out_of_bounds("--rate", &bounds));
     }
     Ok(())

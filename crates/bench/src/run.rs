@@ -63,7 +63,7 @@ pub(super) enum Error {
         why: &'static str,
     },
     /// A process to observe does not exist.
-    #[error("process {0} does not exist; pass the PID of the server with --pid")]
+    #[error("cannot observe process {0}: it does not exist; pass the PID of the server with --pid")]
     NoProcess(u32),
     /// A part of the load failed.
     #[error("cannot continue the load: {0}")]
@@ -290,7 +290,7 @@ fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
 fn check_sources(plan: &Plan, target: IpAddr) -> Result<(), Error> {
     for &source in &plan.sources {
         let why = if source.is_ipv4() != target.is_ipv4() {
-            "it is of another family than the server's"
+            "its address family is not the server's"
         } else if UdpSocket::bind(source).is_err() {
             "it is not an address of this machine"
         } else {
@@ -409,12 +409,11 @@ fn hindrances(findings: &Findings, server: Option<&Server>) -> Vec<String> {
     for (kind, text) in [
         (
             Kind::NoSourcePort,
-            "No source port was left for some connections; spread them with --sources, or make \
-             fewer.",
+            "Some connections found no free source port; use --sources, or fewer connections.",
         ),
         (
             Kind::System,
-            "The system refused some operations; the first failures say which.",
+            "The system refused some operations; see the first failures.",
         ),
     ] {
         if findings.sums().failures.contains_key(&kind) {
@@ -422,7 +421,7 @@ fn hindrances(findings: &Findings, server: Option<&Server>) -> Vec<String> {
         }
     }
     if server.is_some_and(|server| server.memory_bytes == 0) {
-        let text = "The server's memory cannot be read; it takes the same user, or root.";
+        let text = "cannot read the server's memory: it runs as another user; run bench as that user, or as root";
         warnings.push(text.to_owned());
     }
     warnings

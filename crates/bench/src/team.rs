@@ -271,7 +271,7 @@ impl Team {
         match self.told.recv_timeout(within) {
             Err(RecvTimeoutError::Timeout) => Ok(Progress::Waiting),
             Err(RecvTimeoutError::Disconnected) if self.not_done == 0 => Ok(Progress::Done),
-            Err(RecvTimeoutError::Disconnected) => Err("a part of the load is gone".to_owned()),
+            Err(RecvTimeoutError::Disconnected) => Err("a part of the load exited".to_owned()),
             Ok(Told::Failed(why)) => Err(why),
             Ok(Told::Reached(Reached::Ready)) => {
                 self.not_ready = self.not_ready.saturating_sub(1);
@@ -360,11 +360,11 @@ fn listen(output: impl io::BufRead, board: &Board, tell: &Sender<Told>) -> Told 
             Ok(Line::Done(records)) => return Told::Done(records),
             Ok(Line::Failed(why)) => return Told::Failed(why),
             Err(error) => {
-                return Told::Failed(format!("a part of the load talks nonsense: {error}"));
+                return Told::Failed(format!("cannot read a report of the load: {error}"));
             }
         }
     }
-    Told::Failed("a process of the load ended before it was done".to_owned())
+    Told::Failed("a process of the load exited early".to_owned())
 }
 
 fn show(board: &Board, counts: Counts) {
@@ -405,7 +405,7 @@ fn take_part() -> Result<(), String> {
         .read_line(&mut first)
         .map_err(|error| error.to_string())?;
     let shares: Vec<Share> = serde_json::from_str(&first)
-        .map_err(|_| "this command is started by `uppercased bench` only".to_owned())?;
+        .map_err(|_| "only `uppercased bench` starts this command".to_owned())?;
     uppercased_ctl::process::raise_descriptor_limit().map_err(|error| error.to_string())?;
     let mut team = Team::threads(shares).map_err(|error| error.to_string())?;
     let (give, orders) = channel();

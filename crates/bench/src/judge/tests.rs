@@ -121,7 +121,7 @@ fn failed_or_missing_command_is_a_problem() {
     let never = judged(ran(Vec::new(), 0)).problems;
     assert_eq!(
         never,
-        ["The command `true` never ran: its time was after 5s, and 1s were measured."]
+        ["The command `true` never ran: it was due after 5s, and 1s were measured."]
     );
     let failed = judged(ran(vec![mark(Some(0)), mark(Some(3)), mark(None)], 0)).problems;
     assert_eq!(failed, ["2 of 3 runs of the command `true` failed."]);

@@ -36,7 +36,7 @@ fn nonsensical_plan_is_refused_with_hint() {
     let why = |change: fn(&mut Options)| with(change).unwrap_err();
     assert_eq!(
         why(|o| o.rate = Some(5.0)),
-        "--rate does not apply to the pattern `ping`; it applies to `rate`"
+        "cannot use --rate with the pattern `ping`: it applies to `rate`; remove it"
     );
     assert!(why(|o| o.connections = Some(0)).contains("1 to 2000000"));
     assert!(
@@ -59,7 +59,8 @@ fn nonsensical_plan_is_refused_with_hint() {
             o.pattern = Some(Pattern::Stall);
             o.count = Some(5);
         }),
-        "--count does not apply to the pattern `stall`; it applies to all but `idle` and `stall`"
+        "cannot use --count with the pattern `stall`: it applies to all but `idle` and `stall`; \
+         remove it"
     );
     assert!(
         why(|o| {
@@ -77,56 +78,95 @@ fn every_number_has_bounds() {
     let zero = Some(Duration::ZERO);
     type Change = fn(&mut Options);
     let refused: [(&str, Change); 15] = [
-        ("--receive-buffer takes 1 to", |o| {
-            o.receive_buffer = Some(0);
-        }),
-        ("--pipeline takes 1 to 65536", |o| {
-            o.pipeline = Some(0);
-        }),
-        ("--count takes 1 to", |o| {
+        (
+            "cannot use this value of --receive-buffer: it must be 1 to",
+            |o| {
+                o.receive_buffer = Some(0);
+            },
+        ),
+        (
+            "cannot use this value of --pipeline: it must be 1 to 65536",
+            |o| {
+                o.pipeline = Some(0);
+            },
+        ),
+        ("cannot use this value of --count: it must be 1 to", |o| {
             o.count = Some(0);
         }),
-        ("--threads takes 1 to 256", |o| {
-            o.threads = Some(257);
-        }),
-        ("--processes takes 1 to 64", |o| {
-            o.processes = Some(0);
-        }),
-        ("--workers takes 1 to", |o| {
+        (
+            "cannot use this value of --threads: it must be 1 to 256",
+            |o| {
+                o.threads = Some(257);
+            },
+        ),
+        (
+            "cannot use this value of --processes: it must be 1 to 64",
+            |o| {
+                o.processes = Some(0);
+            },
+        ),
+        ("cannot use this value of --workers: it must be 1 to", |o| {
             o.workers = Some(0);
         }),
-        ("--sources takes 1 to 250", |o| {
-            o.sources = Some(Sources::Count(251));
-        }),
-        ("--duration takes more than 0s, at most 7days", |o| {
-            o.duration = Some(DURATION_MAX * 2);
-        }),
-        ("--warmup takes at most 7days", |o| {
-            o.warmup = Some(DURATION_MAX * 2);
-        }),
-        ("--timeout takes more than 0s", |o| {
-            o.timeout = Some(Duration::ZERO);
-        }),
-        ("--connect-timeout takes more", |o| {
-            o.connect_timeout = Some(Duration::ZERO);
-        }),
-        ("--reload-every takes more", |o| {
-            o.reload_every = Some(Duration::ZERO);
-        }),
-        ("--upgrade-every takes more", |o| {
-            o.upgrade_every = Some(Duration::ZERO);
-        }),
-        ("--during has a command for 5s and 1s are measured", |o| {
-            o.duration = Some(Duration::from_secs(1));
-            o.during = vec![Job {
-                first: Duration::from_secs(5),
-                every: None,
-                action: Action::Shell("true".to_owned()),
-            }];
-        }),
-        ("--reload-every has a command for 1h", |o| {
-            o.reload_every = Some(Duration::from_secs(3600));
-        }),
+        (
+            "cannot use this value of --sources: it must be 1 to 250",
+            |o| {
+                o.sources = Some(Sources::Count(251));
+            },
+        ),
+        (
+            "cannot use this value of --duration: it must be more than 0s, at most 7days",
+            |o| {
+                o.duration = Some(DURATION_MAX * 2);
+            },
+        ),
+        (
+            "cannot use this value of --warmup: it must be at most 7days",
+            |o| {
+                o.warmup = Some(DURATION_MAX * 2);
+            },
+        ),
+        (
+            "cannot use this value of --timeout: it must be more than 0s",
+            |o| {
+                o.timeout = Some(Duration::ZERO);
+            },
+        ),
+        (
+            "cannot use this value of --connect-timeout: it must be more",
+            |o| {
+                o.connect_timeout = Some(Duration::ZERO);
+            },
+        ),
+        (
+            "cannot use this value of --reload-every: it must be more",
+            |o| {
+                o.reload_every = Some(Duration::ZERO);
+            },
+        ),
+        (
+            "cannot use this value of --upgrade-every: it must be more",
+            |o| {
+                o.upgrade_every = Some(Duration::ZERO);
+            },
+        ),
+        (
+            "cannot run the command of --during: it is due after 5s, and 1s are measured",
+            |o| {
+                o.duration = Some(Duration::from_secs(1));
+                o.during = vec![Job {
+                    first: Duration::from_secs(5),
+                    every: None,
+                    action: Action::Shell("true".to_owned()),
+                }];
+            },
+        ),
+        (
+            "cannot run the command of --reload-every: it is due after 1h",
+            |o| {
+                o.reload_every = Some(Duration::from_secs(3600));
+            },
+        ),
     ];
     for (why, change) in refused {
         let error = with(change).unwrap_err();
@@ -153,8 +193,8 @@ fn many_connections_get_processes_and_addresses() {
     });
     assert_eq!(
         why.unwrap_err(),
-        "100000 connections need 50064 descriptors in each of 2 processes, and the limit is 20000; \
-         raise it with `ulimit -n 50064`, or use --processes 6"
+        "cannot open 100000 connections: each of 2 processes needs 50064 descriptors and may have \
+         20000; use `ulimit -n 50064`, or --processes 6"
     );
     let elsewhere = Facts {
         loopback: false,

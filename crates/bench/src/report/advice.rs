@@ -216,14 +216,14 @@ impl fmt::Display for Advice {
                 cpus,
                 may_pipeline,
             } => {
-                write!(out, "the client, not the server, is the limit")?;
+                write!(out, "the client is the bottleneck, not the server")?;
                 if !why.is_empty() {
                     write!(out, ": {why}")?;
                 }
                 if threads < cpus {
                     write!(out, "; try --threads {}", threads.saturating_add(1))
                 } else {
-                    out.write_str("; it has a thread for every CPU already: ")?;
+                    out.write_str("; it already has a thread per CPU: ")?;
                     if *may_pipeline {
                         out.write_str("try a larger --pipeline, or ")?;
                     }
@@ -237,8 +237,8 @@ impl fmt::Display for Advice {
             } => {
                 write!(
                     out,
-                    "{} messages a second were planned and {} answered: past saturation, latencies \
-                     only tell how long the run was; ",
+                    "{} messages/s were planned and {} answered: past saturation, latencies only \
+                     show how long the run was; ",
                     units::per_second(*planned),
                     units::per_second(*answered),
                 )?;
@@ -257,9 +257,8 @@ impl fmt::Display for Advice {
                 stall_ms,
             } => write!(
                 out,
-                "{} messages a second were planned and {} answered: the server stalled, and a \
-                 connection that waited for an answer saw none for {}; find out why before you \
-                 measure latencies",
+                "{} messages/s were planned and {} answered: the server stalled, and a connection \
+                 waited {} for an answer; find the cause before you measure latencies",
                 units::per_second(*planned),
                 units::per_second(*answered),
                 units::time_ms(*stall_ms)
@@ -286,9 +285,9 @@ impl fmt::Display for Advice {
             } => {
                 write!(
                     out,
-                    "{} and above rest on {} where it takes {}; ",
+                    "too few samples for {} and above ({}; {} needed); ",
                     units::quantile(*quantile),
-                    units::counted(*samples, "answer"),
+                    units::short(*samples),
                     units::short(*needed)
                 )?;
                 let seconds = (needed_ms / 1000.0).ceil().max(1.0);
@@ -297,7 +296,7 @@ impl fmt::Display for Advice {
                 } else if seconds <= DURATION_MAX.as_secs_f64() {
                     write!(out, "try --duration {seconds:.0}s")
                 } else {
-                    out.write_str("they say nothing at this pace")
+                    out.write_str("no duration is long enough at this rate")
                 }
             }
             Self::Unbalanced { skew, connections } => write!(
@@ -309,7 +308,7 @@ impl fmt::Display for Advice {
             ),
             Self::Unchecked => write!(
                 out,
-                "answers were not compared with anything; try --expect upper (or echo)"
+                "answers were not checked; try --expect upper (or echo)"
             ),
             Self::Recorded(text) => out.write_str(text),
         }

@@ -46,8 +46,8 @@ pub enum Error {
 
     /// It was written by a newer program.
     #[error(
-        "{} has format {found}, and this program reads up to {FORMAT}; compare with the program \
-         that wrote it", path.display()
+        "cannot read {}: it has format {found}, and this program reads up to {FORMAT}; use the \
+         program that wrote it", path.display()
     )]
     FromTheFuture {
         /// The path as given.

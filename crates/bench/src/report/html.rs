@@ -87,7 +87,7 @@ fn escaped(text: &str) -> String {
 fn heading(outcome: &Outcome) -> String {
     let failures = figures::failures(outcome);
     let (class, verdict) = match failures {
-        0 if !outcome.problems.is_empty() => ("failed", "not done as planned".to_owned()),
+        0 if !outcome.problems.is_empty() => ("failed", "plan not completed".to_owned()),
         0 => ("ok", "no failures".to_owned()),
         failures => ("failed", units::counted(failures, "failure")),
     };
@@ -304,7 +304,7 @@ fn latencies(outcome: &Outcome) -> String {
     rows.push(vec!["answers".to_owned(), units::short(latency.count)]);
     if let Some(schedule) = figures::unsent(outcome) {
         let values = summary::shown(&schedule.percentiles, schedule.max_ns).into_iter();
-        rows.extend(values.map(|(name, value)| vec![format!("{name} with not sent"), value]));
+        rows.extend(values.map(|(name, value)| vec![format!("{name} including not sent"), value]));
         rows.push(vec!["not sent".to_owned(), units::short(schedule.not_sent)]);
     }
     rows.push(vec![

@@ -92,7 +92,7 @@ pub(super) fn plan(plan: &PlanSummary) -> Vec<String> {
         text(&format!("messages of {}{unit}", plan.size)),
     ];
     if plan.pipeline > 1 {
-        parts.push(format!("{} on their way at once", plan.pipeline));
+        parts.push(format!("{} in flight", plan.pipeline));
     }
     if let Some(rate) = plan.rate_per_s {
         let arrivals = plan.arrivals.as_deref().unwrap_or("constant");
@@ -119,7 +119,7 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
     if failures == 0 {
         let nothing = outcome.totals.connections == 0 && outcome.totals.messages == 0;
         if nothing && outcome.totals.bytes_received == 0 {
-            let nothing = "no connection, no message: nothing was measured";
+            let nothing = "nothing was measured: no connection, no message";
             let mut lines = sentence("NOTHING", nothing);
             lines.extend(problems(outcome));
             return lines;
@@ -185,7 +185,7 @@ fn done(outcome: &Outcome) -> String {
     let connections = counted(outcome.totals.connections, "connection");
     match Work::of(outcome) {
         Work::Bytes => format!(
-            "{} back on {connections}",
+            "{} received on {connections}",
             units::memory(outcome.totals.bytes_received as f64)
         ),
         Work::Connections if outcome.totals.messages == 0 => connections,
@@ -273,7 +273,7 @@ fn with_unsent(outcome: &Outcome) -> Vec<String> {
         values.push_str(&format!("{value:>FIGURE$}"));
     }
     let text = format!(
-        "with {} that were not sent, by how long they had waited at the end",
+        "including {} not sent, with the time they had waited by the end",
         counted(schedule.not_sent, "message")
     );
     let mut lines = vec![values];
@@ -309,16 +309,13 @@ pub(super) fn origin(outcome: &Outcome) -> &str {
 
 fn server(outcome: &Outcome) -> Vec<String> {
     let Some(server) = &outcome.server else {
-        return sentence(
-            "server",
-            "not measured; pass --pid if it runs on this machine",
-        );
+        return sentence("server", "not measured; pass --pid if it runs here");
     };
     let mut lines = labelled("server", &cpu(outcome, server), ", ");
     let memory = [
         units::memory(server.memory_bytes as f64),
         format!(
-            "{} for each connection",
+            "{} per connection",
             units::memory(server.memory_per_connection_bytes)
         ),
         match server.pids.len() {
@@ -397,7 +394,7 @@ fn client(outcome: &Outcome) -> Vec<String> {
     let client = &outcome.client;
     let threads = u64::from(outcome.plan.threads) * u64::from(outcome.plan.processes.max(1));
     let mut parts = vec![format!(
-        "{} of what {} could do",
+        "CPU {} of {}",
         units::share(client.share_of_cpus),
         counted(threads, "thread")
     )];
@@ -435,7 +432,7 @@ fn marks(marks: &[Mark]) -> Vec<String> {
         return Vec::new();
     }
     let same = figures::only_command(marks);
-    let mut lines = labelled("marks", &overall(marks), ", ");
+    let mut lines = labelled("events", &overall(marks), ", ");
     lines.extend(same.map_or_else(Vec::new, |command| sentence("", &text(command))));
     let header = format!(
         "{:>FIGURE$}{:>FIGURE$}{:>10}{:>FIGURE$}{:>FIGURE$}  {}",
@@ -466,7 +463,7 @@ fn marks(marks: &[Mark]) -> Vec<String> {
     }
     let hidden = marks.len() - chosen.len();
     if hidden > 0 {
-        lines.extend(sentence("", &format!("… {hidden} calmer ones not shown")));
+        lines.extend(sentence("", &format!("… {hidden} others not shown")));
     }
     lines
 }
@@ -486,7 +483,7 @@ pub(super) fn overall(marks: &[Mark]) -> Vec<String> {
         counted(marks.len() as u64, "command"),
         match failed {
             0 => "all succeeded".to_owned(),
-            failed => format!("{failed} did not succeed"),
+            failed => format!("{failed} failed"),
         },
         match hit {
             0 => "no client failures around them".to_owned(),

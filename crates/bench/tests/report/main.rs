@@ -178,9 +178,12 @@ fn advice_names_the_flag_to_try() {
         }),
         ("--rate 121852", |o| o.plan.rate_per_s = Some(200_000.0)),
         ("`rate` with --rate 76158", |o| o.longest_stall_ms = 310.0),
-        ("p99.99 and above rest on 50.0k answers", |o| {
-            o.latency.as_mut().unwrap().count = 50_000;
-        }),
+        (
+            "too few samples for p99.99 and above (50.0k; 100k needed)",
+            |o| {
+                o.latency.as_mut().unwrap().count = 50_000;
+            },
+        ),
         ("--connections 200", |o| {
             o.server.as_mut().unwrap().connections_by_worker = vec![45, 5];
         }),

@@ -63,20 +63,20 @@ const SAME: [Sameness; 15] = [
     ("pipeline", |o| o.plan.pipeline.to_string()),
     ("rate", |o| match o.plan.rate_per_s {
         Some(rate) => format!("{}/s", units::per_second(rate)),
-        None => "as answered".to_owned(),
+        None => "not limited".to_owned(),
     }),
-    ("kind of arrivals", |o| {
+    ("arrivals", |o| {
         o.plan
             .arrivals
             .clone()
-            .unwrap_or_else(|| "as answered".to_owned())
+            .unwrap_or_else(|| "not planned".to_owned())
     }),
-    ("origin of latencies", |o| o.latency_from.clone()),
+    ("latency origin", |o| o.latency_from.clone()),
     ("number of threads", |o| o.plan.threads.to_string()),
     ("number of processes", |o| o.plan.processes.to_string()),
     ("warm-up", |o| units::time_ms(o.plan.warmup_ms as f64)),
     ("duration", |o| units::time_ms(o.plan.duration_ms as f64)),
-    ("expectation of bytes", |o| o.plan.expect.clone()),
+    ("expected reply", |o| o.plan.expect.clone()),
     ("PROXY header", |o| {
         let header = o.plan.proxy_protocol.clone();
         header.unwrap_or_else(|| "none".to_owned())
@@ -135,7 +135,7 @@ impl fmt::Display for Doubt {
                 first,
                 name,
                 other,
-            } => write!(out, "another {what} in {name}: {other}, not {first}"),
+            } => write!(out, "different {what}: {first}, but {other} in {name}"),
             Self::Failed { name, failures } => {
                 write!(
                     out,

@@ -49,7 +49,7 @@ impl Comparison {
             lines.extend(sentence("left out", &missing));
         }
         for doubt in self.doubts.iter().take(DOUBTS_MAX) {
-            lines.extend(sentence("doubt", &doubt.to_string()));
+            lines.extend(sentence("warning", &doubt.to_string()));
         }
         let hidden = self.doubts.len().saturating_sub(DOUBTS_MAX);
         if hidden > 0 {
@@ -105,16 +105,16 @@ impl Comparison {
         match (a, b) {
             (0, _) | (_, 0) => "nothing to compare".to_owned(),
             (1, 1) => format!(
-                "of one run each, which says nothing about the spread; alternate A and B \
-                 {PAIRS_ENOUGH} times and name all files: compare A*.json -- B*.json"
+                "one run on each side, so the spread is unknown; alternate A and B {PAIRS_ENOUGH} \
+                 times and name all files: compare A*.json -- B*.json"
             ),
             _ if !self.paired => format!(
-                "of the medians of {a} and {b} runs, the spread the widest possible; as many runs \
-                 on both sides, alternating, are compared pair by pair"
+                "of the medians of {a} and {b} runs, with the widest possible spread; the same \
+                 number of alternating runs on both sides is compared pair by pair"
             ),
             (pairs, _) if pairs < PAIRS_ENOUGH => format!(
                 "median of {pairs} pairs, in the order of the files; differences of a few percent \
-                 take {PAIRS_ENOUGH} pairs or more"
+                 need {PAIRS_ENOUGH} pairs or more"
             ),
             (pairs, _) => format!("median of {pairs} pairs, in the order of the files"),
         }
