@@ -38,7 +38,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use uppercased_bench::team::{PART, be_part};
+use uppercased_bench::team::{PART, run_part};
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::control::{Options, Request, ScaleTo};
 use uppercased_ctl::process::raise_descriptor_limit;
@@ -97,7 +97,7 @@ impl Round {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|first| first == PART) {
-        return be_part();
+        return run_part();
     }
     if args.iter().any(|arg| arg == "--bench") {
         measure();

@@ -42,12 +42,12 @@ use std::time::Duration;
 use measure::Bench;
 use options::Options;
 use server::Server;
-use uppercased_bench::team::{PART, be_part};
+use uppercased_bench::team::{PART, run_part};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let outcome = match arguments.get(1).map(String::as_str) {
-        Some(PART) => return be_part(),
+        Some(PART) => return run_part(),
         Some(role::ROLE) => role::play(&arguments[2..]).map(|()| ExitCode::SUCCESS),
         _ => match Options::parse(&arguments) {
             Ok(options) => compare(&options),

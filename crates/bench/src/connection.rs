@@ -92,7 +92,7 @@ impl Connection {
     }
 
     /// Resets it to connection `number`, keeping its memory.
-    pub fn renew(&mut self, number: u64, truth: &Truth) {
+    pub fn reset(&mut self, number: u64, truth: &Truth) {
         let mut messages = std::mem::take(&mut self.messages);
         messages.clear();
         *self = Self {

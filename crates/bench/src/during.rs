@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// Grace period after SIGTERM, if the measurement was interrupted.
 const INTERRUPTED_GRACE: Duration = Duration::from_secs(1);
 /// Interval at which the end of the measurement is polled while a command runs.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 /// Bytes kept of a command's output, from its end.
 const OUTPUT_MAX: usize = 400;
 
@@ -228,13 +228,13 @@ fn attend(mut child: Child, end: &End<'_>) -> io::Result<(Option<i32>, Vec<u8>)>
     Ok((status.code(), tail))
 }
 
-/// Waits until the process has exited, there is output, or [`LOOK`] has passed; returns whether it
-/// has exited.
+/// Waits until the process has exited, there is output, or [`CHECK_EVERY`] has passed; returns
+/// whether it has exited.
 fn ready(process: &OwnedFd, output: Option<&PipeReader>) -> bool {
     let descriptors = [Some(process.as_fd()), output.map(AsFd::as_fd)];
     let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
     let mut watched: Vec<PollFd<'_>> = descriptors.into_iter().flatten().map(watch).collect();
-    let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+    let timeout = PollTimeout::try_from(CHECK_EVERY).unwrap_or(PollTimeout::ZERO);
     let woken = poll(&mut watched, timeout).is_ok_and(|count| count > 0);
     woken && watched[0].any().unwrap_or(true)
 }
@@ -269,8 +269,8 @@ fn unread(output: &PipeReader) -> u64 {
 fn has_ended(output: &PipeReader) -> bool {
     let mut watched = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
     let _ = poll(&mut watched, PollTimeout::ZERO);
-    let said = watched[0].revents().unwrap_or(PollFlags::empty());
-    said.contains(PollFlags::POLLHUP) && !said.contains(PollFlags::POLLIN)
+    let events = watched[0].revents().unwrap_or(PollFlags::empty());
+    events.contains(PollFlags::POLLHUP) && !events.contains(PollFlags::POLLIN)
 }
 
 /// Returns the last line that is not blank, cut to its bound.

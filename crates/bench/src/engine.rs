@@ -35,7 +35,7 @@ use super::truth::Truth;
 use uppercased_ctl::clock::{self, Tick};
 
 /// Token of the waker: commands on the board have changed.
-pub(super) const ORDERS: Token = Token(usize::MAX);
+pub(super) const REQUESTS: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 
 /// Maximum number of events per poll.
@@ -157,7 +157,7 @@ fn portion(whole: u64, index: u32, parts: u32) -> u64 {
     whole / parts + u64::from(index < whole % parts)
 }
 
-/// Runs one thread's share. `poll` has a waker with the token [`ORDERS`], to be woken after each
+/// Runs one thread's share. `poll` has a waker with the token [`REQUESTS`], to be woken after each
 /// change of the commands on `board`.
 ///
 /// # Errors
@@ -237,7 +237,7 @@ impl Engine<'_> {
             self.sweep(now);
             self.work.recorder.roll(now);
             self.publish();
-            let timeout = self.patience(now)?;
+            let timeout = self.timeout(now)?;
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
@@ -463,11 +463,11 @@ impl Engine<'_> {
         };
         self.connecting -= 1;
         let connected = wire.connected(self.share.target);
-        let introduced = connected.and_then(|()| match self.share.plan.proxy_protocol {
-            Some(version) => wire.introduce(version),
+        let prepared = connected.and_then(|()| match self.share.plan.proxy_protocol {
+            Some(version) => wire.send_proxy_header(version),
             None => Ok(()),
         });
-        if let Err(error) = introduced {
+        if let Err(error) = prepared {
             self.lose(at, &Fault::Io(error), now);
             return false;
         }
@@ -544,7 +544,7 @@ impl Engine<'_> {
     }
 
     /// Returns how long to wait for readiness; sets the timer for the next planned message.
-    fn patience(&mut self, now: Tick) -> io::Result<Duration> {
+    fn timeout(&mut self, now: Tick) -> io::Result<Duration> {
         if !self.again.is_empty() {
             return Ok(Duration::ZERO);
         }

@@ -134,14 +134,14 @@ impl Findings {
     /// Returns the first failures, with their time from `origin`.
     #[must_use]
     pub fn first_failures(&self, origin: Tick) -> Vec<Failure> {
-        let told = |noted: &Noted| Failure {
+        let failure = |noted: &Noted| Failure {
             kind: noted.kind.name().to_owned(),
             at_ms: millis(noted.at.since(origin)),
             connection: noted.connection,
             position: noted.position,
             detail: noted.detail.clone(),
         };
-        self.sums.first.iter().map(told).collect()
+        self.sums.first.iter().map(failure).collect()
     }
 
     /// Returns a quantile of the latencies in nanoseconds; `None` without an answer.

@@ -119,7 +119,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
         problems.push("The run ended before the measurement began.".to_owned());
     }
     let unsent = ratio(sums.unsent, sums.planned);
-    let told = || {
+    let unsent_text = || {
         format!(
             "{} of {} planned messages ({:.1} %) were not sent, because earlier ones on their \
              connections were not answered: the server did not keep up",
@@ -129,9 +129,9 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
         )
     };
     if unsent > UNSENT_SHARE_MAX {
-        problems.push(told() + ", and the load was not the planned one.");
+        problems.push(unsent_text() + ", and the load was not the planned one.");
     } else if unsent > UNSENT_SHARE {
-        warnings.push(told() + ".");
+        warnings.push(unsent_text() + ".");
     }
     for ran in facts.ran {
         problems.extend(failed_command(ran, facts.measured));

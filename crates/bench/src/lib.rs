@@ -60,7 +60,7 @@ pub use self::command::command;
 use self::interrupt::Interrupt;
 use self::options::Options;
 use self::output::Outputs;
-pub use self::team::{PART, be_part};
+pub use self::team::{PART, run_part};
 use uppercased_ctl::stderr;
 
 /// Exit code for an invalid plan.

@@ -24,14 +24,14 @@ pub(super) struct Spent {
 }
 
 /// Maximum number of samples if the set changes while it is read.
-const LOOKS_MAX: usize = 5;
+const SAMPLES_MAX: usize = 5;
 
 /// Returns the CPU time of `roots` and their descendants.
 #[must_use]
 pub(super) fn spent(roots: &[u32]) -> Spent {
     let mut before = family(roots);
     let mut spent = sum(&before);
-    for _ in 1..LOOKS_MAX {
+    for _ in 1..SAMPLES_MAX {
         let after = family(roots);
         if after == before {
             break;

@@ -189,12 +189,12 @@ impl OwnServer {
         // Fails only if it has exited.
         let _ = pidfd_send_signal(&self.process, Signal::TERM);
         while !is_readable(self.process.as_fd(), STEP) {
-            let patience = match self.interrupt.haste() {
+            let limit = match self.interrupt.haste() {
                 Haste::None => PATIENCE,
                 Haste::Soon => INTERRUPTED_PATIENCE,
                 Haste::Now => Duration::ZERO,
             };
-            if clock::now().since(begun) >= patience {
+            if clock::now().since(begun) >= limit {
                 break;
             }
         }

@@ -37,7 +37,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Interval of samples in that time.
 const SETTLE_STEP: Duration = Duration::from_millis(20);
 /// Number of samples with unchanged memory after which the server has settled.
-const SETTLED_LOOKS: u32 = 5;
+const SETTLED_SAMPLES: u32 = 5;
 
 /// The flag with which the built-in server requires PROXY headers.
 const ASK_FOR_HEADERS: &str = "--proxy-protocol";
@@ -132,7 +132,7 @@ pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcom
     let subject = subject(options, found, interrupt)?;
     let jobs = jobs(options, &subject);
     let load = load(&plan, &subject, &jobs, options, interrupt)?;
-    let mut outcome = told(&plan, &subject, load, facts.cpus);
+    let mut outcome = outcome(&plan, &subject, load, facts.cpus);
     outcome.command.clone_from(&options.command);
     if interrupt.haste() > Haste::None {
         let text = "Interrupted: results until then.";
@@ -187,16 +187,16 @@ fn load(
         progress.connecting(team.counts(), plan);
     }
     if plan.messages_each.is_none() && !roots.is_empty() {
-        let mut looks = Looks::default();
+        let mut samples = Samples::default();
         let until = clock::now() + SETTLE;
         while interrupt.haste() == Haste::None
-            && !looks.are_settled(subject, team.counts().open)
+            && !samples.are_settled(subject, team.counts().open)
             && clock::now() < until
         {
             wait(&mut team, Some(clock::now() + SETTLE_STEP))?;
         }
-        watched.memory = looks.memory;
-        watched.by_worker = looks.by_worker;
+        watched.memory = samples.memory;
+        watched.by_worker = samples.by_worker;
     }
 
     let started_unix_ms = unix_ms();
@@ -236,14 +236,14 @@ fn load(
 /// Samples of the server with all connections open. A connection established at the client may not
 /// have been accepted by the server yet.
 #[derive(Debug, Default)]
-struct Looks {
+struct Samples {
     memory: Option<u64>,
     by_worker: Vec<u64>,
     /// Consecutive samples with unchanged memory.
     unchanged: u32,
 }
 
-impl Looks {
+impl Samples {
     /// Samples the server and returns whether it has accepted all `open` connections, according to
     /// its status or, without one, because its memory has stopped growing.
     fn are_settled(&mut self, subject: &Subject, open: u64) -> bool {
@@ -256,7 +256,7 @@ impl Looks {
         self.memory = memory;
         let status = subject.control.as_deref().and_then(own_server::status);
         let Some(status) = status else {
-            return self.unchanged >= SETTLED_LOOKS;
+            return self.unchanged >= SETTLED_SAMPLES;
         };
         self.by_worker = status.slots.iter().map(|slot| slot.traffic.open).collect();
         self.by_worker.iter().sum::<u64>() >= open
@@ -267,14 +267,14 @@ impl Looks {
 fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
     let mut jobs = options.during.clone();
     if let Some(own) = &subject.own {
-        for (every, order) in [
+        for (every, command) in [
             (options.reload_every, "reload"),
             (options.upgrade_every, "upgrade"),
         ] {
             if let Some(every) = every {
                 let program = own.program.clone().into_os_string();
                 let control = own.control().into_os_string();
-                let words = vec![program, order.into(), "--control".into(), control];
+                let words = vec![program, command.into(), "--control".into(), control];
                 jobs.push(Job {
                     first: every,
                     every: Some(every),
@@ -344,7 +344,7 @@ fn subject(
     })
 }
 
-fn told(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
+fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
     let findings = &load.findings;
     let totals = findings.totals();
     let sums = findings.sums();

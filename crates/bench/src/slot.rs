@@ -158,7 +158,7 @@ impl Slot {
 
     /// Starts with a connection in progress.
     pub(super) fn connect(&mut self, wire: Wire, number: u64, work: &Work<'_>, now: Tick) {
-        self.account.renew(number, work.truth);
+        self.account.reset(number, work.truth);
         self.left = work.plan.messages_each.unwrap_or(u32::MAX);
         (self.readable, self.writable) = (false, false);
         self.state = State::Connecting { since: now, wire };
@@ -323,7 +323,7 @@ impl Slot {
             wire.reset_on_close();
         }
         self.state = State::Away;
-        self.account.renew(self.account.number, work.truth);
+        self.account.reset(self.account.number, work.truth);
     }
 
     /// Returns the fault if the connection has exceeded a timeout. The one for answers applies if

@@ -84,7 +84,7 @@ impl Wire {
     ///
     /// # Errors
     /// It cannot be sent completely: a new connection has room for it.
-    pub(super) fn introduce(&mut self, version: Version) -> io::Result<()> {
+    pub(super) fn send_proxy_header(&mut self, version: Version) -> io::Result<()> {
         let header = proxy_header::encode(version, self.0.local_addr()?, self.0.peer_addr()?);
         if self.0.write(&header)? < header.len() {
             return Err(io::ErrorKind::WriteZero.into());

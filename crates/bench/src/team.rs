@@ -6,8 +6,8 @@
 //! on its standard input, then commands, one line each; it answers on its standard output in the
 //! same way. It exits at the end of its input, so none outlives its parent.
 //!
-//! Invariants: every member finally sends [`Told::Done`] or [`Told::Failed`], even if it dies; no
-//! member waits for another.
+//! Invariants: every member finally sends [`Report::Done`] or [`Report::Failed`], even if it dies;
+//! no member waits for another.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -25,7 +25,7 @@ use std::time::Duration;
 use mio::{Poll, Waker};
 use serde::{Deserialize, Serialize};
 
-use super::engine::{self, Board, ORDERS, Reached, Share};
+use super::engine::{self, Board, REQUESTS, Reached, Share};
 use super::plan::Plan;
 use super::record::Record;
 use super::truth::Truth;
@@ -46,7 +46,7 @@ const SHOW: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Team {
     members: Vec<Member>,
-    told: Receiver<Told>,
+    reports: Receiver<Report>,
     /// Number of members that are not ready.
     not_ready: usize,
     not_over: usize,
@@ -56,7 +56,7 @@ pub struct Team {
 
 /// A message from a member.
 #[derive(Debug)]
-enum Told {
+enum Report {
     /// A member reached a phase.
     Reached(Reached),
     /// A member is done; the records of its threads.
@@ -106,7 +106,7 @@ enum Means {
 /// A line to a process, after the first one.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Order {
+enum Request {
     Start(Tick),
     Stop,
     Hurry,
@@ -124,7 +124,7 @@ enum Line {
 
 impl Team {
     /// Starts the threads of `plan`, or its processes, which connect to `target` at once. They run
-    /// on the CPUs of the calling thread. The program that calls it must run [`be_part`] if its
+    /// on the CPUs of the calling thread. The program that calls it must run [`run_part`] if its
     /// first argument is [`PART`].
     ///
     /// # Errors
@@ -147,7 +147,7 @@ impl Team {
 
     /// Starts one member for each share: threads of this process.
     fn threads(shares: Vec<Share>) -> io::Result<Self> {
-        let (tell, told) = channel();
+        let (sender, reports) = channel();
         let mut members = Vec::new();
         let truth = shares.first().map(|share| {
             let plan = &share.plan;
@@ -155,32 +155,32 @@ impl Team {
         });
         for share in shares {
             let poll = Poll::new()?;
-            let waker = Waker::new(poll.registry(), ORDERS)?;
+            let waker = Waker::new(poll.registry(), REQUESTS)?;
             let board = Arc::new(Board::default());
-            let (its_board, tell) = (Arc::clone(&board), tell.clone());
+            let (its_board, sender) = (Arc::clone(&board), sender.clone());
             let Some(truth) = truth.clone() else {
                 continue;
             };
             std::thread::spawn(move || {
-                let reached = |reached| drop(tell.send(Told::Reached(reached)));
+                let reached = |reached| drop(sender.send(Report::Reached(reached)));
                 let last = match engine::run(&share, &truth, &its_board, poll, reached) {
-                    Ok(record) => Told::Done(vec![record]),
-                    Err(error) => Told::Failed(format!("the event loop failed: {error}")),
+                    Ok(record) => Report::Done(vec![record]),
+                    Err(error) => Report::Failed(format!("the event loop failed: {error}")),
                 };
                 // The receiver is gone if the team was dropped.
-                drop(tell.send(last));
+                drop(sender.send(last));
             });
             let means = Means::Thread(waker);
             members.push(Member { board, means });
         }
-        Ok(Self::of(members, told))
+        Ok(Self::of(members, reports))
     }
 
     /// Starts one process for each bundle of shares.
     fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
-        let (tell, told) = channel();
+        let (sender, reports) = channel();
         // Processes started so far end with the team if another one fails to start.
-        let mut team = Self::of(Vec::new(), told);
+        let mut team = Self::of(Vec::new(), reports);
         for shares in bundles {
             let mut child = Command::new(std::env::current_exe()?)
                 .arg(PART)
@@ -197,9 +197,9 @@ impl Team {
             let input = team.members.last_mut().and_then(Member::input);
             if let (Some(input), Some(output)) = (input, output) {
                 write_line(input, &shares)?;
-                let tell = tell.clone();
+                let sender = sender.clone();
                 std::thread::spawn(move || {
-                    drop(tell.send(listen(BufReader::new(output), &its_board, &tell)));
+                    drop(sender.send(forward(BufReader::new(output), &its_board, &sender)));
                 });
             }
         }
@@ -208,11 +208,11 @@ impl Team {
         Ok(team)
     }
 
-    const fn of(members: Vec<Member>, told: Receiver<Told>) -> Self {
+    const fn of(members: Vec<Member>, reports: Receiver<Report>) -> Self {
         let count = members.len();
         Self {
             members,
-            told,
+            reports,
             not_ready: count,
             not_over: count,
             not_done: count,
@@ -224,7 +224,7 @@ impl Team {
     pub fn start(&mut self, at: Tick) {
         for member in &mut self.members {
             member.board.start.store(at.as_nanos(), Ordering::Release);
-            member.order(&Order::Start(at));
+            member.send(&Request::Start(at));
         }
     }
 
@@ -232,7 +232,7 @@ impl Team {
     pub fn stop(&mut self) {
         for member in &mut self.members {
             member.board.stop.store(true, Ordering::Release);
-            member.order(&Order::Stop);
+            member.send(&Request::Stop);
         }
     }
 
@@ -240,7 +240,7 @@ impl Team {
     pub fn hurry(&mut self) {
         for member in &mut self.members {
             member.board.hurry.store(true, Ordering::Release);
-            member.order(&Order::Hurry);
+            member.send(&Request::Hurry);
         }
     }
 
@@ -268,20 +268,20 @@ impl Team {
     /// # Errors
     /// A member failed.
     pub fn wait(&mut self, within: Duration) -> Result<Progress, String> {
-        match self.told.recv_timeout(within) {
+        match self.reports.recv_timeout(within) {
             Err(RecvTimeoutError::Timeout) => Ok(Progress::Waiting),
             Err(RecvTimeoutError::Disconnected) if self.not_done == 0 => Ok(Progress::Done),
             Err(RecvTimeoutError::Disconnected) => Err("a part of the load exited".to_owned()),
-            Ok(Told::Failed(why)) => Err(why),
-            Ok(Told::Reached(Reached::Ready)) => {
+            Ok(Report::Failed(why)) => Err(why),
+            Ok(Report::Reached(Reached::Ready)) => {
                 self.not_ready = self.not_ready.saturating_sub(1);
                 Ok(reached(self.not_ready, Progress::Ready))
             }
-            Ok(Told::Reached(Reached::Over)) => {
+            Ok(Report::Reached(Reached::Over)) => {
                 self.not_over = self.not_over.saturating_sub(1);
                 Ok(reached(self.not_over, Progress::Over))
             }
-            Ok(Told::Done(records)) => {
+            Ok(Report::Done(records)) => {
                 self.records.extend(records);
                 self.not_done = self.not_done.saturating_sub(1);
                 Ok(reached(self.not_done, Progress::Done))
@@ -332,11 +332,11 @@ impl Member {
         }
     }
 
-    fn order(&mut self, order: &Order) {
+    fn send(&mut self, request: &Request) {
         match &mut self.means {
             // Fails only if the event loop is gone, and then there is nothing to wake.
             Means::Thread(waker) => drop(waker.wake()),
-            Means::Process(_, Some(input)) => drop(write_line(input, order)),
+            Means::Process(_, Some(input)) => drop(write_line(input, request)),
             Means::Process(_, None) => {}
         }
     }
@@ -351,20 +351,20 @@ fn reached(missing: usize, progress: Progress) -> Progress {
 }
 
 /// Forwards the messages of a process; returns the last one.
-fn listen(output: impl io::BufRead, board: &Board, tell: &Sender<Told>) -> Told {
+fn forward(output: impl io::BufRead, board: &Board, sender: &Sender<Report>) -> Report {
     for line in output.lines() {
         let Ok(line) = line else { break };
         match serde_json::from_str(&line) {
-            Ok(Line::Reached(reached)) => drop(tell.send(Told::Reached(reached))),
+            Ok(Line::Reached(reached)) => drop(sender.send(Report::Reached(reached))),
             Ok(Line::Counts(counts)) => show(board, counts),
-            Ok(Line::Done(records)) => return Told::Done(records),
-            Ok(Line::Failed(why)) => return Told::Failed(why),
+            Ok(Line::Done(records)) => return Report::Done(records),
+            Ok(Line::Failed(why)) => return Report::Failed(why),
             Err(error) => {
-                return Told::Failed(format!("cannot read a report of the load: {error}"));
+                return Report::Failed(format!("cannot read a report of the load: {error}"));
             }
         }
     }
-    Told::Failed("a process of the load exited early".to_owned())
+    Report::Failed("a process of the load exited early".to_owned())
 }
 
 fn show(board: &Board, counts: Counts) {
@@ -388,8 +388,8 @@ fn write_line(mut to: impl io::Write, value: &impl Serialize) -> io::Result<()> 
 
 /// Runs one process of the load; see the module's header.
 #[must_use]
-pub fn be_part() -> ExitCode {
-    match take_part() {
+pub fn run_part() -> ExitCode {
+    match run_shares() {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // If the reader is gone, the error is not needed.
@@ -399,7 +399,7 @@ pub fn be_part() -> ExitCode {
     }
 }
 
-fn take_part() -> Result<(), String> {
+fn run_shares() -> Result<(), String> {
     let mut first = String::new();
     io::stdin()
         .read_line(&mut first)
@@ -408,40 +408,40 @@ fn take_part() -> Result<(), String> {
         .map_err(|_| "only `uppercased bench` starts this command".to_owned())?;
     uppercased_ctl::process::raise_descriptor_limit().map_err(|error| error.to_string())?;
     let mut team = Team::threads(shares).map_err(|error| error.to_string())?;
-    let (give, orders) = channel();
+    let (sender, requests) = channel();
     std::thread::spawn(move || {
         for line in io::stdin().lines() {
             match line.map(|line| serde_json::from_str(&line)) {
-                Ok(Ok(order)) => drop(give.send(order)),
+                Ok(Ok(request)) => drop(sender.send(request)),
                 Ok(Err(_)) | Err(_) => break,
             }
         }
         // The parent is gone or needs no more results.
-        drop(give.send(Order::Hurry));
+        drop(sender.send(Request::Hurry));
     });
-    let say = |line: &Line| write_stdout(line).map_err(|error| error.to_string());
+    let send = |line: &Line| write_stdout(line).map_err(|error| error.to_string());
     loop {
         let progress = team.wait(SHOW)?;
-        say(&Line::Counts(team.counts()))?;
+        send(&Line::Counts(team.counts()))?;
         match progress {
             Progress::Waiting => {}
             Progress::Ready => {
-                say(&Line::Reached(Reached::Ready))?;
-                match orders.recv() {
-                    Ok(Order::Start(at)) => team.start(at),
-                    Ok(Order::Stop | Order::Hurry) | Err(_) => team.stop(),
+                send(&Line::Reached(Reached::Ready))?;
+                match requests.recv() {
+                    Ok(Request::Start(at)) => team.start(at),
+                    Ok(Request::Stop | Request::Hurry) | Err(_) => team.stop(),
                 }
             }
-            Progress::Over => say(&Line::Reached(Reached::Over))?,
-            Progress::Done => return say(&Line::Done(team.into_records())),
+            Progress::Over => send(&Line::Reached(Reached::Over))?,
+            Progress::Done => return send(&Line::Done(team.into_records())),
         }
-        match orders.try_recv() {
-            Ok(Order::Stop) => team.stop(),
-            Ok(Order::Hurry) => {
+        match requests.try_recv() {
+            Ok(Request::Stop) => team.stop(),
+            Ok(Request::Hurry) => {
                 team.stop();
                 team.hurry();
             }
-            Ok(Order::Start(_)) | Err(_) => {}
+            Ok(Request::Start(_)) | Err(_) => {}
         }
     }
 }

@@ -157,7 +157,7 @@ fn reset_connection_starts_from_zero() {
     let truth = &*UPPER;
     let mut connection = Connection::new(0, truth, 1);
     connection.begin(3, NOW, NOW);
-    connection.renew(1, truth);
+    connection.reset(1, truth);
     assert_eq!((connection.in_flight(), connection.begun), (0, 0));
     assert_eq!(connection.start, truth.start(1));
 }

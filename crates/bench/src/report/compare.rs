@@ -75,7 +75,7 @@ enum Better {
 
 /// The result of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum Difference {
     Better,
     Worse,
     /// Every ratio is 1.
@@ -263,20 +263,20 @@ impl Spread {
 
 impl Comparison {
     /// Returns the result of a row, given the number of runs.
-    fn verdict(&self, row: &Row) -> Verdict {
+    fn difference(&self, row: &Row) -> Difference {
         if self.sides.iter().any(|side| side.runs < 2) {
-            return Verdict::Unknown;
+            return Difference::Unknown;
         }
         let higher = match row.ratio {
-            ratio if ratio.least == 1.0 && ratio.most == 1.0 => return Verdict::Same,
+            ratio if ratio.least == 1.0 && ratio.most == 1.0 => return Difference::Same,
             ratio if ratio.least > 1.0 => true,
             ratio if ratio.most < 1.0 => false,
-            _ => return Verdict::Unclear,
+            _ => return Difference::Unclear,
         };
         if higher == (row.figure.better == Better::Higher) {
-            Verdict::Better
+            Difference::Better
         } else {
-            Verdict::Worse
+            Difference::Worse
         }
     }
 

@@ -140,7 +140,7 @@ fn announces_itself(bytes: &[u8]) -> bool {
     };
     let counts = bytes.len().checked_sub(HISTOGRAM_HEADER_BYTES);
     number(0) == Some(HISTOGRAM_V2)
-        && counts.is_some_and(|counts| number(4).is_some_and(|said| said as usize == counts))
+        && counts.is_some_and(|counts| number(4).is_some_and(|count| count as usize == counts))
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ fn escaped(text: &str) -> String {
 /// Returns the subject of the measurement, and the result.
 fn heading(outcome: &Outcome) -> String {
     let failures = figures::failures(outcome);
-    let (class, verdict) = match failures {
+    let (class, result) = match failures {
         0 if !outcome.problems.is_empty() => ("failed", "plan not completed".to_owned()),
         0 => ("ok", "no failures".to_owned()),
         failures => ("failed", units::counted(failures, "failure")),
@@ -98,7 +98,7 @@ fn heading(outcome: &Outcome) -> String {
         units::time_ms(outcome.plan.warmup_ms as f64)
     );
     format!(
-        "<header>\n<h1>{} <small>on</small> {}</h1>\n<p class=\"verdict {class}\">{verdict}</p>\n\
+        "<header>\n<h1>{} <small>on</small> {}</h1>\n<p class=\"result {class}\">{result}</p>\n\
          <p>{}; {time}; <time>{}</time></p>\n<p><code>{}</code></p>\n</header>\n",
         escaped(&outcome.plan.pattern),
         escaped(&outcome.target),
@@ -284,7 +284,7 @@ fn failures(outcome: &Outcome) -> String {
         .first_failures
         .iter()
         .take(FAILURES_MAX)
-        .map(|failure| format!("<li>{}</li>\n", escaped(&summary::told(failure))))
+        .map(|failure| format!("<li>{}</li>\n", escaped(&summary::describe(failure))))
         .collect();
     format!(
         "<section>\n<h2>Failures</h2>\n<p>{}</p>\n<ol>\n{first}</ol>\n</section>\n",

@@ -47,7 +47,7 @@ const FIGURE: usize = units::WIDTH;
 pub fn summary(outcome: &Outcome) -> String {
     let mut lines = heading(outcome);
     lines.push(String::new());
-    lines.extend(verdict(outcome));
+    lines.extend(result(outcome));
     lines.extend(throughput(outcome));
     lines.extend(latency(outcome));
     lines.extend(server(outcome));
@@ -108,7 +108,7 @@ pub(super) fn plan(plan: &PlanSummary) -> Vec<String> {
     parts
 }
 
-fn verdict(outcome: &Outcome) -> Vec<String> {
+fn result(outcome: &Outcome) -> Vec<String> {
     let failures = figures::failures(outcome);
     let mut done = vec![done(outcome)];
     done.push(match outcome.plan.expect.as_str() {
@@ -151,7 +151,7 @@ fn verdict(outcome: &Outcome) -> Vec<String> {
     lines.extend(problems(outcome));
     for (position, failure) in outcome.first_failures.iter().enumerate().take(FAILURES_MAX) {
         let label = if position == 0 { "first" } else { "" };
-        lines.extend(sentence(label, &told(failure)));
+        lines.extend(sentence(label, &describe(failure)));
     }
     lines
 }
@@ -197,7 +197,7 @@ fn done(outcome: &Outcome) -> String {
 }
 
 /// Describes a failure in a sentence.
-pub(super) fn told(failure: &Failure) -> String {
+pub(super) fn describe(failure: &Failure) -> String {
     let at = units::time_ms(failure.at_ms as f64);
     let place = failure
         .position

@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::super::COLUMNS;
 use super::super::layout::{labelled, sentence};
-use super::{Comparison, Side, Spread, Verdict};
+use super::{Comparison, Difference, Side, Spread};
 use uppercased_ctl::units;
 
 /// Number of doubts shown; the rest are counted.
@@ -33,8 +33,8 @@ impl fmt::Display for Comparison {
 impl Comparison {
     fn lines(&self) -> Vec<String> {
         let [a, b] = &self.sides;
-        let mut lines = introduced("A", a);
-        lines.extend(introduced("B", b));
+        let mut lines = heading("A", a);
+        lines.extend(heading("B", b));
         lines.extend(labelled("plan", &a.plan, ", "));
         lines.push(String::new());
         lines.extend(self.ratios());
@@ -65,17 +65,17 @@ impl Comparison {
         )];
         for row in &self.rows {
             let [a, b] = row.sides.map(|side| (row.figure.show)(side.median));
-            let verdict = self.verdict(row);
-            let [least, most] = match verdict {
+            let difference = self.difference(row);
+            let [least, most] = match difference {
                 // One run on each side has no spread; repeating its ratio would suggest one.
-                Verdict::Unknown if self.paired => [String::new(), String::new()],
+                Difference::Unknown if self.paired => [String::new(), String::new()],
                 _ => [row.ratio.least, row.ratio.most].map(units::ratio),
             };
             let line = format!(
                 "{:<NAME$}{a:>FIGURE$}{b:>FIGURE$}{:>RATIO$}{least:>RATIO$}{most:>RATIO$}  {}",
                 row.figure.name,
                 units::ratio(row.ratio.median),
-                verdict.word()
+                difference.word()
             );
             lines.push(line.trim_end().to_owned());
         }
@@ -121,7 +121,7 @@ impl Comparison {
     }
 }
 
-impl Verdict {
+impl Difference {
     const fn word(self) -> &'static str {
         match self {
             Self::Better => "better",
@@ -133,7 +133,7 @@ impl Verdict {
     }
 }
 
-fn introduced(label: &str, side: &Side) -> Vec<String> {
+fn heading(label: &str, side: &Side) -> Vec<String> {
     let what = format!(
         "{}, uppercased {} on {}",
         units::counted(side.runs as u64, "run"),
