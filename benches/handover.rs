@@ -2,10 +2,11 @@
 //! clients.
 //!
 //! The built program serves with one worker, the load generator's engine holds connections to it,
-//! and the bench sends commands to the control socket. [`PINGING`] of the clients ping, each with one outstanding message of 64 bytes; the others are idle, or have sent
-//! without reading until no bytes moved, so that the worker has pending output that has to migrate
-//! as well. Every byte is compared, every connection is checked at the end, and a lost, reset or
-//! wrong one fails the bench.
+//! and the bench sends commands to the control socket. [`PINGING`] of the clients ping, each with
+//! one outstanding message of 64 bytes; the others are idle, or have sent without reading until no
+//! bytes moved, so that the worker has pending output that has to migrate as well. Every byte is
+//! compared, every connection is checked at the end, and a lost, reset or wrong one fails the
+//! bench.
 //!
 //! A line is one case; each figure is the median of its rounds, with minimum and maximum in
 //! brackets:

@@ -1,8 +1,9 @@
-//! Formats numbers and texts for a screen, for the status, for `top` and for the reports of `bench`.
+//! Formats numbers and texts for a screen, for the status, for `top` and for the reports of
+//! `bench`.
 //!
 //! Numbers have three significant digits. What stands in a column is at most five characters long
-//! and has no space before its unit: [`short`], [`per_second`], [`age`], [`percent`]. What stands in
-//! a sentence has one: [`time`], [`took`], [`memory`], [`byte_rate`], [`share`].
+//! and has no space before its unit: [`short`], [`per_second`], [`age`], [`percent`]. What stands
+//! in a sentence has one: [`time`], [`took`], [`memory`], [`byte_rate`], [`share`].
 //!
 //! Invariants: a text is at most [`WIDTH`] characters long, whatever the number; infinity and NaN
 //! are shown as [`NONE`]. It must not know what a number means.
