@@ -65,7 +65,7 @@ fn main() {
     }
     let wrk = Command::new("wrk").arg("-v").output().is_ok();
     if !wrk {
-        println!("wrk is not installed: left out");
+        println!("skipped wrk: it is not installed");
     }
     // Children of a bound thread inherit its CPUs.
     bind(SERVER_CPU);
@@ -83,7 +83,7 @@ fn main() {
         println!("\n{bytes} B x {connections}");
         println!(
             "  {:<18} {:>24} {:>26} {:>24} {:>24}",
-            "", "CPU us a message", "1000 messages/s", "CPU: ours / this", "rate: ours / this"
+            "", "CPU us per message", "1000 messages/s", "CPU: ours / this", "rate: ours / this"
         );
         row("uppercased bench", &rounds, |round| Some(round.ours));
         row("minimal C", &rounds, |round| Some(round.minimal));
@@ -95,7 +95,7 @@ fn main() {
 fn bind(cpu: usize) {
     let mut cpus = CpuSet::new();
     if cpus.set(cpu).is_err() || sched_setaffinity(Pid::from_raw(0), &cpus).is_err() {
-        println!("not bound to CPU {cpu}: the machine has none of that number");
+        println!("cannot bind to CPU {cpu}: the machine has no such CPU");
     }
 }
 
@@ -114,10 +114,10 @@ impl Server {
             .spawn()
             .expect("the server starts");
         let mut line = String::new();
-        let output = child.stdout.take().expect("a pipe was asked for");
+        let output = child.stdout.take().expect("a pipe");
         BufReader::new(output)
             .read_line(&mut line)
-            .expect("it says where it listens");
+            .expect("it prints its address");
         let port = line
             .trim()
             .rsplit(':')
@@ -150,7 +150,7 @@ fn minimal_run(program: &Path, port: &str, connections: u32, bytes: u32) -> Run 
         .filter_map(|word| word.parse().ok())
         .collect();
     let &[messages, cpu_ns, wall_ns] = numbers.as_slice() else {
-        panic!("the C client says {text:?}");
+        panic!("the C client prints {text:?}");
     };
     Run {
         cpu_per_message_ns: cpu_ns / messages,
@@ -192,7 +192,7 @@ fn wrk_run(port: &str, connections: u32, bytes: u32) -> Run {
     let text = String::from_utf8_lossy(&output.stdout);
     let halves = |of: &str| {
         let line = text.lines().find_map(|line| line.split_once(of));
-        line.unwrap_or_else(|| panic!("wrk says {text:?}"))
+        line.unwrap_or_else(|| panic!("wrk prints {text:?}"))
     };
     let number = |word: &str| -> f64 { word.trim().parse().expect("a number") };
     Run {
@@ -202,7 +202,7 @@ fn wrk_run(port: &str, connections: u32, bytes: u32) -> Run {
 }
 
 fn children_cpu_ns() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("there is always an answer");
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("it cannot fail");
     let all = usage.user_time() + usage.system_time();
     all.num_microseconds() as f64 * 1e3
 }

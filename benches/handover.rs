@@ -116,7 +116,7 @@ fn measure() {
     );
     headline();
     for connections in [0, 1_000, 10_000] {
-        renewals(
+        repeat(
             "reload",
             Request::Reload(Options::default()),
             idle(connections),
@@ -130,9 +130,9 @@ fn measure() {
             pinging: PINGING,
             stalled,
         };
-        renewals("reload", Request::Reload(Options::default()), load, ROUNDS);
+        repeat("reload", Request::Reload(Options::default()), load, ROUNDS);
     }
-    renewals(
+    repeat(
         "upgrade",
         Request::Upgrade(Options::default()),
         idle(10_000),
@@ -149,7 +149,7 @@ fn try_out() {
         pinging: 4,
         stalled: 4,
     };
-    renewals("reload", Request::Reload(Options::default()), load, 1);
+    repeat("reload", Request::Reload(Options::default()), load, 1);
     scaling(load, 1);
 }
 
@@ -162,16 +162,16 @@ const fn idle(connections: usize) -> Load {
 }
 
 /// Repeats one operation over the same connections.
-fn renewals(name: &str, request: Request, load: Load, rounds: usize) {
+fn repeat(name: &str, request: Request, load: Load, rounds: usize) {
     let server = Server::start();
     let clients = Clients::start(&server, load);
     // Its duration is unknown before the first round, which is not counted.
-    let mut span = server.order(request).total;
+    let mut span = server.run(request).total;
     let rounds: Vec<Round> = (0..rounds)
         .map(|_| {
             let round = round(&server, request, span);
             span = round.operation.total;
-            assert_eq!(round.operation.moved, load.total() as u64);
+            assert_eq!(round.operation.migrated, load.total() as u64);
             round
         })
         .collect();
@@ -213,7 +213,7 @@ fn round(server: &Server, request: Request, span: Duration) -> Round {
     let without = begun..clock::now();
     let earlier = server.processor_time();
     let begun = clock::now();
-    let operation = server.order(request);
+    let operation = server.run(request);
     let window = begun..clock::now();
     let processor = server.processor_time().since(earlier);
     Round {
@@ -231,11 +231,11 @@ fn headline() {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     println!("{processors} processors, load average {load}");
     println!(
-        "{:8} {:>6} {:>7} {:>6}  {:20} {:16} {:17} {:20} {:20} {:17} waited, ms",
+        "{:8} {:>6} {:>7} {:>8}  {:20} {:16} {:17} {:20} {:20} {:17} waited, ms",
         "",
         "idle",
         "stalled",
-        "moved",
+        "migrated",
         "total, ms",
         "handover, ms",
         "each, us",
@@ -249,15 +249,15 @@ fn row(name: &str, load: Load, samples: &[Sample]) {
     let millis = |time: Duration| time.as_secs_f64() * 1e3;
     let of = |figure: &dyn Fn(&Sample) -> f64| Spread::of(samples.iter().map(figure));
     let show = |time: &dyn Fn(&Sample) -> Duration| of(&|sample| millis(time(sample))).show(1);
-    let moved = of(&|sample| sample.operation.moved as f64);
+    let migrated = of(&|sample| sample.operation.migrated as f64);
     // Whole milliseconds over a few connections mean nothing.
-    let each = (moved.least >= 500.0).then(|| {
-        of(&|sample| millis(sample.operation.handover) * 1e3 / sample.operation.moved as f64)
+    let each = (migrated.least >= 500.0).then(|| {
+        of(&|sample| millis(sample.operation.handover) * 1e3 / sample.operation.migrated as f64)
     });
     let Load { idle, stalled, .. } = load;
     println!(
-        "{name:8} {idle:>6} {stalled:>7} {:>6.0}  {:20} {:16} {:17} {:20} {:20} {:17} {}",
-        moved.median,
+        "{name:8} {idle:>6} {stalled:>7} {:>8.0}  {:20} {:16} {:17} {:20} {:20} {:17} {}",
+        migrated.median,
         show(&|sample| sample.operation.total),
         of(&|sample| millis(sample.operation.handover)).show(0),
         each.map_or_else(|| "-".to_owned(), |each| each.show(1)),

@@ -37,7 +37,7 @@ pub(crate) struct Operation {
     /// The handover's share of it, from the server's log (whole milliseconds).
     pub(crate) handover: Duration,
     /// Connections that migrated.
-    pub(crate) moved: u64,
+    pub(crate) migrated: u64,
 }
 
 /// Scheduler times of a worker since its start.
@@ -85,7 +85,7 @@ impl Server {
             .spawn()
             .expect("start the server");
         let (sender, log) = channel();
-        let lines = BufReader::new(process.stderr.take().expect("a pipe was asked for")).lines();
+        let lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
         // The channel ends when the last process that writes the log exits.
         std::thread::spawn(move || {
             let _ = lines
@@ -93,7 +93,7 @@ impl Server {
                 .try_for_each(|line| sender.send(line));
         });
         let mut first = String::new();
-        let stdout = process.stdout.take().expect("a pipe was asked for");
+        let stdout = process.stdout.take().expect("a pipe");
         let read = BufReader::new(stdout).read_line(&mut first);
         let addr = first.trim_end().strip_prefix(READY);
         let addr = addr.and_then(|addr| addr.parse().ok());
@@ -106,12 +106,14 @@ impl Server {
     }
 
     /// Sends a command and waits for the result, which must be a success.
-    pub(crate) fn order(&self, request: Request) -> Operation {
+    pub(crate) fn run(&self, request: Request) -> Operation {
         let begun = Instant::now();
         let reply = self.ask(request);
         let total = begun.elapsed();
         let Reply::Done(Done {
-            moved, drained: 0, ..
+            moved: migrated,
+            drained: 0,
+            ..
         }) = reply
         else {
             panic!("{request:?}: {reply:?}\n{}", self.log_so_far());
@@ -119,7 +121,7 @@ impl Server {
         Operation {
             total,
             handover: self.handover(),
-            moved,
+            migrated,
         }
     }
 
@@ -178,7 +180,7 @@ impl Server {
         let mut took = Duration::ZERO;
         loop {
             let line = self.log.recv_timeout(DEADLINE).expect("a line of the log");
-            let line: Value = serde_json::from_str(&line).expect("JSON was asked for");
+            let line: Value = serde_json::from_str(&line).expect("JSON");
             assert_ne!(line["level"], "ERROR", "{line}");
             match line["event"].as_str() {
                 Some("handover_finished") => {
