@@ -7,13 +7,17 @@
 //! "the new version" misbehave): the last [`TRAILER_MAX_BYTES`] of the file are searched for
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
-//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`, and `violate:`
-//! with one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`,
-//! `steer`, `fill`, `punch`, `map`, `overwrite`: what the sandbox of a worker is to prevent; and
-//! `fail`, for a point that stands for a system call that may fail. Anything else is a value that
-//! [`value`] returns, as `version=9.9.9`.
+//! Actions at a [`point`]: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`,
+//! `dumpable` (processes of the same user may inspect this one, as tests do), and `violate:` with
+//! one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`,
+//! `steer`, `fill`, `punch`, `map`, `overwrite`, which the sandbox of a worker is to prevent, or
+//! `end_clients`, `drop_input`, which the proofs are to notice.
 //!
-//! It must not be consulted on the serving path: a worker passes a point a few times in all.
+//! Actions where a call may [`fail`]: `fail`, and `fail_alternately` (every second time). Anything
+//! else is a value that [`value`] returns, as `version=9.9.9`.
+//!
+//! A plan stops, ends or fails a process at a named point; no branch of the program depends on a
+//! value. It must not be consulted on the serving path: a worker passes a point a few times in all.
 
 /// The environment variable with a plan.
 pub const VARIABLE: &str = "FAULT_POINTS";
@@ -26,6 +30,11 @@ pub const TRAILER_MAX_BYTES: u64 = 1024;
 mod plan {
     #[inline(always)]
     pub(crate) fn point(_: &str) {}
+
+    #[inline(always)]
+    pub(crate) fn fails(_: &str) -> bool {
+        false
+    }
 
     #[inline(always)]
     pub(crate) fn value(_: &str) -> Option<&'static str> {
@@ -41,17 +50,25 @@ mod plan {
     use std::os::fd::AsRawFd as _;
     use std::process::Command;
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use memmap2::MmapOptions;
+    use nix::errno::Errno;
     use nix::fcntl::{FallocateFlags, fallocate};
     use nix::sys::signal::{Signal, raise};
-    use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+    use nix::sys::socket::{
+        MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockopt, recv, shutdown, sockopt,
+    };
     use nix::unistd::{Uid, getppid};
     use rustix::io::{ReadWriteFlags, pwritev2};
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
     use super::{TRAILER_MARK, TRAILER_MAX_BYTES, VARIABLE};
     use crate::sys::fd::{CHANNEL_NUMBER, duplicate_inherited};
     use crate::sys::steering;
+
+    /// Descriptors searched for sockets of clients.
+    const DESCRIPTORS: i32 = 4096;
 
     static PLAN: OnceLock<Vec<(String, String)>> = OnceLock::new();
 
@@ -63,8 +80,10 @@ mod plan {
             // Neither returns; if it were refused, the requesting test would fail.
             "kill" => drop(raise(Signal::SIGKILL)),
             "stop" => drop(raise(Signal::SIGSTOP)),
-            "panic" => panic!("the fault point {name} asks for a panic"),
-            "exit" => leave(),
+            "panic" => panic!("fault point {name}"),
+            "exit" => exit_now(),
+            // Fails for no valid argument.
+            "dumpable" => drop(set_dumpable_behavior(DumpableBehavior::Dumpable)),
             other => {
                 if let Some(what) = other.strip_prefix("violate:") {
                     violate(what);
@@ -73,7 +92,17 @@ mod plan {
         }
     }
 
-    /// Performs an action forbidden to workers, and logs the result.
+    /// Returns whether the plan has the call at the point `name` fail this time.
+    pub(crate) fn fails(name: &str) -> bool {
+        static ALTERNATE: AtomicBool = AtomicBool::new(false);
+        match value(name) {
+            Some("fail") => true,
+            Some("fail_alternately") => !ALTERNATE.fetch_xor(true, Ordering::Relaxed),
+            _ => false,
+        }
+    }
+
+    /// Performs an action that a worker must not perform, and logs the result.
     fn violate(what: &str) {
         let done = match what {
             "open" => File::open("/etc/passwd").map(drop),
@@ -112,12 +141,30 @@ mod plan {
                 let written = pwritev2(io::stderr(), &words, 0, ReadWriteFlags::NOWAIT);
                 written.map(drop).map_err(io::Error::from)
             }
+            "end_clients" => clients()
+                .try_for_each(|client| shutdown(client, Shutdown::Write))
+                .map_err(io::Error::from),
+            "drop_input" => clients().try_for_each(|client| {
+                match recv(client, &mut [0; 64 * 1024], MsgFlags::MSG_DONTWAIT) {
+                    Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+                    Err(errno) => Err(errno.into()),
+                }
+            }),
             _ => return,
         };
         match done {
             Ok(()) => tracing::error!(what, "a violation went through"),
             Err(error) => tracing::warn!(what, %error, "a violation was refused"),
         }
+    }
+
+    /// Returns the descriptors of the connected TCP sockets.
+    fn clients() -> impl Iterator<Item = i32> {
+        (0..DESCRIPTORS).filter(|&number| {
+            getpeername::<SockaddrStorage>(number).is_ok_and(|peer| {
+                peer.as_sockaddr_in().is_some() || peer.as_sockaddr_in6().is_some()
+            })
+        })
     }
 
     pub(crate) fn value(name: &str) -> Option<&'static str> {
@@ -130,9 +177,9 @@ mod plan {
     #[expect(
         clippy::exit,
         clippy::disallowed_methods,
-        reason = "ending in the middle of things is what a test asks for here"
+        reason = "the test wants an exit without clean-up"
     )]
-    fn leave() -> ! {
+    fn exit_now() -> ! {
         std::process::exit(3)
     }
 
@@ -173,18 +220,17 @@ pub fn point(name: &str) {
     plan::point(name);
 }
 
-/// Fails if the plan has `fail` for the point `name`: to test recovery from a failed system call.
+/// Fails if the plan lets the call at the point `name` fail: to test the recovery from it.
 ///
 /// # Errors
-/// The plan has `fail` for the point.
+/// The plan has `fail` or `fail_alternately` for the point.
 #[inline]
 pub fn fail(name: &str) -> std::io::Result<()> {
-    match value(name) {
-        Some("fail") => Err(std::io::Error::other(format!(
-            "the fault point {name} fails"
-        ))),
-        _ => Ok(()),
+    if plan::fails(name) {
+        let error = format!("fault point {name}");
+        return Err(std::io::Error::other(error));
     }
+    Ok(())
 }
 
 /// Returns the plan's value for `name`.

@@ -93,14 +93,12 @@ pub(crate) fn begin(config: &Config) -> Result<PartialSandbox, String> {
     partial.enter(Layer::NoCapabilities, || {
         limited.and_then(|()| drop_capabilities()).map(whole)
     });
-    // Tests inspect workers, and may not run as root.
-    if fault::value("worker.dumpable").is_none() {
-        partial.enter(Layer::NotDumpable, || {
-            let set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-            set.map_err(text).map(whole)
-        });
-    }
+    partial.enter(Layer::NotDumpable, || {
+        let set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+        set.map_err(text).map(whole)
+    });
     partial.enter(Layer::Landlock, enter_landlock);
+    fault::point("sandbox.begun");
     Ok(partial)
 }
 
@@ -113,10 +111,8 @@ impl PartialSandbox {
         if self.mode == Sandbox::Off {
             return;
         }
-        let outcome = match fault::value("worker.sandbox_lacks") {
-            Some(name) if name == layer.name() => Err("a test takes it away".to_owned()),
-            _ => enter(),
-        };
+        let failed = fault::fail(&format!("sandbox.{}", layer.name()));
+        let outcome = failed.map_err(text).and_then(|()| enter());
         self.outcomes.push((layer, outcome));
     }
 

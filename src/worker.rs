@@ -13,7 +13,7 @@
 
 mod migration;
 #[cfg(debug_assertions)]
-mod mischief;
+mod misbehaviour;
 
 use std::collections::VecDeque;
 use std::io;
@@ -55,9 +55,7 @@ struct Worker {
     /// Requests that wait until a partial handover is settled.
     deferred: VecDeque<(ToWorker, Vec<OwnedFd>)>,
     #[cfg(debug_assertions)]
-    mischief_done: bool,
-    #[cfg(debug_assertions)]
-    mischief_listeners: Vec<OwnedFd>,
+    misbehaviour: misbehaviour::Misbehaviour,
 }
 
 /// The worker's phase of life.
@@ -184,9 +182,7 @@ impl Worker {
             phase: Phase::Serving,
             deferred: VecDeque::new(),
             #[cfg(debug_assertions)]
-            mischief_done: false,
-            #[cfg(debug_assertions)]
-            mischief_listeners: Vec::new(),
+            misbehaviour: misbehaviour::Misbehaviour::default(),
         };
         if start.standby {
             worker.phase = Phase::StandingBy;
@@ -266,7 +262,8 @@ impl Worker {
                 self.send(FromWorker::ListenerLost { slot });
             }
             #[cfg(debug_assertions)]
-            self.do_mischief();
+            self.misbehaviour
+                .act(self.id, &mut self.channel, &self.reactor);
             self.advance();
         }
         self.log_totals();

@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use socket2::SockRef;
 use uppercased::channel::packets::{Error, Packets};
 use uppercased::config::{Config, HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES};
-use uppercased::handover::record::{Message, Packet, VERSION};
+use uppercased::handover::record::{Message, Packet};
 use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::listener;
 use uppercased::memory::layout::{Layout, State};
@@ -473,7 +473,7 @@ fn dead_receiver_leaves_everything_with_sender() {
     // Two large ones do not fit into one message; the rest is in the window.
     stage.turn();
     while let Some(packet) = receiver.receive(&mut buffer).unwrap() {
-        let read = Packet::decode(&buffer[..packet.length], VERSION).unwrap();
+        let read = Packet::decode(&buffer[..packet.length]).unwrap();
         let connections = match read.message {
             Message::Batch(connections) => connections,
             Message::Begin { coming: 5 } => continue,
@@ -812,7 +812,19 @@ fn sender_exit_keeps_arrived_connections() {
 
 #[test]
 fn malformed_packets_are_refused() {
-    for noise in [&b"noise"[..], b"UPHO\x01\x00\x01\x00", &[0xff; 4096]] {
+    let message = Message::Begin { coming: 1 };
+    let mut foreign = Packet {
+        sequence: 0,
+        message,
+    }
+    .encode();
+    foreign[4] = 9;
+    for (noise, expected) in [
+        (&b"noise"[..], ""),
+        (b"UPHO\x01\x00\x01\x00", ""),
+        (&[0xff; 4096], ""),
+        (&foreign, "version 9"),
+    ] {
         let mut stage = Stage::new(1, &config());
         let client = stage.connect(0);
         let (ours, theirs) = link();
@@ -825,8 +837,11 @@ fn malformed_packets_are_refused() {
             read = sender.receive(&mut answer).unwrap();
             read.is_some()
         });
-        let packet = Packet::decode(&answer[..read.unwrap().length], VERSION).unwrap();
-        assert!(matches!(packet.message, Message::Refused { .. }));
+        let packet = Packet::decode(&answer[..read.unwrap().length]).unwrap();
+        let Message::Refused { cause } = packet.message else {
+            panic!("{packet:?}");
+        };
+        assert!(cause.contains(expected), "{cause}");
         drop(sender);
         stage.until(|stage| !stage.loops[0].is_moving());
         client.conclude(&mut stage);

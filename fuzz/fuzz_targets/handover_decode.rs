@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use uppercased::config::HANDOVER_MESSAGE_BYTES;
-use uppercased::handover::record::{Message, Packet, VERSION};
+use uppercased::handover::record::{Message, Packet};
 use uppercased::memory::layout::Layout;
 use uppercased::memory::{Memory, create};
 
@@ -15,7 +15,7 @@ const LAYOUT: Layout = Layout {
 };
 
 fuzz_target!(|frame: &[u8]| {
-    let Ok(packet) = Packet::decode(frame, VERSION) else {
+    let Ok(packet) = Packet::decode(frame) else {
         return;
     };
     // A record without meaning is not written again.
@@ -26,7 +26,7 @@ fuzz_target!(|frame: &[u8]| {
     }
     let again = packet.encode();
     assert!(again.len() <= HANDOVER_MESSAGE_BYTES);
-    assert_eq!(Packet::decode(&again, VERSION).as_ref(), Ok(&packet));
+    assert_eq!(Packet::decode(&again).as_ref(), Ok(&packet));
     let Message::Batch(connections) = packet.message else {
         return;
     };

@@ -214,24 +214,24 @@ impl Packet {
         close(frame)
     }
 
-    /// Decodes bytes of version `version`; refusals are decoded in any version.
+    /// Decodes a packet of version [`VERSION`]; refusals are decoded in any version.
     ///
     /// # Errors
     /// Any [`Error`].
-    pub fn decode(frame: &[u8], version: u16) -> Result<Self, Error> {
+    pub fn decode(frame: &[u8]) -> Result<Self, Error> {
         let (header, body) = header_of(frame)?;
         let Header {
-            version: got,
+            version,
             kind,
             sequence,
             count,
             length,
         } = header;
         let kind = Kind::from_number(kind).ok_or(Error::Kind(kind))?;
-        if got != version && !matches!(kind, Kind::Refused | Kind::Declined) {
+        if version != VERSION && !matches!(kind, Kind::Refused | Kind::Declined) {
             return Err(Error::Version {
-                got,
-                wanted: version,
+                got: version,
+                wanted: VERSION,
             });
         }
         let wanted = length as usize;

@@ -201,14 +201,14 @@ fn stalled_predecessor_is_replaced() {
     }
 }
 
-/// The receiver uses another format version: connections cannot migrate, so the reload is rolled
-/// back unless draining was requested.
+/// The receiver cannot read the format: connections cannot migrate, so the reload is rolled back
+/// unless draining was requested.
 #[test]
 fn unmovable_connections_stay_or_drain() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=2", "--drain-timeout=20s"]].concat());
     let before = planned.workers();
     let clients = Clients::of(&planned);
-    planned.install(Image::copy(planned.folder()).with_faults("handover_version=99"));
+    planned.install(Image::copy(planned.folder()).with_faults("receiver.decode=fail"));
     planned.server.reload().expect_failure("cannot move");
     planned.workers().assert_untouched_since(&before);
     assert_new_clients_are_served(&planned);

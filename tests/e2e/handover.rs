@@ -362,15 +362,17 @@ fn dead_sender_leaves_sent_connections_with_receiver() {
 }
 
 #[test]
-fn unknown_format_makes_predecessor_drain() {
+fn unreadable_packets_make_predecessor_drain() {
     let mut slot = Slot::new(Config::default());
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
-    let mut new = slot.start(true, "handover_version=9");
+    let mut new = slot.start(true, "receiver.decode=fail");
     hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     assert_eq!((told.moved, told.left), (0, 4));
-    assert!(matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("version 1")));
+    assert!(
+        matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("receiver.decode"))
+    );
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
     newcomer.roundtrip(b"the successor accepts");
@@ -390,7 +392,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
     // The receiver cannot watch every second connection.
-    let mut new = slot.start(true, "receiver.watch=fail");
+    let mut new = slot.start(true, "receiver.watch=fail_alternately");
     hand_over(&mut old, &mut new, false);
     let told = old.expect_handed_over();
     assert_eq!(told.moved + told.left, 4);

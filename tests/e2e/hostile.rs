@@ -21,11 +21,11 @@ const QUICK: [&str; 5] = [
     "--admin=0",
 ];
 
-/// Starts workers that run the mischief `what` as soon as they have a client.
+/// Starts workers that misbehave as `what` says as soon as they have a client.
 #[track_caller]
-fn with_mischief(what: &str) -> Planned {
+fn with_misbehaviour(what: &str) -> Planned {
     let planned = Planned::start(&QUICK);
-    let plan = format!("worker.mischief={what}");
+    let plan = format!("worker.misbehave={what}");
     planned.install(Image::copy(planned.folder()).with_faults(&plan));
     planned.server.reload().expect_success();
     planned.workers().assert_serving();
@@ -87,7 +87,7 @@ fn forged_messages_end_worker_and_are_ignored() {
         ("another", "it calls itself"),
         ("noise", "does not begin with the magic bytes"),
     ] {
-        let planned = with_mischief(what);
+        let planned = with_misbehaviour(what);
         let (_client, slot) = provoke(&planned);
         let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
         assert!(cause.contains(why), "{what}: {slot}");
@@ -97,7 +97,7 @@ fn forged_messages_end_worker_and_are_ignored() {
 
 #[test]
 fn message_flood_costs_supervisor_nothing() {
-    let planned = with_mischief("flood");
+    let planned = with_misbehaviour("flood");
     let supervisor = planned.server.pid();
     let before = resident_bytes(supervisor);
     let (_client, slot) = provoke(&planned);
@@ -112,7 +112,7 @@ fn message_flood_costs_supervisor_nothing() {
 /// connection is the receiver's.
 #[test]
 fn lingering_connection_never_blocks_supervisor() {
-    let planned = with_mischief("linger");
+    let planned = with_misbehaviour("linger");
     let (_does_not_read, slot) = provoke(&planned);
     let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
     assert!(cause.contains("says more than it was asked"), "{slot}");
@@ -132,7 +132,7 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
             "--send-buffer=200KiB",
         ]);
         let server = &planned.server;
-        let plan = format!("worker.mischief={what}");
+        let plan = format!("worker.misbehave={what}");
         planned.install(Image::copy(planned.folder()).with_faults(&plan));
         server.reload().expect_success();
         let mut of_the_stranger = Client::connect(server.addr());
@@ -167,7 +167,7 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
 
 #[test]
 fn invalid_worker_memory_is_ignored() {
-    let planned = with_mischief("scribble");
+    let planned = with_misbehaviour("scribble");
     let server = &planned.server;
     for _ in 0..2 {
         let _ended = provoke_and_forget(&planned);

@@ -184,13 +184,13 @@ fn proof_detects_rebound_listener() {
 }
 
 #[test]
-fn proof_detects_lost_output() {
+fn proof_detects_lost_bytes() {
     isolated(|| {
-        assert!(is_noticed("sender.freeze=forget_unsent"));
+        assert!(is_noticed("sender.requested=violate:drop_input"));
     });
 }
 
 #[test]
 fn proof_detects_closed_connections() {
-    isolated(|| assert!(is_noticed("sender.freeze=close")));
+    isolated(|| assert!(is_noticed("sender.requested=violate:end_clients")));
 }

@@ -422,13 +422,13 @@ fn is_noticed(faults: &str) -> bool {
 #[test]
 fn proof_detects_refused_connections() {
     isolated(|| {
-        assert!(is_noticed("receiver.watch=fail"));
+        assert!(is_noticed("receiver.watch=fail_alternately"));
     });
 }
 
 #[test]
 fn proof_detects_closed_connections() {
     isolated(|| {
-        assert!(is_noticed("sender.freeze=close"));
+        assert!(is_noticed("sender.requested=violate:end_clients"));
     });
 }

@@ -19,7 +19,7 @@ use uppercased::handover::HandoverEnd;
 use uppercased::handover::machine::{
     Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
-use uppercased::handover::record::{Left, Message, Packet, VERSION};
+use uppercased::handover::record::{Left, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased_ctl::clock::Tick;
 
@@ -216,7 +216,7 @@ impl World {
             return;
         }
         if let Some(parcel) = self.to_sender.pop_front() {
-            let packet = Packet::decode(&parcel.bytes, VERSION).unwrap();
+            let packet = Packet::decode(&parcel.bytes).unwrap();
             self.tell(&format!("the sender hears {packet:?}"));
             self.sender_handles(SenderEvent::Received(packet));
         } else if self.receiver_closed {
@@ -343,7 +343,7 @@ impl World {
             for &index in &came {
                 self.connections[index].in_message = false;
             }
-            let packet = Packet::decode(&parcel.bytes, VERSION).unwrap();
+            let packet = Packet::decode(&parcel.bytes).unwrap();
             self.tell(&format!("the receiver hears {}: {came:?}", packet.sequence));
             // Sometimes a full descriptor table cuts the list short.
             let short = !self.calm && self.random.u32(0..100) == 0;

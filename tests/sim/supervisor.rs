@@ -170,7 +170,7 @@ impl<'a> World<'a> {
         );
         // Events after the end are ignored: the laws refuse any action.
         for _ in 0..5 {
-            if let Some(event) = self.kernel.mischief(self.rng) {
+            if let Some(event) = self.kernel.misbehaviour(self.rng) {
                 self.tell(event, tally);
             }
             self.tell(stop("SIGTERM"), tally);
@@ -188,7 +188,7 @@ impl<'a> World<'a> {
             return;
         }
         if self.rng.u8(0..16) == 0 {
-            if let Some(event) = self.kernel.mischief(self.rng) {
+            if let Some(event) = self.kernel.misbehaviour(self.rng) {
                 self.tell(event, tally);
             }
             return;

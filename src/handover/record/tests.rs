@@ -33,11 +33,11 @@ fn bytes_of_version_1_stay_readable() {
             \x04\x03\x02\x01\0\0\0\0\x02\x03\x02\x01\0\0\0\0\
             \x07\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0AB";
     let packet = batch_of(vec![frozen(b"AB")]);
-    assert_eq!(Packet::decode(frame, 1), Ok(packet.clone()));
+    assert_eq!(Packet::decode(frame), Ok(packet.clone()));
     assert_eq!(packet.encode(), frame);
     let refusal = b"UPHO\x09\x00\x04\x00\x03\x00\x00\x00\0\0\0\0\x02\x00\x00\x00no";
     let message = Message::Refused { cause: "no".into() };
-    let read = Packet::decode(refusal, 7);
+    let read = Packet::decode(refusal);
     assert_eq!(
         read,
         Ok(Packet {
@@ -54,7 +54,7 @@ fn foreign_bytes_are_refused_with_a_reason() {
     let with = |at: usize, byte: u8| {
         let mut frame = good.clone();
         frame[at] = byte;
-        Packet::decode(&frame, VERSION)
+        Packet::decode(&frame)
     };
     assert_eq!(with(0, b'X'), Err(Error::Magic));
     let (got, wanted) = (3, VERSION);
@@ -76,7 +76,7 @@ fn foreign_bytes_are_refused_with_a_reason() {
         assert!(matches!(records[..], [Err(_)]), "{at} {byte}");
     }
     for length in 0..good.len() {
-        let cut = Packet::decode(&good[..length], VERSION);
+        let cut = Packet::decode(&good[..length]);
         assert!(matches!(cut, Err(Error::Length { .. })), "{length}");
     }
 }
@@ -91,7 +91,7 @@ fn batch_accepts_connections_that_fit() {
     assert!(few.push(&large) && !few.push(&large) && few.push(&small));
     let frame = few.finish();
     assert!(frame.len() <= HANDOVER_MESSAGE_BYTES);
-    let read = Packet::decode(&frame, VERSION).unwrap();
+    let read = Packet::decode(&frame).unwrap();
     assert_eq!(read.message, Message::Batch(vec![Ok(large), Ok(small)]));
 }
 
@@ -99,14 +99,14 @@ fn batch_accepts_connections_that_fit() {
 fn unreadable_record_spoils_no_other() {
     let mut frame = batch_of(vec![frozen(b"AB"), frozen(b"CD"), frozen(b"EF")]).encode();
     frame[HEADER_BYTES + RECORD_BYTES + 2] = 9;
-    let Message::Batch(records) = Packet::decode(&frame, VERSION).unwrap().message else {
+    let Message::Batch(records) = Packet::decode(&frame).unwrap().message else {
         panic!("it is a batch");
     };
     assert_eq!(records[0], Ok(frozen(b"AB")));
     assert!(records[1].is_err());
     assert_eq!(records[2], Ok(frozen(b"EF")));
     frame[4] = 9;
-    assert!(Packet::decode(&frame, VERSION).is_err());
+    assert!(Packet::decode(&frame).is_err());
     assert_eq!(sequence_of_batch(&frame), Some(3));
 }
 
@@ -127,7 +127,6 @@ fn positions_out_of_order_are_refused() {
                 message,
             }
             .encode(),
-            VERSION,
         )
     };
     assert!(left(&[0, 2]).is_ok());
@@ -145,7 +144,7 @@ fn long_cause_is_cut_between_characters() {
         message,
     }
     .encode();
-    let read = Packet::decode(&frame, VERSION).unwrap().message;
+    let read = Packet::decode(&frame).unwrap().message;
     assert!(matches!(read, Message::Refused { cause } if cause == "ß".repeat(256)));
 }
 
@@ -198,7 +197,7 @@ proptest! {
         ];
         for message in messages {
             let packet = Packet { sequence, message };
-            prop_assert_eq!(Packet::decode(&packet.encode(), VERSION), Ok(packet));
+            prop_assert_eq!(Packet::decode(&packet.encode()), Ok(packet));
         }
     }
 
@@ -212,14 +211,14 @@ proptest! {
             let at = at.index(frame.len());
             frame[at] = byte;
         }
-        if let Ok(packet) = Packet::decode(&frame, VERSION) {
+        if let Ok(packet) = Packet::decode(&frame) {
             if let Message::Batch(records) = &packet.message
                 && records.iter().any(Result::is_err)
             {
                 return Ok(());
             }
             let again = packet.encode();
-            prop_assert_eq!(Packet::decode(&again, VERSION), Ok(packet));
+            prop_assert_eq!(Packet::decode(&again), Ok(packet));
         }
     }
 }

@@ -42,12 +42,10 @@ impl Reactor {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let link = Link::new(link, self.next_token(), self.poll.registry())?;
-        let version = fault::value("handover_version").and_then(|text| text.parse().ok());
         let mut incoming = Box::new(Incoming {
             link,
             machine: Receiver::default(),
             buffer: vec![0; HANDOVER_MESSAGE_BYTES],
-            version: version.unwrap_or(record::VERSION),
             answered: 0,
         });
         self.memory.note_answered(0);
@@ -271,11 +269,8 @@ impl Reactor {
             .map_err(|error| error.to_string())?;
         let socket = Socket::adopt(descriptor);
         let token = pack_token(fd, generation);
-        let watched = if fault::value("receiver.watch") == Some("fail") && fd.is_multiple_of(2) {
-            Err(io::Error::from_raw_os_error(28)) // ENOSPC, as where there are too many watches.
-        } else {
-            socket.watch(self.poll.registry(), token)
-        };
+        let watched =
+            fault::fail("receiver.watch").and_then(|()| socket.watch(self.poll.registry(), token));
         watched.map_err(|error| {
             self.release_batch(&[fd]);
             format!("it cannot be watched: {error}")
@@ -300,19 +295,17 @@ impl Reactor {
 /// Decodes a packet into an event for the receiver.
 fn decode(incoming: &Incoming, packet: &packets::Packet) -> ReceiverEvent {
     let frame = &incoming.buffer[..packet.length];
-    match Packet::decode(frame, incoming.version) {
+    let decoded = fault::fail("receiver.decode")
+        .map_err(|error| error.to_string())
+        .and_then(|()| Packet::decode(frame).map_err(|error| error.to_string()));
+    match decoded {
         Ok(read) => ReceiverEvent::Received {
             packet: read,
             descriptors: packet.descriptors.len(),
         },
-        Err(error) => match record::sequence_of_batch(frame) {
-            Some(sequence) => ReceiverEvent::Unreadable {
-                sequence,
-                cause: error.to_string(),
-            },
-            None => ReceiverEvent::Unfit {
-                cause: error.to_string(),
-            },
+        Err(cause) => match record::sequence_of_batch(frame) {
+            Some(sequence) => ReceiverEvent::Unreadable { sequence, cause },
+            None => ReceiverEvent::Unfit { cause },
         },
     }
 }

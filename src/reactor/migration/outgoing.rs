@@ -13,7 +13,7 @@ use crate::channel::packets;
 use crate::config::{HANDOVER_BATCH_CONNECTIONS, HANDOVER_TURN, HANDOVER_WINDOW};
 use crate::fault;
 use crate::handover::machine::{SenderAction, SenderEvent};
-use crate::handover::record::{self, BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
+use crate::handover::record::{BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
 use crate::handover::{HandedOver, HandoverEnd, Part};
 use crate::log::event;
 use crate::memory::layout::{Flags, State};
@@ -160,14 +160,12 @@ impl Reactor {
                 Ok(Some(packet)) if packet.truncated => SenderEvent::Invalid {
                     cause: "an answer came in part".to_owned(),
                 },
-                Ok(Some(packet)) => {
-                    match Packet::decode(&buffer[..packet.length], record::VERSION) {
-                        Ok(packet) => SenderEvent::Received(packet),
-                        Err(error) => SenderEvent::Invalid {
-                            cause: error.to_string(),
-                        },
-                    }
-                }
+                Ok(Some(packet)) => match Packet::decode(&buffer[..packet.length]) {
+                    Ok(packet) => SenderEvent::Received(packet),
+                    Err(error) => SenderEvent::Invalid {
+                        cause: error.to_string(),
+                    },
+                },
                 Err(packets::Error::Closed) => SenderEvent::PeerGone,
                 Err(error) => {
                     event!(handover_socket_failed, %error);
@@ -236,21 +234,9 @@ impl Reactor {
         let mut batch = Vec::new();
         for fd in self.candidates(outgoing) {
             // No connection is being closed between two steps of a turn.
-            let Some(mut frozen) = self.memory.record_mut(fd).freeze() else {
+            let Some(frozen) = self.memory.record_mut(fd).freeze() else {
                 continue;
             };
-            // Tests show that each of these would be noticed.
-            match fault::value("sender.freeze") {
-                Some("forget_unsent") => {
-                    frozen.unsent.clear();
-                    frozen.bytes_out = frozen.bytes_in;
-                }
-                Some("close") => {
-                    self.close(fd, CloseReason::SystemError);
-                    continue;
-                }
-                Some(_) | None => {}
-            }
             if !encoder.push(&frozen) {
                 break;
             }

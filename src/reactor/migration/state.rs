@@ -65,8 +65,6 @@ pub(crate) struct Incoming {
     pub(super) link: Link,
     pub(super) machine: Receiver,
     pub(super) buffer: Vec<u8>,
-    /// The format that is read.
-    pub(super) version: u16,
     /// Batches answered.
     pub(super) answered: u64,
 }

@@ -230,11 +230,11 @@ impl ServerBuilder {
         let plans = self.env.iter_mut();
         let mut plans = plans.filter(|(name, _)| name == uppercased::fault::VARIABLE);
         match plans.next() {
-            Some((_, plan)) => plan.push(";worker.dumpable=yes"),
+            Some((_, plan)) => plan.push(";sandbox.begun=dumpable"),
             None => {
                 let entry = (
                     uppercased::fault::VARIABLE.into(),
-                    "worker.dumpable=yes".into(),
+                    "sandbox.begun=dumpable".into(),
                 );
                 self.env.push(entry);
             }

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use uppercased::connection::{self, Outcome, Rules, Stream};
-use uppercased::handover::record::{BatchEncoder, Message, Packet, VERSION};
+use uppercased::handover::record::{BatchEncoder, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase, rescued};
 use uppercased::memory::layout::{Flags, Layout, State};
 use uppercased::memory::{self, Memory};
@@ -132,7 +132,7 @@ impl Server {
             assert!(batch.push(&frozen));
             self.memory.record_mut(fd).begin_handover();
             assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(&frozen));
-            let packet = Packet::decode(&batch.finish(), VERSION).unwrap();
+            let packet = Packet::decode(&batch.finish()).unwrap();
             let arrived = Message::Batch(vec![Ok(frozen)]);
             assert_eq!((packet.sequence, &packet.message), (sequence, &arrived));
             let Message::Batch(arrived) = packet.message else {

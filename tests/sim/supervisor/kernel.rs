@@ -287,7 +287,7 @@ impl Kernel {
     }
 
     /// Injects a fault without a cause in any process. Some faults show at once, as an event.
-    pub(crate) fn mischief(&mut self, rng: &mut Rng) -> Option<Event> {
+    pub(crate) fn misbehaviour(&mut self, rng: &mut Rng) -> Option<Event> {
         let victim = rng.choice(self.processes.keys().copied().collect::<Vec<_>>());
         match rng.u8(0..10) {
             // An operator's `kill -9`, or the OOM killer.
