@@ -636,7 +636,7 @@ fn acknowledgement_flood_never_blocks_sender() {
     let (ours, theirs) = link();
     stage.loops[0].hand_over(ours, false).unwrap();
     let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let told = std::sync::Arc::clone(&over);
+    let flag = std::sync::Arc::clone(&over);
     let send_on = move || {
         let answer = Packet {
             sequence: 9,
@@ -648,7 +648,7 @@ fn acknowledgement_flood_never_blocks_sender() {
         .encode();
         let receiver = Packets::over(theirs);
         let begun = now();
-        while !told.load(std::sync::atomic::Ordering::Relaxed) && now().since(begun) < PATIENCE {
+        while !flag.load(std::sync::atomic::Ordering::Relaxed) && now().since(begun) < PATIENCE {
             let _ = receiver.send(&answer, &[]);
         }
         now().since(begun) < PATIENCE

@@ -137,9 +137,9 @@ fn formatters_accept_every_page() {
         if installed("lexgrog") {
             // The entry for `apropos` and `whatis`.
             let output = Command::new("lexgrog").arg(page).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stdout);
+            let error = String::from_utf8_lossy(&output.stdout);
             let (title, _) = name(page).rsplit_once('.').unwrap();
-            assert!(said.contains(&format!("\"{title} - ")), "{said}");
+            assert!(error.contains(&format!("\"{title} - ")), "{error}");
         }
     }
 }

@@ -99,7 +99,7 @@ fn source_limit_refuses_excess_connection() {
     }
     refused(FIRST, addr);
     first.pop();
-    until("its place is free", || is_served(FIRST, addr));
+    until("its place is available", || is_served(FIRST, addr));
     let totals = &server.status_json()["totals"];
     assert_eq!(totals["moved_in"], 4, "{totals}");
     assert!(totals["refused"]["per_source_limit"].as_u64() >= Some(3));
@@ -136,13 +136,18 @@ fn source_rate_limit_slows_fast_source() {
     assert!(taken <= BURST + 5 * (seconds + 1), "{taken} in {seconds} s");
     assert_eq!(refusals(&counters, RefusalCause::PerSourceRate), refused);
     server.wait_log(|line| line.contains("per_source_rate"));
-    let said = server.log();
-    let said = said.iter().filter(|line| line.contains("per_source_rate"));
-    let said = said.count() as u64;
-    assert!((1..=seconds + 2).contains(&said), "{said} in {seconds} s");
+    let stderr = server.log();
+    let stderr = stderr
+        .iter()
+        .filter(|line| line.contains("per_source_rate"));
+    let stderr = stderr.count() as u64;
+    assert!(
+        (1..=seconds + 2).contains(&stderr),
+        "{stderr} in {seconds} s"
+    );
 
     served(SECOND, addr);
-    until("its rate is there again", || is_served(FIRST, addr));
+    until("its rate has recovered", || is_served(FIRST, addr));
     counters.wait_open(0);
 }
 
@@ -211,10 +216,10 @@ fn invalid_access_list_is_refused() {
             ["0 is too low", "or off"],
         ),
     ] {
-        let (code, said) = Server::expect_failure(&args);
-        assert_eq!((code, said.lines().count()), (2, 1), "{said}");
+        let (code, stderr) = Server::expect_failure(&args);
+        assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
         for part in parts {
-            assert!(said.contains(part), "{part:?} is missing: {said}");
+            assert!(stderr.contains(part), "{part:?} is missing: {stderr}");
         }
     }
 }
@@ -293,12 +298,12 @@ fn half_open(port: u16) -> usize {
 #[track_caller]
 fn assert_over(scene: Scene) {
     let port = scene.addr().port();
-    until("the kernel has given up on them", || half_open(port) == 0);
+    until("the kernel has dropped them", || half_open(port) == 0);
     scene.assert_as_before();
 }
 
 #[test]
-fn syn_flood_blocks_nobody_with_cookies() {
+fn syn_flood_blocks_no_client_with_cookies() {
     isolated(|| {
         set_ipv4("tcp_syncookies", 1);
         let Some((scene, mut flood, before)) = flooded() else {
@@ -320,7 +325,7 @@ fn syn_flood_blocks_nobody_with_cookies() {
         let names = ["TCPReqQFullDoCookies", "SyncookiesRecv", "ListenDrops"];
         println!("{:?}", names.map(|name| (name, rise(name))));
         assert!(rise("TCPReqQFullDoCookies") > 1000, "the queue was full");
-        assert!(rise("SyncookiesRecv") > 0, "they came by cookie");
+        assert!(rise("SyncookiesRecv") > 0, "they connected by cookie");
         assert_over(scene);
     });
 }
@@ -345,7 +350,7 @@ fn syn_flood_without_cookies_blocks_only_new_clients() {
             dropped() > by_now
         });
         // It connects by a retransmitted SYN, once the kernel has dropped the others.
-        let mut late = late.join().expect("it got in");
+        let mut late = late.join().expect("the client is accepted");
         late.roundtrip(b"at last");
         drop(late);
         let after = KernelCounters::read();
@@ -376,9 +381,7 @@ fn reset_flood_leaves_nothing() {
         closed(&scene.counters, CloseReason::PeerReset)
             + scene.counters.count(Counter::AcceptFailed)
     };
-    until("all of them are seen to be gone", || {
-        gone() == RESETS as u64
-    });
+    until("every disconnect is detected", || gone() == RESETS as u64);
     scene.assert_bounded(RESETS);
     let waiting = count_sockets(scene.addr().port(), TcpState::TimeWait);
     assert_eq!(waiting, 0, "a reset leaves no TIME-WAIT");

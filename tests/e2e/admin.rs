@@ -109,7 +109,7 @@ fn sum(text: &str, name: &str) -> u64 {
 #[test]
 fn counters_match_clients_across_crash_and_reload() {
     const CLIENTS: usize = 20;
-    const LINE: &[u8] = b"what goes in comes out\n";
+    const LINE: &[u8] = b"one line of text\n";
     let server = start(&["--workers=2"]);
     let address = admin(&server);
     let mut sent = 0;
@@ -164,7 +164,7 @@ fn counters_match_clients_across_crash_and_reload() {
         });
         if round == 1 {
             worker_of(&server, 0).signal(Signal::SIGKILL);
-            until("the death is counted and the slot serves again", || {
+            until("the crash is counted and the slot serves again", || {
                 let text = scrape(address);
                 sum(&text, "uppercased_worker_deaths_total") == 1
                     && get(address, "/readyz").0 == 200
@@ -184,7 +184,7 @@ fn counters_never_decrease_when_slots_leave() {
     let server = start(&["--workers=3"]);
     let address = admin(&server);
     worker_of(&server, 2).signal(Signal::SIGKILL);
-    until("the death is counted and the slot serves again", || {
+    until("the crash is counted and the slot serves again", || {
         sum(&scrape(address), "uppercased_worker_deaths_total") == 1
             && get(address, "/readyz").0 == 200
     });
@@ -192,13 +192,13 @@ fn counters_never_decrease_when_slots_leave() {
         let accepted = "uppercased_connections_accepted_total{slot=\"2\"} ";
         let found = text.lines().find_map(|line| line.strip_prefix(accepted));
         found
-            .expect("slot 2 is told of")
+            .expect("slot 2 is reported")
             .parse::<u64>()
             .expect("a number")
     };
     let mut clients = 0;
     let mut serve_some = |of_slot: Option<u64>| {
-        until("slot 2 has taken clients", || {
+        until("slot 2 has accepted clients", || {
             Client::connect(server.addr()).roundtrip(b"count me");
             clients += 1;
             let text = scrape(address);
@@ -224,11 +224,11 @@ fn counters_never_decrease_when_slots_leave() {
     let taken = of_last(&text);
     assert!(taken > 0 && !text.contains("uppercased_connections_open{slot=\"2\"}"));
     let clients = serve_some(None);
-    compare("one slot serves alone");
+    compare("one slot serves");
     server.upgrade().expect_success();
-    compare("another program goes on");
+    compare("another program continues");
     server.scale(3).expect_success();
-    assert_eq!(of_last(&compare("slots are back")), taken);
+    assert_eq!(of_last(&compare("slots have returned")), taken);
     let clients = clients.max(serve_some(Some(taken)));
     let text = compare("they serve again");
     assert_eq!(sum(&text, "uppercased_connections_accepted_total"), clients);
@@ -260,8 +260,8 @@ fn metrics_default_to_older_format() {
             let mut input = promtool.stdin.take().expect("a pipe");
             input.write_all(body.as_bytes()).expect("it reads");
             drop(input);
-            let told = promtool.wait_with_output().expect("it ends");
-            assert!(told.status.success(), "{told:?}");
+            let output = promtool.wait_with_output().expect("it ends");
+            assert!(output.status.success(), "{output:?}");
         }
         Err(error) => skipped(&format!("promtool: {error}")),
     }
@@ -321,7 +321,7 @@ fn admin_process_exits_with_killed_supervisor() {
     assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
     let admin = until_some("an admin process", || admin_pid(&server));
     server.kill();
-    assert!(wait_gone(admin, DEADLINE), "it outlives its supervisor");
+    assert!(wait_gone(admin, DEADLINE), "it survives its supervisor");
 }
 
 #[test]
@@ -368,16 +368,14 @@ fn admin_address_survives_upgrade() {
     let first = until_some("an admin process", || admin_pid(&server));
     server.upgrade().expect_success();
     assert_eq!(admin(&server), address);
-    assert!(wait_gone(first, DEADLINE), "left behind by the upgrade");
+    assert!(wait_gone(first, DEADLINE), "it survives the upgrade");
     assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
     client.roundtrip(b"after");
     until("every byte is counted", || {
         sum(&scrape(address), "uppercased_received_bytes_total") == 11
     });
     // Supervisor, worker and admin process are the only processes.
-    until("only three processes are there", || {
-        server.processes().len() == 3
-    });
+    until("only three processes run", || server.processes().len() == 3);
     assert!(server.stop().success());
 }
 
@@ -473,7 +471,7 @@ fn unix_socket_belongs_to_owner_and_is_removed() {
     stream.read_to_string(&mut answer).expect("an answer");
     assert_eq!(status_of(&answer), 200, "{answer}");
     assert!(server.stop().success());
-    assert!(!path.exists(), "left behind");
+    assert!(!path.exists(), "it still exists");
 }
 
 #[test]

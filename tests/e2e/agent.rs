@@ -28,7 +28,7 @@ fn agent(server: &Server) -> SocketAddr {
 
 /// Returns the reply of `agent` to a load balancer that sends `words`.
 #[track_caller]
-fn told_with(agent: SocketAddr, words: &[u8]) -> String {
+fn line_after_sending(agent: SocketAddr, words: &[u8]) -> String {
     let mut stream = TcpStream::connect_timeout(&agent, DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(words).unwrap();
@@ -41,14 +41,14 @@ fn told_with(agent: SocketAddr, words: &[u8]) -> String {
     line.trim_end().to_owned()
 }
 
-fn told(agent: SocketAddr) -> String {
-    told_with(agent, b"")
+fn reply(agent: SocketAddr) -> String {
+    line_after_sending(agent, b"")
 }
 
 /// Waits until the HAProxy state in the reply is `word`.
 #[track_caller]
-fn until_told(agent: SocketAddr, word: &str) {
-    until(word, || told(agent).split(' ').next() == Some(word));
+fn until_line(agent: SocketAddr, word: &str) {
+    until(word, || reply(agent).split(' ').next() == Some(word));
 }
 
 /// Returns the response of the admin endpoint.
@@ -72,15 +72,18 @@ fn agent_weight_reports_free_capacity() {
         .iter_mut()
         .for_each(|client| client.roundtrip(b"hold a place"));
     let agent = agent(&server);
-    assert_eq!(told(agent), "ready up 70%");
+    assert_eq!(reply(agent), "ready up 70%");
     // The balancer's input and its way of closing do not matter.
-    assert_eq!(told_with(agent, b"hello from here\n"), "ready up 70%");
+    assert_eq!(
+        line_after_sending(agent, b"hello from here\n"),
+        "ready up 70%"
+    );
     drop(TcpStream::connect(agent).unwrap());
     drop(clients);
     until(
-        "its places are free again, and that is told smoothly",
+        "its places are free again, and the weight follows smoothly",
         || {
-            let line = told(agent);
+            let line = reply(agent);
             let weight = line
                 .strip_prefix("ready up ")
                 .and_then(|it| it.strip_suffix('%'));
@@ -99,7 +102,7 @@ fn operator_drains_and_restores_rotation() {
         let answer = page(&server, "/readyz");
         assert!(answer.contains(expected), "{answer}");
     };
-    until_told(agent, "ready");
+    until_line(agent, "ready");
     ready(" 200 ");
     for word in ["drain", "maint"] {
         let from = server.log_len();
@@ -107,7 +110,7 @@ fn operator_drains_and_restores_rotation() {
         assert_eq!(answered.stdout, format!("rotation: {word}\n"));
         let line = server.wait_log_from(from, |line| line.contains("rotation changed"));
         assert_eq!(field(&line, "to"), Some(word), "{line}");
-        until_told(agent, word);
+        until_line(agent, word);
         ready(&format!("the server is out of rotation ({word})"));
         assert_eq!(server.status_json()["rotation"], word);
         let screen = server.command(&["status"]).expect_success().stdout;
@@ -121,9 +124,9 @@ fn operator_drains_and_restores_rotation() {
     server.reload().expect_success();
     server.upgrade().expect_success();
     assert_eq!(server.status_json()["rotation"], "maint");
-    until_told(agent, "maint");
+    until_line(agent, "maint");
     server.command(&["rotation", "in"]).expect_success();
-    until_told(agent, "ready");
+    until_line(agent, "ready");
     ready(" 200 ");
     let refused = server.command(&["rotation", "out"]);
     assert_eq!(refused.code, 2, "{refused:?}");
@@ -133,14 +136,14 @@ fn operator_drains_and_restores_rotation() {
 fn agent_answers_are_counted() {
     let server = start(&["--admin=0"]);
     let agent = agent(&server);
-    until_told(agent, "ready");
+    until_line(agent, "ready");
     server.command(&["rotation", "drain"]).expect_success();
-    until_told(agent, "drain");
+    until_line(agent, "drain");
     let metrics = page(&server, "/metrics");
-    for (word, told) in [("ready", true), ("drain", true), ("maint", false)] {
+    for (word, reply) in [("ready", true), ("drain", true), ("maint", false)] {
         let sample = format!("uppercased_agent_answers_total{{answer=\"{word}\"}} ");
         let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
-        assert_eq!(line.unwrap() != "0", told, "{word}: {metrics}");
+        assert_eq!(line.unwrap() != "0", reply, "{word}: {metrics}");
     }
     // The page and the agent shared one query.
     let answers = &server.status_json()["admin"]["agent_answers"];
@@ -154,9 +157,9 @@ fn agent_reports_stop_before_clients_are_refused() {
     // A second signal stops it at once.
     let server = start(&["--lame-duck=1h"]);
     let agent = agent(&server);
-    until_told(agent, "ready");
+    until_line(agent, "ready");
     server.signal(Signal::SIGTERM);
-    until_told(agent, "drain");
+    until_line(agent, "drain");
     Client::connect(server.addr()).roundtrip(b"still served");
     assert!(server.stop().success());
 }
@@ -168,12 +171,12 @@ fn agent_reports_unserved_queue_after_delay() {
     worker_of(&server, 0).signal(Signal::SIGKILL);
     server.wait_log(|line| line.contains("worker died"));
     for _ in 0..20 {
-        assert!(told(agent).starts_with("ready up "));
+        assert!(reply(agent).starts_with("ready up "));
     }
     let from = server.log_len();
     worker_of(&server, 0).signal(Signal::SIGKILL);
     server.wait_log_from(from, |line| line.contains("worker crash-looping"));
-    until_told(agent, "down");
+    until_line(agent, "down");
 }
 
 #[test]
@@ -181,19 +184,19 @@ fn agent_keeps_answer_of_stalled_supervisor() {
     let server = start(&[]);
     let agent = agent(&server);
     server.command(&["rotation", "drain"]).expect_success();
-    until_told(agent, "drain");
+    until_line(agent, "drain");
     let supervisor = Watched::open(server.pid()).unwrap();
     freeze(&supervisor);
     // A cached reply is used for a short time only; then a new query is needed.
     let since = clock::now();
     while clock::now().since(since) < 2 * AGENT_FRESH {
-        assert!(told(agent).starts_with("drain"));
+        assert!(reply(agent).starts_with("drain"));
     }
-    assert!(told(agent).starts_with("drain"));
+    assert!(reply(agent).starts_with("drain"));
     Client::connect(server.addr()).roundtrip(b"workers do not need it");
     supervisor.signal(Signal::SIGCONT);
     server.command(&["rotation", "in"]).expect_success();
-    until_told(agent, "ready");
+    until_line(agent, "ready");
 }
 
 #[test]
@@ -201,14 +204,14 @@ fn agent_survives_silent_clients_and_crash() {
     let server = start(&[]);
     let agent = agent(&server);
     let strangers: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(agent).unwrap()).collect();
-    assert!(told(agent).starts_with("ready up "));
+    assert!(reply(agent).starts_with("ready up "));
     drop(strangers);
     let pid = server.status_json()["admin"]["pid"].as_u64().unwrap();
     let process = Watched::open(u32::try_from(pid).unwrap()).unwrap();
     process.signal(Signal::SIGKILL);
     assert!(process.wait_gone(DEADLINE));
     // The listener stays open, so no connection is refused meanwhile.
-    assert!(told(agent).starts_with("ready up "));
+    assert!(reply(agent).starts_with("ready up "));
     assert_eq!(server.status_json()["admin"]["deaths"], 1);
 }
 
@@ -228,9 +231,9 @@ fn unavailable_agent_address_refuses_start() {
             "neither an address with a port nor a port",
         ),
     ] {
-        let (got, said) = Server::expect_failure(&args);
-        let line = said.lines().last().unwrap_or_default();
-        assert_eq!(got, code, "{said}");
-        assert!(line.contains(part), "{said}");
+        let (got, error) = Server::expect_failure(&args);
+        let line = error.lines().last().unwrap_or_default();
+        assert_eq!(got, code, "{error}");
+        assert!(line.contains(part), "{error}");
     }
 }

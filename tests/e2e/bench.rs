@@ -69,8 +69,8 @@ fn bench_by(command: &mut Command, args: &[&str]) -> Said {
 impl Said {
     #[track_caller]
     fn outcome(&self) -> &Outcome {
-        let told = || panic!("no outcome: {} {}", self.stdout, self.stderr);
-        self.outcome.as_ref().unwrap_or_else(told)
+        let stderr_text = || panic!("no outcome: {} {}", self.stdout, self.stderr);
+        self.outcome.as_ref().unwrap_or_else(stderr_text)
     }
 
     /// Asserts that it found no failure.
@@ -194,8 +194,8 @@ fn every_pattern_passes_own_server() {
         vec!["churn", "--connections=8", "--close=rst"],
         vec!["hold", "--connections=100", "--every=200ms"],
     ] {
-        let said = bench(&[&pattern[..], &[&target], &SHORT].concat());
-        let outcome = said.is_clean();
+        let run = bench(&[&pattern[..], &[&target], &SHORT].concat());
+        let outcome = run.is_clean();
         let totals = outcome.totals;
         assert!(
             totals.messages > 0 && totals.bytes_received > 0,
@@ -210,14 +210,10 @@ fn every_pattern_passes_own_server() {
         let in_series: u64 = outcome.series.iter().map(|piece| piece.messages).sum();
         assert_eq!(in_series, totals.messages, "{pattern:?}");
         assert_eq!(outcome.series.len(), 6, "{pattern:?}");
-        assert!(
-            said.stdout.contains("every byte checked"),
-            "{}",
-            said.stdout
-        );
+        assert!(run.stdout.contains("every byte checked"), "{}", run.stdout);
     }
-    let said = bench(&short(&["idle", &target, "--connections=100"]));
-    assert_eq!(said.is_clean().totals.connections, 100);
+    let run = bench(&short(&["idle", &target, "--connections=100"]));
+    assert_eq!(run.is_clean().totals.connections, 100);
 }
 
 #[test]
@@ -266,11 +262,11 @@ fn every_connection_sends_proxy_header() {
             vec!["idle", "--connections=20", "--processes=2"],
             vec!["stall", "--connections=4"],
         ] {
-            let said = bench(&[&pattern[..], &[&target, &header], &SHORT].concat());
-            let plan = &said.is_clean().plan;
+            let run = bench(&[&pattern[..], &[&target, &header], &SHORT].concat());
+            let plan = &run.is_clean().plan;
             assert_eq!(plan.proxy_protocol.as_deref(), Some(version));
-            let told = format!("PROXY {version}");
-            assert!(said.stdout.contains(&told), "{}", said.stdout);
+            let stderr_text = format!("PROXY {version}");
+            assert!(run.stdout.contains(&stderr_text), "{}", run.stdout);
         }
     }
     // Detection of the server does not depend on the source address.
@@ -284,30 +280,30 @@ fn every_connection_sends_proxy_header() {
         serde_json::json!({})
     );
     // Without a source address it fails with an error.
-    let said = bench(&short(&["ping", &target, "--connections=1"]));
-    assert_eq!(said.code, 1, "{}", said.stdout);
-    assert!(said.outcome().failures.contains_key("reset"));
+    let run = bench(&short(&["ping", &target, "--connections=1"]));
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    assert!(run.outcome().failures.contains_key("reset"));
 }
 
 #[test]
 fn own_server_requires_proxy_headers_when_sent() {
     for own in [&[][..], &["--", "--proxy-protocol", "all"]] {
         let args = ["churn", "--connections=2", "--proxy-protocol=v2"];
-        let said = bench(&[&short(&args)[..], own].concat());
-        assert!(said.is_clean().totals.messages > 0);
+        let run = bench(&[&short(&args)[..], own].concat());
+        assert!(run.is_clean().totals.messages > 0);
     }
 }
 
 #[test]
 fn bench_starts_and_stops_own_server() {
-    let said = bench(&short(&[
+    let run = bench(&short(&[
         "--workers=2",
         "--connections=40",
         "--",
         "--log-level",
         "debug",
     ]));
-    let outcome = said.is_clean();
+    let outcome = run.is_clean();
     let server = outcome.server.as_ref().unwrap();
     assert!(
         server.pids.len() >= 3,
@@ -325,9 +321,9 @@ fn bench_starts_and_stops_own_server() {
 
 #[test]
 fn bench_reports_failed_start_of_own_server() {
-    let said = bench(&short(&["--", "--backlog", "none"]));
-    assert_eq!((said.code, said.outcome.is_none()), (1, true));
-    assert!(said.stderr.contains("backlog"), "{}", said.stderr);
+    let run = bench(&short(&["--", "--backlog", "none"]));
+    assert_eq!((run.code, run.outcome.is_none()), (1, true));
+    assert!(run.stderr.contains("backlog"), "{}", run.stderr);
 }
 
 #[test]
@@ -340,9 +336,9 @@ fn bench_reports_position_of_wrong_byte() {
         }
         Some(reply)
     });
-    let said = bench(&short(&["ping", &bad.target(), "-c1"]));
-    let outcome = said.outcome();
-    assert_eq!(said.code, 1);
+    let run = bench(&short(&["ping", &bad.target(), "-c1"]));
+    let outcome = run.outcome();
+    assert_eq!(run.code, 1);
     assert!(outcome.failures["wrong_byte"] > 0, "{:?}", outcome.failures);
     assert_eq!(outcome.first_failures[0].position, Some(100));
 }
@@ -362,11 +358,11 @@ fn bench_detects_lost_and_surplus_bytes() {
         let from = usize::from(before == 0);
         Some(upper(&bytes[from..]))
     });
-    let said = bench(&short(&["ping", &loses.target(), "-c1", "--pipeline=2"]));
-    assert_eq!(said.outcome().first_failures[0].kind, "wrong_byte");
+    let run = bench(&short(&["ping", &loses.target(), "-c1", "--pipeline=2"]));
+    assert_eq!(run.outcome().first_failures[0].kind, "wrong_byte");
     let adds = Bad::reply(|_, bytes| Some([upper(bytes), b"!".to_vec()].concat()));
-    let said = bench(&short(&["ping", &adds.target(), "-c1", "--expect=none"]));
-    let first = &said.outcome().first_failures[0];
+    let run = bench(&short(&["ping", &adds.target(), "-c1", "--expect=none"]));
+    let first = &run.outcome().first_failures[0];
     assert_eq!(
         (first.kind.as_str(), first.position),
         ("wrong_byte", Some(64))
@@ -381,9 +377,9 @@ fn bench_reports_position_of_early_end() {
             let _ = stream.write_all(&upper(&message[..40]));
         }
     });
-    let said = bench(&short(&["ping", &bad.target(), "-c1"]));
-    assert_eq!(said.code, 1);
-    let first = &said.outcome().first_failures[0];
+    let run = bench(&short(&["ping", &bad.target(), "-c1"]));
+    assert_eq!(run.code, 1);
+    let first = &run.outcome().first_failures[0];
     assert_eq!(
         (first.kind.as_str(), first.position),
         ("early_eof", Some(40))
@@ -398,18 +394,18 @@ fn bench_reports_reset() {
         let linger = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         linger.unwrap();
     });
-    let said = bench(&short(&["ping", &bad.target(), "-c3"]));
-    assert_eq!(said.code, 1);
-    let failures = &said.outcome().failures;
+    let run = bench(&short(&["ping", &bad.target(), "-c3"]));
+    assert_eq!(run.code, 1);
+    let failures = &run.outcome().failures;
     assert!(failures["reset"] >= 3, "{failures:?}");
 }
 
 #[test]
 fn silence_counts_as_timeout_and_stall() {
     let bad = Bad::serve(|_, mut stream| wait_closed(&mut stream, DEADLINE));
-    let said = bench(&short(&["ping", &bad.target(), "-c2", "--timeout=150ms"]));
-    assert_eq!(said.code, 1);
-    let outcome = said.outcome();
+    let run = bench(&short(&["ping", &bad.target(), "-c2", "--timeout=150ms"]));
+    assert_eq!(run.code, 1);
+    let outcome = run.outcome();
     assert!(outcome.failures["timeout"] >= 2, "{:?}", outcome.failures);
     assert_eq!(outcome.first_failures[0].position, Some(0));
     assert!(
@@ -438,18 +434,18 @@ fn vanished_server_counts_as_refusing() {
     let target = serve_twice();
     // Long enough for a second connection on a busy machine.
     let args = ["-c1", "--duration=2s", "--warmup=0s", "--no-progress"];
-    let said = bench(&[&["churn", target.as_str()], &args[..]].concat());
-    assert_eq!(said.code, 1);
-    let failures = &said.outcome().failures;
+    let run = bench(&[&["churn", target.as_str()], &args[..]].concat());
+    assert_eq!(run.code, 1);
+    let failures = &run.outcome().failures;
     assert!(failures.contains_key("refused"), "{failures:?}");
 }
 
 #[test]
 fn bench_gives_up_unreachable_count() {
     let target = serve_twice();
-    let said = bench(&["ping", &target, "-c1", "--count=10", "--timeout=200ms"]);
-    assert_eq!(said.code, 1);
-    let failures = &said.outcome().failures;
+    let run = bench(&["ping", &target, "-c1", "--count=10", "--timeout=200ms"]);
+    assert_eq!(run.code, 1);
+    let failures = &run.outcome().failures;
     assert!(failures.contains_key("refused"), "{failures:?}");
 }
 
@@ -459,18 +455,18 @@ fn missing_server_is_one_clear_error() {
     let listener = TcpListener::bind((own_address(), 0)).expect("listen");
     let target = listener.local_addr().expect("its address").to_string();
     drop(listener);
-    let said = bench(&["ping", &target]);
-    assert_eq!(said.code, 1);
+    let run = bench(&["ping", &target]);
+    assert_eq!(run.code, 1);
     let line = format!(
         "uppercased: cannot connect to {target}: Connection refused; check that the server is \
          running on this port\n"
     );
-    assert_eq!(said.stderr, line);
-    let said = bench(&["ping", "no such host:1"]);
+    assert_eq!(run.stderr, line);
+    let run = bench(&["ping", "no such host:1"]);
     assert!(
-        said.code == 2 && said.stderr.contains("HOST:PORT"),
+        run.code == 2 && run.stderr.contains("HOST:PORT"),
         "{}",
-        said.stderr
+        run.stderr
     );
 }
 
@@ -483,10 +479,10 @@ fn bad_usage_is_one_clear_error() {
         (&["--duration=1s", "--count=5"], "exclude each other"),
         (&["--during=now: x"], "every 2s: COMMAND"),
     ] {
-        let said = bench(args);
-        assert_eq!(said.code, 2, "{args:?}: {}", said.stderr);
-        assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
-        assert!(said.stderr.contains(words), "{args:?}: {}", said.stderr);
+        let run = bench(args);
+        assert_eq!(run.code, 2, "{args:?}: {}", run.stderr);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        assert!(run.stderr.contains(words), "{args:?}: {}", run.stderr);
     }
 }
 
@@ -518,8 +514,8 @@ fn only_open_loop_shows_stall() {
         let bad = stalls();
         let target = bad.target();
         let rest = ["-c1", "--warmup=0s", "--no-progress"];
-        let said = bench(&[args, &[target.as_str()], &rest].concat());
-        let outcome = said.is_clean().clone();
+        let run = bench(&[args, &[target.as_str()], &rest].concat());
+        let outcome = run.is_clean().clone();
         let longest = Duration::from_secs_f64(outcome.longest_stall_ms / 1000.0);
         assert!(longest >= STALL, "{longest:?}");
         let latency = outcome.latency.unwrap();
@@ -552,8 +548,8 @@ fn series_marks_operations() {
         "--during=at 200ms: exit 7",
         "--reload-every=250ms",
     ];
-    let said = bench(&args);
-    let outcome = said.outcome();
+    let run = bench(&args);
+    let outcome = run.outcome();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     let marks = &outcome.marks;
     assert!(marks.len() >= 3, "{marks:?}");
@@ -570,23 +566,23 @@ fn series_marks_operations() {
     assert!(reload.output.starts_with("reloaded"), "{reload:?}");
     assert!(marks.iter().any(|mark| mark.exit_code == Some(7)));
     // A failed disturbance invalidates the measurement.
-    assert_eq!(said.code, 1);
+    assert_eq!(run.code, 1);
     let problems = &outcome.problems;
     assert_eq!(*problems, ["1 of 1 runs of the command `exit 7` failed."]);
-    assert!(said.stdout.contains("NOT DONE"), "{}", said.stdout);
+    assert!(run.stdout.contains("NOT DONE"), "{}", run.stdout);
 }
 
 #[test]
 fn bench_observes_upgrade_under_load() {
     let args = ["--upgrade-every=200ms", "--connections=10"];
-    let said = bench(
+    let run = bench(
         &[
             &args[..],
             &["--duration=1s", "--warmup=0s", "--no-progress"],
         ]
         .concat(),
     );
-    let outcome = said.is_clean();
+    let outcome = run.is_clean();
     let mark = &outcome.marks[0];
     assert!(
         mark.exit_code == Some(0) && mark.output.starts_with("upgraded"),
@@ -602,8 +598,8 @@ fn threads_and_processes_share_exact_count() {
         "--threads=2",
         "--processes=2",
     ];
-    let said = bench(&[&args[..], &["--pipeline=3", "--no-progress"]].concat());
-    let outcome = said.is_clean();
+    let run = bench(&[&args[..], &["--pipeline=3", "--no-progress"]].concat());
+    let outcome = run.is_clean();
     assert_eq!(outcome.totals.messages, 1001);
     assert_eq!(outcome.totals.bytes_received, 1001 * 64);
     assert_eq!(outcome.plan.processes, 2);
@@ -619,15 +615,15 @@ fn more_processes_extend_descriptor_limit() {
     };
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     let target = server.addr().to_string();
-    let said = limited(&["idle", &target, "--connections=250"]);
-    let outcome = said.is_clean();
+    let run = limited(&["idle", &target, "--connections=250"]);
+    let outcome = run.is_clean();
     assert_eq!(
         (outcome.plan.processes, outcome.totals.connections),
         (3, 250)
     );
-    let said = limited(&["idle", &target, "--connections=250", "--processes=2"]);
-    assert_eq!(said.code, 2);
-    assert!(said.stderr.contains("`ulimit -n 189`"), "{}", said.stderr);
+    let run = limited(&["idle", &target, "--connections=250", "--processes=2"]);
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("`ulimit -n 189`"), "{}", run.stderr);
 }
 
 #[test]
@@ -647,12 +643,8 @@ fn connections_use_given_source_addresses() {
     let seen: Vec<String> = seen.lock().unwrap().iter().cloned().collect();
     assert_eq!(seen, ["127.0.1.1", "127.0.1.2", "127.0.1.3"]);
     for (source, why) in [("192.0.2.1", "of this machine"), ("::1", "family")] {
-        let said = bench(&short(&["idle", &bad.target(), "--sources", source]));
-        assert!(
-            said.code == 1 && said.stderr.contains(why),
-            "{}",
-            said.stderr
-        );
+        let run = bench(&short(&["idle", &bad.target(), "--sources", source]));
+        assert!(run.code == 1 && run.stderr.contains(why), "{}", run.stderr);
     }
 }
 
@@ -665,9 +657,9 @@ fn more_source_addresses_resolve_port_exhaustion() {
         let listen = ["--listen", "127.0.0.1:9", "--workers", "1"];
         let server = Server::start(&listen);
         let target = server.addr().to_string();
-        let said = bench(&short(&["idle", &target, "-c30"]));
-        assert_eq!(said.code, 1);
-        let outcome = said.outcome();
+        let run = bench(&short(&["idle", &target, "-c30"]));
+        assert_eq!(run.code, 1);
+        let outcome = run.outcome();
         assert!(
             outcome.failures["no_source_port"] > 0,
             "{:?}",
@@ -679,20 +671,20 @@ fn more_source_addresses_resolve_port_exhaustion() {
                 .iter()
                 .any(|text| text.contains("--sources"))
         );
-        let said = bench(&short(&["idle", &target, "-c20", "--sources=4"]));
-        assert_eq!(said.is_clean().totals.connections, 20);
+        let run = bench(&short(&["idle", &target, "-c20", "--sources=4"]));
+        assert_eq!(run.is_clean().totals.connections, 20);
     });
 }
 
 #[test]
 fn watched_process_must_exist() {
     let bad = Bad::reply(|_, bytes| Some(upper(bytes)));
-    let said = bench(&short(&["ping", &bad.target(), "--pid=4194304"]));
-    assert_eq!(said.code, 1);
-    assert!(said.stderr.contains("--pid"), "{}", said.stderr);
+    let run = bench(&short(&["ping", &bad.target(), "--pid=4194304"]));
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("--pid"), "{}", run.stderr);
     let own = std::process::id().to_string();
-    let said = bench(&short(&["ping", &bad.target(), "-c2", "--pid", &own]));
-    let server = said.is_clean().server.clone().unwrap();
+    let run = bench(&short(&["ping", &bad.target(), "-c2", "--pid", &own]));
+    let server = run.is_clean().server.clone().unwrap();
     assert!(server.pids.contains(&std::process::id()), "{server:?}");
 }
 
@@ -860,16 +852,20 @@ fn unwritable_results_are_an_error() {
     let output = briefly(&[], |command| {
         command.stdout(full());
     });
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr_text}");
     assert!(
-        told.contains("No space left") && told.contains("20 messages"),
-        "{told}"
+        stderr_text.contains("No space left") && stderr_text.contains("20 messages"),
+        "{stderr_text}"
     );
     let output = briefly(&["--json=/dev/full", "--report=/dev/full"], |_| {});
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(told.matches("cannot write /dev/full").count(), 2, "{told}");
+    let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        stderr_text.matches("cannot write /dev/full").count(),
+        2,
+        "{stderr_text}"
+    );
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("20 messages"), "{shown}");
     // A closed pipe is no error; the other outputs are still written.
@@ -891,9 +887,9 @@ fn same_path_for_two_outputs_is_refused() {
     for place in [file.as_str(), "-"] {
         let outputs = [format!("--json={place}"), format!("--report={place}")];
         let output = briefly(&[&outputs[0], &outputs[1]], |_| {});
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{told}");
-        assert!(told.contains("--json and --report"), "{told}");
+        let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{stderr_text}");
+        assert!(stderr_text.contains("--json and --report"), "{stderr_text}");
     }
     let out = folder.path().join("out");
     let output = briefly(&[&format!("--json={}", out.display())], |command| {
@@ -919,9 +915,12 @@ fn bench_uses_or_names_temporary_folder() {
     let output = briefly(&[], |command| {
         command.env("TMPDIR", &missing);
     });
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(told.contains(missing.to_str().expect("text")), "{told}");
+    assert!(
+        stderr_text.contains(missing.to_str().expect("text")),
+        "{stderr_text}"
+    );
 }
 
 #[test]
@@ -968,15 +967,15 @@ fn bench_reports_rate_below_plan() {
         "--rate=5000",
         "--duration=1s",
     ];
-    let said = bench(
+    let run = bench(
         &[
             &plan[..],
             &["--warmup=0s", "--no-progress", "--timeout=60s"],
         ]
         .concat(),
     );
-    let outcome = said.outcome();
-    assert_eq!(said.code, 1);
+    let outcome = run.outcome();
+    assert_eq!(run.code, 1);
     let latency = outcome.latency.as_ref().expect("some answers");
     let schedule = outcome.schedule.as_ref().expect("an open loop");
     assert!(latency.count <= 10, "{}", latency.count);
@@ -987,7 +986,7 @@ fn bench_reports_rate_below_plan() {
         outcome.problems
     );
     assert!(!outcome.client.is_bottleneck, "{:?}", outcome.client);
-    assert!(said.stdout.contains("NOT DONE"), "{}", said.stdout);
+    assert!(run.stdout.contains("NOT DONE"), "{}", run.stdout);
 }
 
 #[test]
@@ -1003,9 +1002,12 @@ fn self_connected_socket_is_no_server() {
                 .stdin(Stdio::null())
                 .output()
                 .expect("it runs");
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(1), "{told}");
-            assert!(told.contains("check that the server is running"), "{told}");
+            let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{stderr_text}");
+            assert!(
+                stderr_text.contains("check that the server is running"),
+                "{stderr_text}"
+            );
             // Without SO_REUSEADDR, so that a socket in TIME_WAIT would make bind fail.
             let domain = socket2::Domain::IPV4;
             let server = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("one");
@@ -1035,9 +1037,9 @@ fn ipv6_zone_may_be_a_name() {
             ))
             .is_clean();
         }
-        let said = bench(&["ping", "[fe80::77]:9"]);
-        assert_eq!(said.code, 2);
-        assert!(said.stderr.contains("%eth0"), "{}", said.stderr);
+        let run = bench(&["ping", "[fe80::77]:9"]);
+        assert_eq!(run.code, 2);
+        assert!(run.stderr.contains("%eth0"), "{}", run.stderr);
         drop(server);
     });
 }

@@ -154,8 +154,11 @@ fn unkillable_workers_refuse_start() {
         skipped("setpriv (util-linux) is not installed");
         return;
     };
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("CAP_KILL") && said.contains("user"), "{said}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("CAP_KILL") && error.contains("user"),
+        "{error}"
+    );
     assert_eq!(output.status.code(), Some(2));
 }
 

@@ -96,7 +96,7 @@ impl Churn {
     fn go_on_for(&self, exchanges: u64) {
         let goal = self.exchanges() + exchanges;
         self.shared
-            .wait("the churn goes on", |state| state.exchanges >= goal);
+            .wait("the churn continues", |state| state.exchanges >= goal);
     }
 
     fn exchanges(&self) -> u64 {
@@ -330,7 +330,7 @@ fn clients_and_counters_notice_lost_queue() {
         let verdict = catch_unwind(|| after.assert_no_loss_since(&before));
         assert!(
             verdict.is_err(),
-            "the judge of the tests above noticed nothing"
+            "the check of the tests above noticed nothing"
         );
     });
 }

@@ -41,8 +41,8 @@ impl Run {
 
     /// Asserts that it failed with `code` and the one-line message `said`.
     #[track_caller]
-    fn assert_failure(&self, code: i32, said: &str) {
-        assert_eq!(self.stderr, format!("uppercased: {said}\n"));
+    fn assert_failure(&self, code: i32, error: &str) {
+        assert_eq!(self.stderr, format!("uppercased: {error}\n"));
         assert_eq!(self.code, Some(code));
     }
 }
@@ -63,8 +63,8 @@ fn finish(mut child: Child, stdout: Vec<u8>) -> Run {
         panic!("the client did not end");
     }
     let mut stderr = String::new();
-    let mut said = child.stderr.take().unwrap();
-    said.read_to_string(&mut stderr).unwrap();
+    let mut error = child.stderr.take().unwrap();
+    error.read_to_string(&mut stderr).unwrap();
     let code = child.wait().unwrap().code();
     Run {
         code,

@@ -44,7 +44,7 @@ fn is_half_closed(client: &Client, within: Duration) -> bool {
 
 /// Returns an idle client that has sent `bytes`. They arrive before the worker polls, so that even
 /// a short idle timeout cannot expire first.
-fn says_and_falls_silent(server: &Server, bytes: &[u8]) -> Client {
+fn sends_and_stays_silent(server: &Server, bytes: &[u8]) -> Client {
     let frozen = Frozen::workers(server);
     let mut client = Client::connect(server.addr());
     client.send_all(bytes);
@@ -97,8 +97,8 @@ fn server_sees_bytes_and_fin_in_one_segment() {
         if round % 2 == 0 {
             client.roundtrip(b"served already");
         }
-        last(&mut client, b"the last words");
-        assert_eq!(client.read_to_end(), b"THE LAST WORDS", "round {round}");
+        last(&mut client, b"the last bytes");
+        assert_eq!(client.read_to_end(), b"THE LAST BYTES", "round {round}");
     }
     // The same for clients in the accept queue.
     let frozen = Frozen::workers(&server);
@@ -134,7 +134,7 @@ fn peer_reset_is_counted_in_every_state() {
 
     let frozen = Frozen::workers(&server);
     let mut queue = Client::connect(server.addr());
-    queue.send_all(b"nobody has accepted this");
+    queue.send_all(b"not accepted yet");
     until("it is queued", || queued(server.addr().port()) == 1);
     queue.abort();
     let mut both = Client::connect(server.addr());
@@ -146,14 +146,14 @@ fn peer_reset_is_counted_in_every_state() {
 
     bystander.roundtrip(b"after");
     assert_eq!(counters.open(), 1);
-    assert_eq!(server.worker_pids(), workers, "nobody died of it");
+    assert_eq!(server.worker_pids(), workers, "no worker exited");
     assert_eq!(counters.count(Counter::Closed(CloseReason::SystemError)), 0);
     drop(bystander);
     assert!(server.stop().success());
 }
 
 #[test]
-fn client_leaving_during_reply_affects_nobody() {
+fn client_leaving_during_reply_affects_no_other() {
     let server = server(&[]);
     let workers = server.worker_pids();
     let counters = Counters::of(&server);
@@ -169,7 +169,7 @@ fn client_leaving_during_reply_affects_nobody() {
     counters.wait_open(0);
     let ended = counters.count(PEER_RESET) + counters.count(PEER_CLOSED);
     assert_eq!(ended, 50, "each for one of the two reasons");
-    assert_eq!(server.worker_pids(), workers, "nobody died of it");
+    assert_eq!(server.worker_pids(), workers, "no worker exited");
     Client::connect(server.addr()).roundtrip(b"still there");
 }
 
@@ -201,7 +201,7 @@ fn close_destroys_no_reply_in_flight() {
         let server = server(&["--idle-timeout", "200ms", "--linger-timeout", "1m"]);
         let counters = Counters::of(&server);
         let before = KernelCounters::read();
-        let mut client = says_and_falls_silent(&server, b"first");
+        let mut client = sends_and_stays_silent(&server, b"first");
         wait_half_closed(&client);
         // The reply stays unread on this side. If the server closed fully, any of this would cause
         // a reset, which would destroy the reply.
@@ -231,7 +231,7 @@ fn linger_timeout_ends_lingering() {
     let late = Deadline::after(DEADLINE);
     let error = loop {
         match stubborn.socket().write_all(b"and another thing") {
-            Ok(()) => assert!(!late.left().is_zero(), "it lingers for ever"),
+            Ok(()) => assert!(!late.left().is_zero(), "it lingers without a limit"),
             Err(error) => break error,
         }
     };
@@ -248,7 +248,7 @@ fn linger_timeout_ends_lingering() {
 fn server_closes_immediately_without_linger() {
     let server = server(&["--idle-timeout", "50ms", "--linger-timeout", "0s"]);
     let counters = Counters::of(&server);
-    let mut client = says_and_falls_silent(&server, b"one");
+    let mut client = sends_and_stays_silent(&server, b"one");
     wait_half_closed(&client);
     counters.wait(IDLE_TIMEOUT, 1);
     counters.wait_open(0);

@@ -201,14 +201,14 @@ fn timeout_limits_wait() {
     let place = Place::new();
     let path = place.path().join("1.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    for (command, said) in [
+    for (command, error) in [
         ("reload", "no answer in time"),
         ("stop", "no answer in time"),
         ("status", "cannot get the status within 20ms"),
     ] {
         let outcome = place.run(&[command, "--timeout", "20ms"]);
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
-        assert!(outcome.stderr.contains(said), "{outcome:?}");
+        assert!(outcome.stderr.contains(error), "{outcome:?}");
     }
 }
 
@@ -321,7 +321,7 @@ fn status_watch_ends_with_server() {
 
 #[test]
 fn rotation_state_sets_exit_code() {
-    let told = |phase: &str, queue: &str| {
+    let status_of = |phase: &str, queue: &str| {
         let slot = SlotStatus {
             queue: queue.to_owned(),
             ..SlotStatus::default()
@@ -337,9 +337,12 @@ fn rotation_state_sets_exit_code() {
         )
     };
     let place = Place::new();
-    let (serving, stopping) = (told("serving", "served"), told("draining", "served"));
+    let (serving, stopping) = (
+        status_of("serving", "served"),
+        status_of("draining", "served"),
+    );
     let failing =
-        told("serving", "unserved").replace("\"queue\"", "\"unserved_ms\":5000,\"queue\"");
+        status_of("serving", "unserved").replace("\"queue\"", "\"unserved_ms\":5000,\"queue\"");
     let server = place.server(1, &[&serving, &stopping, &failing]);
     let ready = || {
         let outcome = place.run(&["status", "--ready"]);

@@ -222,7 +222,7 @@ fn unmovable_connections_stay_or_drain() {
     planned.workers().assert_renewed_since(&before);
     assert_new_clients_are_served(&planned);
     clients.expect_all_served();
-    until("the old workers are gone", || {
+    until("the old workers have exited", || {
         planned.server.worker_pids().len() == 2
     });
 
@@ -272,9 +272,9 @@ fn leave_by(point: &str, command: &[&str]) {
     let pids = planned.server.worker_pids();
     let answered = planned.server.command(command);
     assert_eq!(answered.code, 1, "{point}: {answered:?}");
-    let said = format!("{}{}", answered.stdout, answered.stderr);
+    let error = format!("{}{}", answered.stdout, answered.stderr);
     assert!(
-        said.contains("closed the connection"),
+        error.contains("closed the connection"),
         "{point}: {answered:?}"
     );
     // Bytes sent before are answered in full by the present owner.
@@ -297,10 +297,12 @@ fn leave_by(point: &str, command: &[&str]) {
     for pid in pids {
         assert!(
             wait_gone(pid, crate::support::DEADLINE),
-            "{point}: worker {pid} stays"
+            "{point}: worker {pid} still runs"
         );
     }
-    until("nobody is left", || planned.server.processes().is_empty());
+    until("every process has exited", || {
+        planned.server.processes().is_empty()
+    });
     let listen = format!("--listen={}", planned.server.addr());
     let next = crate::support::Server::start(&[&listen]);
     Client::connect(next.addr()).roundtrip(b"the next server");

@@ -198,20 +198,22 @@ fn refused(arguments: &[&str], code: i32, parts: &[&str]) {
 }
 
 #[track_caller]
-fn judge((code, said): (i32, String), expected: i32, parts: &[&str]) {
-    assert_eq!(code, expected, "{said}");
+fn judge((code, error): (i32, String), expected: i32, parts: &[&str]) {
+    assert_eq!(code, expected, "{error}");
     // The log may already have reported the start; the refusal is one line.
-    let mut refusals = said.lines().filter(|line| line.starts_with("uppercased: "));
+    let mut refusals = error
+        .lines()
+        .filter(|line| line.starts_with("uppercased: "));
     let refusal = refusals
         .next()
-        .unwrap_or_else(|| panic!("no refusal: {said}"));
+        .unwrap_or_else(|| panic!("no refusal: {error}"));
     assert!(
-        refusals.next().is_none() && said.trim_end().ends_with(refusal),
-        "{said}"
+        refusals.next().is_none() && error.trim_end().ends_with(refusal),
+        "{error}"
     );
     assert!(
-        !said.contains(" ERROR ") && !said.contains(" WARN "),
-        "told twice: {said}"
+        !error.contains(" ERROR ") && !error.contains(" WARN "),
+        "reported twice: {error}"
     );
     for part in parts {
         assert!(refusal.contains(part), "{part:?} is missing: {refusal}");
@@ -276,9 +278,9 @@ fn too_low_descriptor_limit_refuses_start() {
         .args(["-c", shell, env!("CARGO_BIN_EXE_uppercased")])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
     judge(
-        (output.status.code().unwrap(), said),
+        (output.status.code().unwrap(), error),
         2,
         &["descriptor", "ulimit -n"],
     );
@@ -300,10 +302,10 @@ fn privileged_port_refuses_unprivileged_user() {
         command.uid(65_534).gid(65_534);
     }
     let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let code = output.status.code().unwrap();
     judge(
-        (code, said),
+        (code, error),
         1,
         &["127.0.0.1:80", "permission denied", "CAP_NET_BIND_SERVICE"],
     );

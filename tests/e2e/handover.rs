@@ -70,9 +70,9 @@ impl Slot {
     /// Starts a worker and waits until it is ready.
     fn start(&mut self, standby: bool, faults: &str) -> Worker {
         let mut worker = self.spawn(standby, faults, MAX);
-        let (message, mut descriptors) = worker.hear().expect("it becomes ready");
+        let (message, mut descriptors) = worker.receive().expect("it becomes ready");
         let FromWorker::Ready(ready) = message else {
-            panic!("{message:?} instead of Ready");
+            panic!("expected Ready, received {message:?}");
         };
         if self.listener.is_none() {
             self.listen = ready.listen[0];
@@ -133,7 +133,7 @@ impl Slot {
 }
 
 impl Worker {
-    fn say(&mut self, message: ToWorker, descriptors: &[OwnedFd]) {
+    fn send(&mut self, message: ToWorker, descriptors: &[OwnedFd]) {
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         let worker = self.id;
         match self
@@ -147,7 +147,7 @@ impl Worker {
     }
 
     /// Returns the next message; `None` if the channel closes first.
-    fn hear(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
+    fn receive(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
         let deadline = Deadline::after(DEADLINE);
         loop {
             match self.channel.receive() {
@@ -159,7 +159,7 @@ impl Worker {
                 Err(error) => panic!("{error}"),
                 Ok(None) => assert!(
                     poll_one(&self.channel, PollFlags::POLLIN, deadline.left()),
-                    "{} says nothing",
+                    "{} sends nothing",
                     self.id
                 ),
             }
@@ -168,15 +168,15 @@ impl Worker {
 
     #[track_caller]
     fn expect_handed_over(&mut self) -> HandedOver {
-        match self.hear() {
-            Some((FromWorker::HandedOver(told), _)) => told,
-            other => panic!("{other:?} instead of how it ended"),
+        match self.receive() {
+            Some((FromWorker::HandedOver(result), _)) => result,
+            other => panic!("expected HandedOver, received {other:?}"),
         }
     }
 
     #[track_caller]
     fn expect_exit(&mut self) -> ExitStatus {
-        assert!(self.watched.wait_gone(DEADLINE), "{} lives on", self.id);
+        assert!(self.watched.wait_gone(DEADLINE), "{} still runs", self.id);
         self.child.wait().unwrap()
     }
 
@@ -218,13 +218,13 @@ fn hand_over(from: &mut Worker, to: &mut Worker, last: bool) {
         from: from.id,
         expected,
     };
-    to.say(ToWorker::TakeOver(take_over), &[theirs]);
+    to.send(ToWorker::TakeOver(take_over), &[theirs]);
     let order = HandOver {
         to: to.id,
         last,
         part: None,
     };
-    from.say(ToWorker::HandOver(order), &[ours]);
+    from.send(ToWorker::HandOver(order), &[ours]);
 }
 
 /// Opens clients of `worker` with exchanges in progress.
@@ -255,10 +255,10 @@ fn successor_takes_over_and_predecessor_exits() {
     old.until(Counter::Accepted, 21);
     assert_eq!(new.count(Counter::Accepted), 0);
     hand_over(&mut old, &mut new, false);
-    let told = old.expect_handed_over();
+    let result = old.expect_handed_over();
     let (moved, left, end) = (21, 0, HandoverEnd::Done);
     assert_eq!(
-        told,
+        result,
         HandedOver {
             moved,
             left,
@@ -301,10 +301,10 @@ fn dead_receiver_returns_unacknowledged_connections() {
         let mut clients = clients(&slot, &old, count);
         let mut new = slot.start(true, &format!("{point}=kill"));
         hand_over(&mut old, &mut new, false);
-        let told = old.expect_handed_over();
+        let result = old.expect_handed_over();
         let (left, end) = (count as u32 - moved, HandoverEnd::PeerGone);
         assert_eq!(
-            told,
+            result,
             HandedOver {
                 moved,
                 left,
@@ -368,17 +368,17 @@ fn unreadable_packets_make_predecessor_drain() {
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "receiver.decode=fail");
     hand_over(&mut old, &mut new, false);
-    let told = old.expect_handed_over();
-    assert_eq!((told.moved, told.left), (0, 4));
+    let result = old.expect_handed_over();
+    assert_eq!((result.moved, result.left), (0, 4));
     assert!(
-        matches!(told.end, HandoverEnd::Refused { cause } if cause.contains("receiver.decode"))
+        matches!(result.end, HandoverEnd::Refused { cause } if cause.contains("receiver.decode"))
     );
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
     newcomer.roundtrip(b"the successor accepts");
     assert_eq!(new.count(Counter::Accepted), 1);
     let drain_timeout_ms = DRAIN_MS;
-    old.say(ToWorker::Leave { drain_timeout_ms }, &[]);
+    old.send(ToWorker::Leave { drain_timeout_ms }, &[]);
     for client in &mut clients {
         client.half_close();
         client.expect_eof();
@@ -394,16 +394,16 @@ fn worker_without_room_leaves_rest_to_peer() {
     // The receiver cannot watch every second connection.
     let mut new = slot.start(true, "receiver.watch=fail_alternately");
     hand_over(&mut old, &mut new, false);
-    let told = old.expect_handed_over();
-    assert_eq!(told.moved + told.left, 4);
-    assert!(told.moved > 0 && told.left > 0, "{told:?}");
-    assert!(matches!(told.end, HandoverEnd::Incomplete { .. }));
-    new.until(Counter::MovedIn, u64::from(told.moved));
+    let result = old.expect_handed_over();
+    assert_eq!(result.moved + result.left, 4);
+    assert!(result.moved > 0 && result.left > 0, "{result:?}");
+    assert!(matches!(result.end, HandoverEnd::Incomplete { .. }));
+    new.until(Counter::MovedIn, u64::from(result.moved));
     serves(&mut clients);
     // All of them return to the old worker, which accepts again.
     hand_over(&mut new, &mut old, false);
-    let told = new.expect_handed_over();
-    assert_eq!((told.left, told.end), (0, HandoverEnd::Done));
+    let result = new.expect_handed_over();
+    assert_eq!((result.left, result.end), (0, HandoverEnd::Done));
     assert!(new.expect_exit().success());
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
@@ -416,11 +416,11 @@ fn leaving_worker_serves_and_then_finishes() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "");
-    new.say(ToWorker::Serve, &[]);
+    new.send(ToWorker::Serve, &[]);
     // Long compared with the steps in it.
     let drain_timeout_ms = 3000;
-    old.say(ToWorker::Leave { drain_timeout_ms }, &[]);
-    let (message, _) = old.hear().unwrap();
+    old.send(ToWorker::Leave { drain_timeout_ms }, &[]);
+    let (message, _) = old.receive().unwrap();
     assert_eq!(message, FromWorker::Draining { connections: 4 });
     serves(&mut clients);
     let mut newcomer = Client::connect(slot.addr());
@@ -443,10 +443,10 @@ fn last_worker_empties_queue_before_close() {
     slot.listener = None; // The test holds no duplicate: the queue is lost with the worker.
     clients.extend((0..4).map(|_| Client::connect(slot.addr())));
     hand_over(&mut old, &mut sibling, true);
-    let told = old.expect_handed_over();
+    let result = old.expect_handed_over();
     let (moved, left, end) = (8, 0, HandoverEnd::Done);
     assert_eq!(
-        told,
+        result,
         HandedOver {
             moved,
             left,
@@ -458,7 +458,7 @@ fn last_worker_empties_queue_before_close() {
     serves(&mut clients);
     assert!(
         Client::try_connect(slot.addr()).is_err(),
-        "nobody listens there"
+        "no process listens there"
     );
 }
 
@@ -475,8 +475,8 @@ fn stop_during_handover_ends_both_workers() {
             drain_timeout_ms: DRAIN_MS,
         })
     };
-    old.say(stop(), &[]);
-    new.say(stop(), &[]);
+    old.send(stop(), &[]);
+    new.send(stop(), &[]);
     for client in &mut clients {
         client.expect_eof();
     }
@@ -496,7 +496,7 @@ fn standby_worker_exits_without_touching_queue() {
     let mut old = slot.start(false, "");
     let mut new = slot.start(true, "");
     let mut client = Client::connect(slot.addr());
-    new.say(
+    new.send(
         ToWorker::Stop(Stop {
             lame_duck_ms: 0,
             drain_timeout_ms: DRAIN_MS,
@@ -512,7 +512,7 @@ fn standby_worker_exits_without_touching_queue() {
     let _ = rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both);
     assert!(new.watched.wait_gone(DEADLINE));
     client.roundtrip(b"still");
-    old.say(ToWorker::Ping, &[]);
+    old.send(ToWorker::Ping, &[]);
 }
 
 #[test]
@@ -520,6 +520,6 @@ fn ping_wakes_idle_worker() {
     let mut slot = Slot::new(Config::default());
     let mut worker = slot.start(false, "");
     let before = worker.count(Counter::Turns);
-    worker.say(ToWorker::Ping, &[]);
+    worker.send(ToWorker::Ping, &[]);
     worker.until(Counter::Turns, before + 1);
 }

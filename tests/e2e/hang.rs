@@ -62,7 +62,7 @@ fn resumed_supervisor_blames_no_worker() {
     let workers: Vec<_> = (0..2).map(|slot| worker_of(server, slot)).collect();
     client.roundtrip(b"here");
     assert!(owner(&client, server.addr(), &workers).is_some());
-    until("nobody was killed", || server.worker_pids().len() == 2);
+    until("no worker was killed", || server.worker_pids().len() == 2);
 }
 
 #[test]
@@ -87,11 +87,11 @@ fn full_accept_queue_is_logged() {
     for client in &mut clients {
         client.roundtrip(b"served in the end");
     }
-    let said = server.log().split_off(mark);
-    let full = said
+    let lines = server.log().split_off(mark);
+    let full = lines
         .iter()
         .filter(|line| line.contains("accept queue full"));
-    assert_eq!(full.count(), 1, "{said:?}");
+    assert_eq!(full.count(), 1, "{lines:?}");
 }
 
 /// Starts a server with one worker that its supervisor cannot kill.

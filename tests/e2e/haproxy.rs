@@ -49,7 +49,7 @@ fn haproxy() -> Option<PathBuf> {
 /// A running HAProxy. Dropping it stops it, and prints its output if the test fails.
 struct Balancer {
     child: Child,
-    said: Lines,
+    log: Lines,
     stats: PathBuf,
     _folder: tempfile::TempDir,
 }
@@ -94,10 +94,10 @@ impl Balancer {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = Lines::follow(child.stderr.take().unwrap());
+        let log = Lines::follow(child.stderr.take().unwrap());
         Self {
             child,
-            said,
+            log,
             stats,
             _folder: folder,
         }
@@ -147,7 +147,7 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("HAProxy: {:?}\n{}", self.machines(), self.said.text());
+            eprintln!("HAProxy: {:?}\n{}", self.machines(), self.log.text());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -226,7 +226,7 @@ fn assert_knew_its_clients(server: &Server, host: u8) {
         "{clients} and {checks} of {}",
         introduced.len()
     );
-    assert_eq!(clients + checks, introduced.len(), "nobody else");
+    assert_eq!(clients + checks, introduced.len(), "no other connection");
     let totals = &server.status_json()["totals"];
     assert_eq!(totals["refused"], serde_json::json!({}), "{totals}");
     for reason in [
@@ -252,11 +252,8 @@ fn haproxy_accepts_packaged_configuration() {
         .args(["-c", "-f", PACKAGED])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && !said.contains("WARNING"),
-        "{said}"
-    );
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !log.contains("WARNING"), "{log}");
 }
 
 /// Runs `scene` with two machines, where the system permits it.
@@ -297,19 +294,19 @@ fn vanished(haproxy: &Path, one: &Namespace, two: &Namespace) {
         client.roundtrip(b"and then silent");
     }
     one.run(|| ip("link set eth0 down\n")).unwrap();
-    until("its clients have been let go", || {
+    until("its clients have been closed", || {
         silent.retain(|client| !poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO));
         let left = balancer.machine("two").open;
         balancer.machine("one").open == 0 && silent.len() as u64 == left
     });
     assert!(
         (1..STAYING).contains(&silent.len()),
-        "some were there, some elsewhere"
+        "both machines had clients"
     );
     silent
         .iter_mut()
         .for_each(|client| client.roundtrip(b"elsewhere"));
-    Client::connect(front).roundtrip(b"and who comes now");
+    Client::connect(front).roundtrip(b"and the next client");
 }
 
 fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
@@ -333,10 +330,12 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     let before = balancer.machine("one").taken;
     passing.go_on_for(300);
     staying.go_on_for(100);
-    assert_eq!(balancer.machine("one").taken, before, "nobody new");
-    assert!(balancer.machine("one").open > 0, "who was there is there");
+    assert_eq!(balancer.machine("one").taken, before, "no new client");
+    assert!(balancer.machine("one").open > 0, "connected clients stay");
     staying.finish().assert_clean();
-    until("everybody has left", || balancer.machine("one").open == 0);
+    until("every client has left", || {
+        balancer.machine("one").open == 0
+    });
     assert_knew_its_clients(&first, 1);
     assert!(first.stop().success());
     passing.go_on_for(100);
@@ -361,21 +360,21 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
         .for_each(|client| client.roundtrip(b"until the end"));
     second.signal(Signal::SIGTERM);
     balancer.until_status("two", |status| status.starts_with("DRAIN"));
-    assert!(second.is_running(), "told in time");
+    assert!(second.is_running(), "informed in time");
     until("it has ended", || {
         staying.retain_mut(|client| {
-            let told = poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO);
-            if told {
+            let result = poll_one(client.socket(), PollFlags::POLLIN, Duration::ZERO);
+            if result {
                 client.expect_eof();
             }
-            !told
+            !result
         });
         !second.is_running()
     });
     assert!(second.wait_exit(DEADLINE).success());
     assert!(
         (1..STAYING).contains(&staying.len()),
-        "some were there, some elsewhere"
+        "both machines had clients"
     );
     staying
         .iter_mut()

@@ -83,13 +83,13 @@ fn upper_changes_letters_only() {
 #[test]
 fn assert_same_reports_first_difference() {
     assert_same(b"same", b"same", "equal");
-    let said = panic_of(|| assert_same(b"abcXe", b"abcde", "reply"));
+    let message = panic_of(|| assert_same(b"abcXe", b"abcde", "reply"));
     assert!(
-        said.starts_with("reply: 5 bytes, expected 5; they part at byte 3"),
-        "{said}"
+        message.starts_with("reply: 5 bytes, expected 5; they part at byte 3"),
+        "{message}"
     );
-    let said = panic_of(|| assert_same(b"abc", b"abcde", "reply"));
-    assert!(said.contains("part at byte 3"), "{said}");
+    let message = panic_of(|| assert_same(b"abc", b"abcde", "reply"));
+    assert!(message.contains("part at byte 3"), "{message}");
 }
 
 #[test]
@@ -110,7 +110,10 @@ fn wait_gone_waits_for_process_exit() {
         "zombies are no children"
     );
     assert_eq!(child.wait().unwrap(), status, "seen but not reaped before");
-    assert!(wait_gone(pid, Duration::ZERO), "reaped is gone, too");
+    assert!(
+        wait_gone(pid, Duration::ZERO),
+        "a reaped process has exited"
+    );
     // To a process that has exited: no panic, and no other process is signalled.
     watched.signal(Signal::SIGKILL);
 }
@@ -150,11 +153,11 @@ fn sweep_kills_orphans_and_spares_others() {
         .spawn()
         .unwrap();
     let held = parent.stdin.take();
-    let said = Lines::follow(parent.stdout.take().unwrap());
-    let orphan = said.find_from(0, DEADLINE, |_| true).unwrap();
+    let message = Lines::follow(parent.stdout.take().unwrap());
+    let orphan = message.find_from(0, DEADLINE, |_| true).unwrap();
     let orphan = orphan.parse().unwrap();
     parent.wait().unwrap();
-    assert!(!wait_gone(orphan, MOMENT), "the orphan lives");
+    assert!(!wait_gone(orphan, MOMENT), "the orphan runs");
 
     sweep(&format!("E2E_SWEEP={value}")).unwrap();
     assert!(wait_gone(orphan, Duration::ZERO));
@@ -187,7 +190,7 @@ fn lines_wait_for_text_and_end() {
     assert!(lines.wait_end(DEADLINE));
     assert_eq!(lines.all()[1000..], ["one", "two", "three"]);
     let never = lines.find_from(0, DEADLINE, |line| line == "four");
-    assert_eq!(never, None, "known at once, for no more can come");
+    assert_eq!(never, None, "detected at once, because no more can arrive");
 }
 
 #[test]
@@ -207,15 +210,15 @@ fn client_accepts_correct_replies() {
 #[test]
 fn client_detects_incorrect_replies() {
     let addr = serve_with(|mut stream| stream.write_all(b"HELLo").unwrap());
-    let said = panic_of(|| Client::connect(addr).roundtrip(b"hello"));
-    assert!(said.contains("part at byte 4"), "{said}");
+    let message = panic_of(|| Client::connect(addr).roundtrip(b"hello"));
+    assert!(message.contains("part at byte 4"), "{message}");
 
     let addr = serve_with(|mut stream| stream.write_all(b"HE").unwrap());
     let mut client = Client::connect(addr);
-    let said = panic_of(|| client.expect(b"HELLO"));
-    assert!(said.contains("closed after 2 of 5"), "{said}");
-    let said = panic_of(|| client.expect_open());
-    assert!(said.contains("the server has closed"), "{said}");
+    let message = panic_of(|| client.expect(b"HELLO"));
+    assert!(message.contains("closed after 2 of 5"), "{message}");
+    let message = panic_of(|| client.expect_open());
+    assert!(message.contains("the server has closed"), "{message}");
 
     let addr = serve_with(|mut stream| stream.write_all(b"surplus").unwrap());
     let mut client = Client::connect(addr);
@@ -224,12 +227,12 @@ fn client_detects_incorrect_replies() {
         nix::poll::PollFlags::POLLIN,
         DEADLINE
     ));
-    let said = panic_of(|| client.expect_silence(MOMENT));
-    assert!(said.contains("unexpected byte 0x73"), "{said}");
-    let said = panic_of(|| client.expect_eof());
+    let message = panic_of(|| client.expect_silence(MOMENT));
+    assert!(message.contains("unexpected byte 0x73"), "{message}");
+    let message = panic_of(|| client.expect_eof());
     assert!(
-        said.contains("before the end: 7 bytes, expected 0"),
-        "{said}"
+        message.contains("before the end: 7 bytes, expected 0"),
+        "{message}"
     );
 
     let addr = serve_with(|stream| {
@@ -245,8 +248,8 @@ fn server_start_failure_includes_log() {
         let server = Server::builder().program("/bin/sh");
         server.args(["-c", "echo trouble >&2; exit 3"]).start();
     };
-    let said = panic_of(start);
-    assert!(said.contains("no server on 1 addresses"), "{said}");
+    let message = panic_of(start);
+    assert!(message.contains("no server on 1 addresses"), "{message}");
     let server = Server::builder().program("/bin/sh");
     let failure = server
         .args(["-c", "echo trouble >&2; exit 3"])
@@ -316,7 +319,7 @@ fn namespace_has_its_own_counters() {
         drop(client);
         let orderly = KernelCounters::read();
         orderly.assert_no_loss_since(&fresh);
-        assert_eq!(orderly.count("ActiveOpens"), 1, "nobody else's connections");
+        assert_eq!(orderly.count("ActiveOpens"), 1, "no other connections");
 
         // A refused one is a loss.
         let refused = Client::try_connect((Ipv4Addr::LOCALHOST, 1).into()).unwrap_err();
@@ -328,8 +331,8 @@ fn namespace_has_its_own_counters() {
             (1, 1),
             "{delta:?}"
         );
-        let said = panic_of(|| after.assert_no_loss_since(&orderly));
-        assert!(said.contains("OutRsts"), "{said}");
+        let message = panic_of(|| after.assert_no_loss_since(&orderly));
+        assert!(message.contains("OutRsts"), "{message}");
     });
 }
 
@@ -340,12 +343,12 @@ fn failure_inside_namespace_fails_test() {
         isolated(|| panic!("{INSIDE}"));
     }
     match catch_unwind(|| isolated(|| ())) {
-        Ok(ran) => assert!(!ran, "the failure inside was not noticed"),
+        Ok(ran) => assert!(!ran, "the failure inside was not detected"),
         Err(panic) => {
-            let said = panic.downcast::<String>().unwrap();
+            let message = panic.downcast::<String>().unwrap();
             assert!(
-                said.contains("in its namespace: exit status: 101"),
-                "{said}"
+                message.contains("in its namespace: exit status: 101"),
+                "{message}"
             );
         }
     }
@@ -357,10 +360,10 @@ fn isolated_detects_body_that_never_ran() {
     let elsewhere = std::thread::Builder::new().name("no_test_has_this_name".to_owned());
     let ran = elsewhere.spawn(|| isolated(|| ())).unwrap().join();
     match ran {
-        Ok(ran) => assert!(!ran, "nothing was run, and it was not noticed"),
+        Ok(ran) => assert!(!ran, "nothing was run, and that was not detected"),
         Err(panic) => {
-            let said = panic.downcast::<String>().unwrap();
-            assert!(said.contains("the body did not run"), "{said}");
+            let message = panic.downcast::<String>().unwrap();
+            assert!(message.contains("the body did not run"), "{message}");
         }
     }
 }

@@ -151,8 +151,8 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
         let deadline = Some(DEADLINE);
         reads_late.set_read_timeout(deadline).expect("a timeout");
         reads_late.set_write_timeout(deadline).expect("a timeout");
-        let said = vec![b'a'; 64 * 1024];
-        reads_late.write_all(&said).expect("send");
+        let sent = vec![b'a'; 64 * 1024];
+        reads_late.write_all(&sent).expect("send");
         reads_late.shutdown(Shutdown::Write).expect("half-close");
         until("the server closes it", || {
             server.status_json()["totals"]["closed"]["peer_closed"].as_u64() >= Some(1)
@@ -161,7 +161,7 @@ fn lingering_listener_neither_blocks_nor_resets_clients() {
         let mut got = Vec::new();
         let read = reads_late.read_to_end(&mut got);
         assert!(read.is_ok(), "{what}: {read:?} after {} bytes", got.len());
-        assert!(got == said.to_ascii_uppercase(), "{what}: {}", got.len());
+        assert!(got == sent.to_ascii_uppercase(), "{what}: {}", got.len());
     }
 }
 

@@ -113,8 +113,8 @@ fn load_detects_worker_death() {
     victim.signal(Signal::SIGKILL);
     // A client that finishes after that must notice.
     assert!(victim.wait_gone(DEADLINE));
-    let said = panic_of(|| load.go_on_for(1_000_000));
-    assert!(said.contains(" received) after "), "{said}");
+    let error = panic_of(|| load.go_on_for(1_000_000));
+    assert!(error.contains(" received) after "), "{error}");
     let report = load.finish();
     let size = LoadSize::small();
     // Every long-lived client had a connection to it; clients that reconnect continue.
@@ -122,8 +122,8 @@ fn load_detects_worker_death() {
     assert!(report.failure_count >= long_lived as u64, "{report}");
     let ends = report.count(FailureKind::EarlyEnd) + report.count(FailureKind::Reset);
     assert_eq!(ends as u64, report.failure_count, "{report}");
-    let said = panic_of(|| report.assert_clean());
-    assert!(said.contains("EarlyEnd: "), "{said}");
+    let error = panic_of(|| report.assert_clean());
+    assert!(error.contains("EarlyEnd: "), "{error}");
 }
 
 #[test]
@@ -249,8 +249,8 @@ fn load_distinguishes_close_reset_and_silence() {
     };
     let report = Load::start((Ipv4Addr::LOCALHOST, 1).into(), size).finish();
     assert!(report.count(FailureKind::Refused) > 0, "{report}");
-    let said = panic_of(|| report.assert_clean());
-    assert!(said.contains("Refused: Churn 0"), "{said}");
+    let error = panic_of(|| report.assert_clean());
+    assert!(error.contains("Refused: Churn 0"), "{error}");
 }
 
 #[test]
@@ -464,8 +464,8 @@ fn command_is_answered_within_deadline() {
     assert!(!answered.stdout.is_empty(), "{answered:?}");
     let answered = server.command(&["no-such-order"]);
     assert_eq!(answered.code, 2, "{answered:?}");
-    let said = panic_of(|| drop(answered.clone().expect_success()));
-    assert!(said.contains("no-such-order"), "{said}");
+    let error = panic_of(|| drop(answered.clone().expect_success()));
+    assert!(error.contains("no-such-order"), "{error}");
     answered.expect_failure("no-such-order");
     // A server that does not stop is killed with its handle.
     let other = Server::builder().args(["--listen=127.0.0.1:0"]).start();
@@ -481,8 +481,8 @@ fn image_copies_behave_as_named() {
         Ok::<_, io::Error>((output.status.success(), output.stdout))
     };
     let right = Image::copy(folder.path());
-    let (worked, said) = version(&right).unwrap();
-    assert!(worked && said.starts_with(b"uppercased "));
+    let (worked, error) = version(&right).unwrap();
+    assert!(worked && error.starts_with(b"uppercased "));
 
     // The program reads its trailer, and still runs with one.
     let faulty = Image::copy(folder.path()).with_faults("version=9.9.9");
@@ -490,16 +490,16 @@ fn image_copies_behave_as_named() {
     let bytes = std::fs::read(faulty.path()).unwrap();
     let trailer = [fault::TRAILER_MARK, b"version=9.9.9"].concat();
     assert!(bytes.ends_with(&trailer));
-    let said = panic_of(|| drop(Image::copy(folder.path()).with_faults(&"x=y;".repeat(300))));
-    assert!(said.contains("so long a plan"), "{said}");
+    let error = panic_of(|| drop(Image::copy(folder.path()).with_faults(&"x=y;".repeat(300))));
+    assert!(error.contains("so long a plan"), "{error}");
 
     let truncated = Image::copy(folder.path()).truncated();
     let ran = version(&truncated);
     assert!(!ran.is_ok_and(|(worked, _)| worked), "half a program ran");
     let denied = version(&Image::copy(folder.path()).not_executable()).unwrap_err();
     assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
-    let (worked, said) = version(&Image::other_program(folder.path())).unwrap();
-    assert!(worked && !said.starts_with(b"uppercased"));
+    let (worked, error) = version(&Image::other_program(folder.path())).unwrap();
+    assert!(worked && !error.starts_with(b"uppercased"));
 
     // Replaced while it runs: the server keeps the old file.
     let target = right.path().to_owned();
@@ -525,16 +525,16 @@ fn baseline_detects_leaks() {
 
     let load = Load::start(server.addr(), LoadSize::small());
     load.go_on_for(100);
-    let said = panic_of(|| baseline.assert_back_within(&server, MOMENT));
-    assert!(said.contains("socket"), "{said}");
+    let error = panic_of(|| baseline.assert_back_within(&server, MOMENT));
+    assert!(error.contains("socket"), "{error}");
     load.finish().assert_clean();
     baseline.assert_back(&server);
 
     // One remaining connection is one descriptor too many.
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"here");
-    let said = panic_of(|| baseline.assert_back_within(&server, MOMENT));
-    assert!(said.starts_with("the baseline was\n"), "{said}");
+    let error = panic_of(|| baseline.assert_back_within(&server, MOMENT));
+    assert!(error.starts_with("the baseline was\n"), "{error}");
     drop(client);
     baseline.assert_back(&server);
 
@@ -555,7 +555,10 @@ fn server_runs_in_another_namespace() {
             .args(["--workers=1", "--listen=127.0.0.1:0"])
             .start();
         let addr = server.addr();
-        assert!(Client::try_connect(addr).is_err(), "nobody listens here");
+        assert!(
+            Client::try_connect(addr).is_err(),
+            "no process listens here"
+        );
         let mut client = elsewhere.run(|| Client::connect(addr));
         // The socket stays in its namespace, whichever thread uses it.
         client.roundtrip(b"hello");

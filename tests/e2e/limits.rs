@@ -119,7 +119,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
     let server = server(&["--accept-retry", "50ms"]);
     let counters = Counters::of(&server);
     let [worker] = server.worker_pids()[..] else {
-        panic!("one worker was asked for");
+        panic!("one worker was requested");
     };
     let before = Baseline::of(&server);
     let pid = Pid::from_raw(worker.cast_signed());
@@ -164,7 +164,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
     assert!(turns < 60, "{turns} turns for 10 tries");
     assert!(
         time < Duration::from_millis(200),
-        "{time:?} for 500 ms of rest"
+        "{time:?} for 500 ms of pause"
     );
     // Accepted clients are still served.
     for client in &mut served {
@@ -239,7 +239,7 @@ fn write_stall_timeout_closes_client_and_frees_memory() {
 }
 
 #[test]
-fn non_reading_client_delays_nobody() {
+fn non_reading_client_delays_no_other() {
     const CLIENTS: usize = 50;
     let server = server(&[]);
     let port = server.addr().port();

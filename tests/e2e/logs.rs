@@ -195,7 +195,7 @@ fn announced(server: &Bare) -> SocketAddr {
 /// Simulates a stalled log collector: the pipe fills up, and clients are still served. When it
 /// reads again, the log reports the number of lost lines.
 #[test]
-fn unread_log_blocks_nobody() {
+fn unread_log_blocks_no_client() {
     let mut server = Bare::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=trace"]);
     let addr = announced(&server);
     // Four lines for each client, some of them long: more than twice a pipe's capacity.
@@ -218,7 +218,7 @@ fn unread_log_blocks_nobody() {
     let lost = log.find_from(0, DEADLINE, |line| {
         line.contains("log lines lost") && number(line, "lines") > 100
     });
-    let lost = lost.expect("the loss is told");
+    let lost = lost.expect("the loss is logged");
     assert!(field(&lost, "pid").is_some(), "whose lines: {lost}");
     let back = log.find_from(0, DEADLINE, |line| line.contains("THE COLLECTOR IS BACK"));
     assert!(back.is_some());
@@ -230,12 +230,12 @@ fn unread_log_blocks_nobody() {
 
 /// Closing the reading end of the log kills neither supervisor nor worker.
 #[test]
-fn closed_log_pipe_kills_nobody() {
+fn closed_log_pipe_kills_no_process() {
     let mut server = Bare::start(&["--workers=2", "--listen=127.0.0.1:0", "--log-level=debug"]);
     let addr = announced(&server);
     drop(server.take_stderr());
     for _ in 0..20 {
-        Client::connect(addr).roundtrip(b"who would read it?");
+        Client::connect(addr).roundtrip(b"is it read?");
     }
     server.process().signal(Signal::SIGTERM);
     assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));

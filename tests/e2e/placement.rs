@@ -145,9 +145,9 @@ fn random_steering_reaches_every_worker() {
 
 #[test]
 fn steering_excludes_shared_port() {
-    let (code, said) = Server::expect_failure(&["--share-port", "--steer=cpu"]);
+    let (code, error) = Server::expect_failure(&["--share-port", "--steer=cpu"]);
     assert_eq!(code, 2);
-    assert!(said.contains("--steer: "), "{said}");
+    assert!(error.contains("--steer: "), "{error}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn documented_bound_fits_memory_cgroup() {
     assert_eq!(group.kills(), 0);
     let worker = scene.worker;
     scene.counters.wait_open(1);
-    until("the memory is given back", || {
+    until("the memory is released", || {
         group.used() <= before + WORKER_SLACK_BYTES
     });
     assert_eq!(scene.server.worker_pids(), [worker]);
@@ -98,8 +98,8 @@ fn oom_killed_worker_is_replaced_with_cause() {
     let mark = server.log_len();
     push_until_reset(&readers);
     let died = server.wait_log_from(mark, |line| line.contains("worker died"));
-    let said = died.contains("SIGKILL") && died.contains("out of memory (oom_kill in ");
-    assert!(said, "{died}");
+    let explained = died.contains("SIGKILL") && died.contains("out of memory (oom_kill in ");
+    assert!(explained, "{died}");
     assert_eq!(group.kills(), 1, "it was the kernel");
     let lost = readers.len();
     drop(readers);
@@ -135,7 +135,7 @@ fn kernel_kills_supervisor_last_for_memory() {
     children.extend(admin().and_then(|pid| u32::try_from(pid).ok()));
     let supervisor = score(server.pid());
     for child in children {
-        until("it is likelier to be killed", || {
+        until("it is more likely to be killed", || {
             score(child) == (supervisor + 100).min(1000)
         });
     }
@@ -161,7 +161,7 @@ fn push_until_reset(clients: &[Client]) {
             .set_recv_buffer_size(4 << 10)
             .expect("a small buffer");
     }
-    until("a worker is gone", || {
+    until("a worker has exited", || {
         clients.iter().any(|client| {
             loop {
                 let socket = SockRef::from(client.socket());

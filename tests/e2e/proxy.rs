@@ -56,7 +56,7 @@ fn local_header() -> Vec<u8> {
 
 /// Returns a proxy's connection for `client`, already served.
 #[track_caller]
-fn introduced(server: &Server, version: Version, client: &str) -> Client {
+fn client_via_proxy(server: &Server, version: Version, client: &str) -> Client {
     let mut proxy = Client::connect(server.addr());
     proxy.send_all(&header(version, client));
     proxy.roundtrip(b"behind a header");
@@ -133,7 +133,7 @@ fn partial_header_costs_no_polling() {
     let before = counters.count(Counter::Turns);
     proxy.expect_silence(Duration::from_millis(300));
     let turns = counters.count(Counter::Turns) - before;
-    assert!(turns < 10, "{turns} turns for nothing");
+    assert!(turns < 10, "{turns} turns without work");
     proxy.send_all(&header[20..]);
     proxy.roundtrip(b"whole");
 }
@@ -275,14 +275,14 @@ fn lists_and_limits_apply_to_proxied_client() {
         "{line}"
     );
 
-    let mut first = [(); 2].map(|()| introduced(&server, Version::V2, CLIENT));
+    let mut first = [(); 2].map(|()| client_via_proxy(&server, Version::V2, CLIENT));
     let mut third = Client::connect(server.addr());
     third.send_all(&header(Version::V2, CLIENT));
     third.expect_reset();
     assert_eq!(refused(&counters, RefusalCause::PerSourceLimit), 1);
     // A connection without its header is charged to no client yet.
     let _waiting = [(); 5].map(|()| Client::connect(server.addr()));
-    let mut second = introduced(&server, Version::V2, OTHER);
+    let mut second = client_via_proxy(&server, Version::V2, OTHER);
 
     // After migration, connections are charged to the same clients.
     server.reload().expect_success();
@@ -294,7 +294,7 @@ fn lists_and_limits_apply_to_proxied_client() {
     third.expect_reset();
     let [gone, _kept] = first;
     drop(gone);
-    until("its place is free", || {
+    until("its place is available", || {
         let mut again = Client::connect(server.addr());
         again.send_all(&header(Version::V2, CLIENT));
         again.is_served(b"and now?")
@@ -308,7 +308,7 @@ fn connection_without_header_counts_for_no_source() {
     let client = "127.0.0.1:4000";
     let waiting = [(); 5].map(|()| Client::connect(server.addr()));
     Counters::of(&server).wait_open(5);
-    let mut served = [(); 2].map(|()| introduced(&server, Version::V2, client));
+    let mut served = [(); 2].map(|()| client_via_proxy(&server, Version::V2, client));
     server.reload().expect_success();
     served.iter_mut().for_each(|one| one.roundtrip(b"moved"));
     let counters = Counters::of(&server);
@@ -320,7 +320,7 @@ fn connection_without_header_counts_for_no_source() {
     third.expect_reset();
     drop(served);
     counters.wait_open(0);
-    let _served = [(); 2].map(|()| introduced(&server, Version::V2, client));
+    let _served = [(); 2].map(|()| client_via_proxy(&server, Version::V2, client));
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn upgrade_migrates_partial_headers_and_client_addresses() {
 #[track_caller]
 fn halves_and_clients_move(by: &str) {
     let server = server(&[]);
-    let mut named = introduced(&server, Version::V1, CLIENT);
+    let mut named = client_via_proxy(&server, Version::V1, CLIENT);
     let mut halves = Vec::new();
     for version in VERSIONS {
         let header = header(version, OTHER);
@@ -366,7 +366,7 @@ fn halves_and_clients_move(by: &str) {
 #[test]
 fn stop_bounds_wait_for_header() {
     let server = server(&["--proxy-header-timeout=10m"]);
-    let mut named = introduced(&server, Version::V2, CLIENT);
+    let mut named = client_via_proxy(&server, Version::V2, CLIENT);
     let mut waiting = Client::connect(server.addr());
     waiting.send_all(b"PROXY TCP4 ");
     Counters::of(&server).wait_open(2);
@@ -380,7 +380,7 @@ fn stop_bounds_wait_for_header() {
 #[test]
 fn stop_answers_client_with_header_in_flight() {
     let server = server(&[]);
-    let mut named = introduced(&server, Version::V2, CLIENT);
+    let mut named = client_via_proxy(&server, Version::V2, CLIENT);
     let mut coming = Client::connect(server.addr());
     coming.send_all(b"PROXY TCP4 ");
     Counters::of(&server).wait_open(2);
@@ -558,7 +558,7 @@ fn own_client_sends_proxy_header() {
 }
 
 #[test]
-fn proxy_settings_serving_nobody_are_refused() {
+fn proxy_settings_serving_no_client_are_refused() {
     for (args, part) in [
         (
             vec!["--proxy-protocol=127.0.0.1:1"],
@@ -574,8 +574,8 @@ fn proxy_settings_serving_nobody_are_refused() {
         ),
         (vec!["--proxy-header-timeout=1ms"], "too short"),
     ] {
-        let (code, said) = Server::expect_failure(&args);
-        assert_eq!((code, said.lines().count()), (2, 1), "{said}");
-        assert!(said.contains(part), "{part:?} is missing: {said}");
+        let (code, stderr) = Server::expect_failure(&args);
+        assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
+        assert!(stderr.contains(part), "{part:?} is missing: {stderr}");
     }
 }

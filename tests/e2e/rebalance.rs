@@ -43,7 +43,7 @@ fn all_of(wanted: &Watched, server: &Server, count: usize) -> Vec<Client> {
         }
     }
     panic!(
-        "only {} of {count} connections came to the worker",
+        "only {} of {count} connections reached the worker",
         own.len()
     );
 }
@@ -125,7 +125,7 @@ fn busy_connections_spread_without_byte_errors() {
             });
             assert!(spread.is_some(), "{:?}", server.log());
             let at = exchanges.load(Ordering::Relaxed);
-            until("everybody goes on talking", || {
+            until("every client continues", || {
                 exchanges.load(Ordering::Relaxed) > at + 400
             });
         });
@@ -203,7 +203,7 @@ fn unacknowledged_connections_return_from_dead_receiver() {
             while_talking(&mut clients, |exchanges| {
                 server.wait_log(|line| line.contains("rebalance incomplete"));
                 let at = exchanges.load(Ordering::Relaxed);
-                until("everybody goes on talking", || {
+                until("every client continues", || {
                     exchanges.load(Ordering::Relaxed) > at + 400
                 });
             });

@@ -45,16 +45,16 @@ fn kill_everything(server: &Server) {
 #[track_caller]
 fn assert_refused(listen: &str, holder: &Server) {
     let args = [format!("--listen={listen}"), "--workers=1".to_owned()];
-    let (code, said) = Server::builder().args(args).expect_failure();
-    assert_eq!(code, 1, "{said}");
-    assert_eq!(said.lines().count(), 1, "one line: {said}");
+    let (code, error) = Server::builder().args(args).expect_failure();
+    assert_eq!(code, 1, "{error}");
+    assert_eq!(error.lines().count(), 1, "one line: {error}");
     let pid = format!("pid {} ", holder.pid());
     assert!(
-        said.contains(&pid),
-        "{listen}: it names pid {}: {said}",
+        error.contains(&pid),
+        "{listen}: it names pid {}: {error}",
         holder.pid()
     );
-    assert!(said.contains("--share-port"), "{said}");
+    assert!(error.contains("--share-port"), "{error}");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn server_restarts_beside_time_wait_sockets() {
     assert_eq!(again.addr(), addr);
     assert!(
         count_sockets(addr.port(), TcpState::TimeWait) >= 10,
-        "and they are still there"
+        "and they still exist"
     );
     Client::connect(addr).roundtrip(b"as if nothing had happened");
 }
@@ -221,7 +221,7 @@ fn port_lock_ends_with_holder() {
     let second = start_on(addr, &[]);
     kill_everything(&second);
     let third = start_on(addr, &[]);
-    Client::connect(addr).roundtrip(b"nobody in the way");
+    Client::connect(addr).roundtrip(b"the port is free");
     assert_refused(&addr.to_string(), &third);
 }
 
@@ -251,7 +251,7 @@ fn server_restarts_beside_draining_orphans() {
         let lives = |pid: &&u32| Watched::open(**pid).is_some_and(|worker| !worker.is_gone());
         orphans.iter().filter(lives).count()
     };
-    until("the orphan that nobody needs is gone", || alive() == 1);
+    until("the unused orphan has exited", || alive() == 1);
     drop(client);
     for pid in orphans {
         assert!(Watched::open(pid).is_none_or(|w| w.wait_gone(DEADLINE)));

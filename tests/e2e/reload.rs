@@ -344,7 +344,7 @@ fn drain_mode_keeps_connections_until_they_end() {
         client.half_close();
         client.expect_eof();
     }
-    until("the old workers are gone", || {
+    until("the old workers have exited", || {
         server.worker_pids().len() == 2
     });
     server.reload().expect_success();

@@ -34,8 +34,8 @@ impl Runbook {
 
     /// Asserts that the runbook contains `words` and that the program has just printed them.
     #[track_caller]
-    fn quotes(&self, words: &str, said: &str) {
-        assert!(said.contains(words), "not said: {words}\n{said}");
+    fn quotes(&self, words: &str, error: &str) {
+        assert!(error.contains(words), "not said: {words}\n{error}");
         assert!(self.0.contains(words), "not in the runbook: {words}");
     }
 }
@@ -285,16 +285,16 @@ fn port_is_taken() {
     let own = format!("--listen={}:0", own_address());
     let server = Server::start(&[&own, "--workers=2", "--bake-time=0s"]);
     let listen = format!("--listen={}", server.addr());
-    let (code, said) = Server::expect_failure(&["--workers=2", &listen]);
-    assert_eq!(code, 1, "{said}");
+    let (code, error) = Server::expect_failure(&["--workers=2", &listen]);
+    assert_eq!(code, 1, "{error}");
     for words in [
         "uppercased: cannot listen on ",
         "(uppercased) listens on ",
         "stop it, choose another address with --listen, or share the port with --share-port",
     ] {
-        runbook.quotes(words, &said);
+        runbook.quotes(words, &error);
     }
-    assert!(said.contains(&format!("pid {} ", server.pid())), "{said}");
+    assert!(error.contains(&format!("pid {} ", server.pid())), "{error}");
     // The running server is unaffected.
     Client::connect(server.addr()).roundtrip(b"served");
 

@@ -29,7 +29,7 @@ const SHARED: [&str; 6] = ["unlisten", "steer", "fill", "punch", "map", "overwri
 
 /// Returns a field of `/proc/PID/status`.
 #[track_caller]
-fn kernel_says(pid: u32, field: &str) -> String {
+fn kernel_field(pid: u32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
     let line = text
         .lines()
@@ -45,7 +45,7 @@ fn assert_without_capabilities(pid: u32) {
     let bounding = geteuid().is_root().then_some("CapBnd");
     let sets = ["CapEff", "CapPrm", "CapInh", "CapAmb"].into_iter();
     for set in sets.chain(bounding) {
-        assert_eq!(kernel_says(pid, set), "0000000000000000", "{set}");
+        assert_eq!(kernel_field(pid, set), "0000000000000000", "{set}");
     }
 }
 
@@ -72,14 +72,14 @@ fn until_all_serve(planned: &Planned) {
 fn workers_are_sandboxed_by_default() {
     let server = Server::start(&QUICK);
     for pid in server.worker_pids() {
-        assert_eq!(kernel_says(pid, "NoNewPrivs"), "1");
-        assert_eq!(kernel_says(pid, "Seccomp"), "2");
-        assert_eq!(kernel_says(pid, "Threads"), "1");
+        assert_eq!(kernel_field(pid, "NoNewPrivs"), "1");
+        assert_eq!(kernel_field(pid, "Seccomp"), "2");
+        assert_eq!(kernel_field(pid, "Threads"), "1");
         assert_without_capabilities(pid);
     }
-    let said = layers(&server);
+    let error = layers(&server);
     for layer in ["no_new_privs", "no_caps", "no_dump", "seccomp"] {
-        assert!(said.iter().any(|it| it == layer), "{layer}: {said:?}");
+        assert!(error.iter().any(|it| it == layer), "{layer}: {error:?}");
     }
     let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("sandbox      no_new_privs"), "{screen}");
@@ -146,8 +146,8 @@ fn processes_hold_only_needed_descriptors() {
 fn sandbox_can_be_disabled() {
     let server = Server::start(&[&QUICK[..], &["--sandbox=off"]].concat());
     for pid in server.worker_pids() {
-        assert_eq!(kernel_says(pid, "NoNewPrivs"), "0");
-        assert_eq!(kernel_says(pid, "Seccomp"), "0");
+        assert_eq!(kernel_field(pid, "NoNewPrivs"), "0");
+        assert_eq!(kernel_field(pid, "Seccomp"), "0");
     }
     let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("sandbox      off"), "{screen}");
@@ -163,11 +163,11 @@ fn workers_of_another_user_support_every_operation() {
     let server = &planned.server;
     let assert_nobodies = || {
         for pid in server.worker_pids() {
-            let uids = kernel_says(pid, "Uid");
+            let uids = kernel_field(pid, "Uid");
             let mut uids = uids.split(' ');
             let first = uids.next().expect("four of them");
             assert!(first != "0" && uids.all(|uid| uid == first), "{first}");
-            assert_eq!(kernel_says(pid, "Groups"), "");
+            assert_eq!(kernel_field(pid, "Groups"), "");
             assert_without_capabilities(pid);
         }
     };
@@ -205,8 +205,8 @@ fn escaping_worker_is_killed_with_cause() {
         let answered = server.reload();
         assert_eq!(answered.code, 1, "{what}: {answered:?}");
         let died = server.wait_log_from(mark, |line| line.contains("worker died"));
-        let said = died.contains("SIGSYS") && died.contains("sandbox does not allow");
-        assert!(said, "{what}: {died}");
+        let error = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        assert!(error, "{what}: {died}");
         until_all_serve(&planned);
         planned.workers().assert_untouched_since(&before);
         Client::connect(server.addr()).roundtrip(b"served on");
@@ -283,20 +283,20 @@ fn missing_kernel_support_is_reported_or_refused() {
     };
     let server = lacking("auto").start();
     let missing = &server.status_json()["slots"][1]["sandbox"]["missing"][0];
-    let said = missing
+    let error = missing
         .as_str()
         .is_some_and(|it| it.starts_with("landlock:"));
-    assert!(said, "{missing}");
+    assert!(error, "{missing}");
     server.reload().expect_success();
     let log = server.log();
     let lines = log.iter().filter(|it| it.contains("sandbox incomplete"));
     assert_eq!(lines.count(), 1, "{log:#?}");
 
-    let (code, said) = lacking("required").expect_failure();
-    assert_eq!(code, 1, "{said}");
+    let (code, error) = lacking("required").expect_failure();
+    assert_eq!(code, 1, "{error}");
     assert!(
-        said.contains("cannot complete the required sandbox"),
-        "{said}"
+        error.contains("cannot complete the required sandbox"),
+        "{error}"
     );
 }
 
@@ -336,8 +336,8 @@ fn admin_process_sandboxes_all_its_threads() {
         let name = thread.file_name();
         let id = name.to_str().and_then(|name| name.parse().ok());
         let id = id.expect("a number");
-        assert_eq!(kernel_says(id, "NoNewPrivs"), "1");
-        assert_eq!(kernel_says(id, "Seccomp"), "2");
+        assert_eq!(kernel_field(id, "NoNewPrivs"), "1");
+        assert_eq!(kernel_field(id, "Seccomp"), "2");
         assert_without_capabilities(id);
     }
     for page in ["/healthz", "/readyz", "/status", "/metrics"] {
@@ -359,15 +359,15 @@ fn admin_process_works_as_another_user() {
     }
     let server = Server::start(&[&QUICK[..], &["--admin=0", "--user=nobody"]].concat());
     let admin = admin_pid(&server);
-    let mine = kernel_says(server.worker_pids()[0], "Uid");
-    assert_eq!(kernel_says(admin, "Uid"), mine);
+    let mine = kernel_field(server.worker_pids()[0], "Uid");
+    assert_eq!(kernel_field(admin, "Uid"), mine);
     assert!(!mine.contains(" 0"), "{mine}");
-    assert_eq!(kernel_says(admin, "Groups"), "");
+    assert_eq!(kernel_field(admin, "Groups"), "");
     assert_without_capabilities(admin);
     assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
     // It exits with its supervisor, whichever user it runs as.
     server.kill();
-    assert!(wait_gone(admin, DEADLINE), "it outlives its supervisor");
+    assert!(wait_gone(admin, DEADLINE), "it survives its supervisor");
 }
 
 #[test]
@@ -377,8 +377,8 @@ fn escaping_admin_process_is_killed() {
         let server = Server::builder().args(QUICK).args(["--admin=0"]);
         let server = server.env("FAULT_POINTS", plan).start();
         let died = server.wait_log(|line| line.contains("admin process died"));
-        let said = died.contains("SIGSYS") && died.contains("sandbox does not allow");
-        assert!(said, "{what}: {died}");
+        let error = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        assert!(error, "{what}: {died}");
         Client::connect(server.addr()).roundtrip(b"served on");
         let status = server.status_json();
         assert!(status["admin"]["deaths"].as_u64() >= Some(1), "{status}");
@@ -428,7 +428,7 @@ fn reload_updates_sandbox_of_admin_process() {
     let second = until_some("another process", || {
         Some(admin_pid(&server)).filter(|pid| *pid != first)
     });
-    assert_eq!(kernel_says(second, "Seccomp"), "0");
+    assert_eq!(kernel_field(second, "Seccomp"), "0");
     assert_eq!(server.status_json()["admin"]["deaths"], 0, "it was wanted");
     assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
 }
@@ -436,9 +436,9 @@ fn reload_updates_sandbox_of_admin_process() {
 #[test]
 fn unknown_accounts_refuse_start() {
     for flag in ["--user=no-such-user", "--group=no-such-group", "--user=a:b"] {
-        let (code, said) = Server::expect_failure(&["--listen=127.0.0.1:0", flag]);
-        assert_eq!(code, 2, "{said}");
+        let (code, error) = Server::expect_failure(&["--listen=127.0.0.1:0", flag]);
+        assert_eq!(code, 2, "{error}");
         let name = flag.split('=').next().unwrap_or_default();
-        assert!(said.contains(name), "{said}");
+        assert!(error.contains(name), "{error}");
     }
 }

@@ -16,7 +16,7 @@ fn start(args: &[&str]) -> Planned {
 }
 
 #[test]
-fn scaling_up_and_down_loses_nobody() {
+fn scaling_up_and_down_loses_no_client() {
     isolated(|| {
         let before = KernelCounters::read();
         let planned = start(&["--workers=2"]);
@@ -115,7 +115,7 @@ fn break_slot(server: &Server, slot: u16) {
 }
 
 #[test]
-fn failing_slot_leaves_and_loses_nobody() {
+fn failing_slot_leaves_and_loses_no_client() {
     isolated(|| {
         let planned = start(&["--workers=2", "--backoff-initial=10m", "--backoff-max=10m"]);
         let server = &planned.server;

@@ -159,7 +159,11 @@ fn full_buffers_apply_backpressure_to_one_client() {
     let mut other = Client::connect(server.addr());
     other.stream(5, 1 << 20);
     let read_since = counters.count(Counter::BytesIn) - read;
-    assert_eq!(read_since, 1 << 20, "nothing more from who does not read");
+    assert_eq!(
+        read_since,
+        1 << 20,
+        "nothing more is read from a client that does not read"
+    );
 
     expect_pattern(&mut client, 0..sent);
     client.roundtrip(b"and on it goes");
@@ -232,7 +236,7 @@ fn every_worker_serves_port_chosen_by_kernel() {
     let counters = Counters::of(&server);
     let mut clients: Vec<Client> = (0..150).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
-        client.roundtrip(b"who are you?");
+        client.roundtrip(b"hello server");
     }
     let accepted = counters.by_slot(Counter::Accepted);
     assert_eq!(accepted.len(), 3);

@@ -163,7 +163,7 @@ fn stop_answers_queued_clients_of_dead_worker() {
     for client in &mut clients {
         client.send_all(b"some of us wait for nobody");
     }
-    until("some wait for nobody", || {
+    until("some clients have closed", || {
         queued(server.pid(), server.addr().port()) > 0
     });
     let workers = watch_all(&server);
@@ -183,7 +183,7 @@ fn stop_refuses_new_clients() {
     let busy = [worker_of(&server, 1)];
     let mut owed = loop {
         let mut client = Client::connect(server.addr());
-        client.roundtrip(b"who is it?");
+        client.roundtrip(b"hello server");
         if owner(&client, server.addr(), &busy).is_some() {
             break client;
         }
@@ -288,7 +288,7 @@ fn stop_during_start_leaves_nothing() {
     assert!(workers.len() < 100, "stopped too late to tell anything");
     starting.process().signal(Signal::SIGCONT);
     assert_eq!(starting.wait_exit(DEADLINE).code(), Some(0));
-    assert!(log.wait_end(DEADLINE), "somebody is left who holds the log");
+    assert!(log.wait_end(DEADLINE), "a process still holds the log");
     assert!(!log.text().contains(" ready address="), "{}", log.text());
     assert_eq!(starting.stdout().all(), Vec::<String>::new());
 }

@@ -151,10 +151,10 @@ fn supervisor_leaks_no_descriptor_after_crash() {
 
 #[test]
 fn worker_role_refuses_manual_start() {
-    let (code, said) = Server::expect_failure(&["worker"]);
+    let (code, reported) = Server::expect_failure(&["worker"]);
     assert_eq!(code, 2);
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("run `uppercased serve`"), "{said}");
+    assert_eq!(reported.lines().count(), 1, "{reported}");
+    assert!(reported.contains("run `uppercased serve`"), "{reported}");
 }
 
 #[test]
@@ -408,18 +408,21 @@ fn error_names_foreign_listener() {
     let addr = held.local_addr().unwrap();
     let own = format!("pid {} ", std::process::id());
     let args = [format!("--listen={addr}"), "--workers=2".to_owned()];
-    let (code, said) = Server::builder().args(&args).expect_failure();
-    assert_eq!(code, 1, "{said}");
+    let (code, reported) = Server::builder().args(&args).expect_failure();
+    assert_eq!(code, 1, "{reported}");
     assert!(
-        said.contains(&own) && said.contains(&addr.to_string()),
-        "{said}"
+        reported.contains(&own) && reported.contains(&addr.to_string()),
+        "{reported}"
     );
 
     // It does not share the port, so a deliberate join fails as well, in the worker.
     let server = Server::builder().args(&args).args(["--share-port"]);
-    let (code, said) = server.expect_failure();
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains(&own) && said.contains("in use"), "{said}");
+    let (code, reported) = server.expect_failure();
+    assert_eq!(code, 1, "{reported}");
+    assert!(
+        reported.contains(&own) && reported.contains("in use"),
+        "{reported}"
+    );
 }
 
 #[test]
@@ -428,13 +431,15 @@ fn unavailable_address_refuses_start_and_leaves_nothing() {
     let addr = good.local_addr().unwrap();
     drop(good);
     // No host has an address of the documentation network (RFC 5737).
-    let (code, said) = Server::expect_failure(&[
+    let (code, reported) = Server::expect_failure(&[
         &format!("--listen={addr}"),
         "--listen=192.0.2.1:7777",
         "--workers=3",
     ]);
-    assert_eq!(code, 1, "{said}");
-    let reason = said.lines().find(|line| line.starts_with("uppercased: "));
+    assert_eq!(code, 1, "{reported}");
+    let reason = reported
+        .lines()
+        .find(|line| line.starts_with("uppercased: "));
     let reason = reason.expect("one line for people");
     assert!(reason.contains("192.0.2.1:7777"), "{reason}");
     assert!(reason.contains("does not have the address"), "{reason}");
@@ -489,12 +494,12 @@ fn container_init_reaps_orphans() {
 fn error_names_file_size_limit() {
     let folder = tempfile::tempdir().unwrap();
     let script = format!("ulimit -f 0; exec '{PROGRAM}' \"$@\"");
-    let (code, said) = Server::builder()
+    let (code, reported) = Server::builder()
         .program(Image::script(folder.path(), &script).path())
         .args(["--workers=1", "--listen=127.0.0.1:0"])
         .expect_failure();
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("RLIMIT_FSIZE"), "{said}");
+    assert_eq!(code, 1, "{reported}");
+    assert!(reported.contains("RLIMIT_FSIZE"), "{reported}");
 }
 
 #[test]
@@ -519,12 +524,12 @@ fn failed_start_keeps_exit_code_without_stderr() {
 #[test]
 fn json_log_includes_fatal_error() {
     let args = ["--admin=/nowhere/at/all", "--log-format=json"];
-    let (code, said) = Server::expect_failure(&args);
-    assert_eq!(code, 1, "{said}");
-    let last = said.lines().last().unwrap_or_default();
+    let (code, reported) = Server::expect_failure(&args);
+    assert_eq!(code, 1, "{reported}");
+    let last = reported.lines().last().unwrap_or_default();
     assert!(
         last.starts_with('{') && last.contains("/nowhere/at/all"),
-        "{said}"
+        "{reported}"
     );
 }
 
@@ -601,10 +606,10 @@ fn error_names_limit_that_is_too_small() {
             .args(["--max-connections=4096"])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().last().unwrap_or_default();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(last.contains(cause), "{said}");
+        let reported = String::from_utf8_lossy(&output.stderr);
+        let last = reported.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{reported}");
+        assert!(last.contains(cause), "{reported}");
     }
 }
 
@@ -641,12 +646,15 @@ fn boot_serves_without_failing_worker() {
 
 #[test]
 fn boot_of_all_ends_with_failing_worker() {
-    let (code, said) = Server::builder()
+    let (code, reported) = Server::builder()
         .args(["--listen=127.0.0.1:0", "--workers=2", "--boot=all"])
         .env("FAULT_POINTS", "worker.starting.slot1=exit")
         .expect_failure();
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("the worker of slot 1 ended"), "{said}");
+    assert_eq!(code, 1, "{reported}");
+    assert!(
+        reported.contains("the worker of slot 1 ended"),
+        "{reported}"
+    );
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn now_us() -> u64 {
     clock::now().as_nanos() / 1000
 }
 
-fn every_step_is_told(manager: &ServiceManager) {
+fn every_step_is_reported(manager: &ServiceManager) {
     let planned = Planned::start_with(&QUICK, |builder| {
         builder.env("NOTIFY_SOCKET", manager.notify_socket())
     });
@@ -149,13 +149,13 @@ fn every_step_is_told(manager: &ServiceManager) {
 
 #[test]
 fn every_step_is_notified_at_path() {
-    every_step_is_told(&ServiceManager::start());
+    every_step_is_reported(&ServiceManager::start());
 }
 
 #[test]
 fn every_step_is_notified_at_abstract_name() {
     let name = format!("uppercased-test/{}", std::process::id());
-    every_step_is_told(&ServiceManager::start_abstract(&name));
+    every_step_is_reported(&ServiceManager::start_abstract(&name));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn watchdog_is_not_fed_while_queue_waits() {
     // Messages sent before have been read by then.
     let mark = manager.settle();
     let silent = manager.find_within(Duration::from_millis(500), mark, "WATCHDOG=1");
-    assert_eq!(silent, None, "nobody serves a queue");
+    assert_eq!(silent, None, "a queue is not served");
 
     let (mark, fed) = (server.log_len(), manager.len());
     server.reload().expect_success();
@@ -286,7 +286,7 @@ fn watchdog_of_another_process_is_not_fed() {
 }
 
 #[test]
-fn unread_notify_socket_blocks_nobody() {
+fn unread_notify_socket_blocks_no_client() {
     let mut manager = ServiceManager::start_silent();
     let server = under(&manager)
         .args(QUICK)
@@ -366,14 +366,14 @@ fn each_socket_of_unit_gets_worker() {
         [&first, &second].map(duplicate).into()
     };
     let listen = format!("--listen={addr}");
-    let (code, said) = Server::builder()
+    let (code, error) = Server::builder()
         .args(["--workers=1", &listen])
         .hand_over(sockets())
         .expect_failure();
-    assert_eq!(code, 2, "{said}");
+    assert_eq!(code, 2, "{error}");
     assert!(
-        said.contains("2 sockets") && said.contains("ListenStream="),
-        "{said}"
+        error.contains("2 sockets") && error.contains("ListenStream="),
+        "{error}"
     );
 
     let early = come_early(addr, 16);
@@ -393,13 +393,13 @@ fn each_socket_of_unit_gets_worker() {
 fn unusable_sockets_refuse_start() {
     let (alone, addr) = unit_socket(false);
     let refused = |socket: OwnedFd, listen: String, cause: &str| {
-        let (code, said) = Server::builder()
+        let (code, error) = Server::builder()
             .args(["--workers=2", &listen])
             .hand_over(vec![unit(socket)])
             .expect_failure();
-        assert_eq!(code, 2, "{said}");
-        assert!(said.contains(cause), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(cause), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     };
     refused(alone, format!("--listen={addr}"), "ReusePort=yes");
     let (elsewhere, _) = unit_socket(true);
@@ -540,7 +540,7 @@ fn surplus_slots_are_served_before_leaving() {
 }
 
 #[test]
-fn left_slot_receives_nobody_while_socket_stored() {
+fn left_slot_receives_no_client_while_socket_stored() {
     let manager = ServiceManager::start();
     let server = under(&manager).args(QUICK).start();
     manager.wait_stored(&["slot-0", "slot-1"]);
@@ -548,7 +548,11 @@ fn left_slot_receives_nobody_while_socket_stored() {
     manager.hold(true);
     server.scale(1).expect_success();
     let port = server.addr().port();
-    assert_eq!(count_sockets(port, TcpState::Listen), 2, "one is nobody's");
+    assert_eq!(
+        count_sockets(port, TcpState::Listen),
+        2,
+        "one has no worker"
+    );
     assert_served(come_early(server.addr(), 64));
     manager.hold(false);
     manager.wait_stored(&["slot-0"]);
@@ -577,8 +581,8 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     }
     server.scale(1).expect_success();
     server.upgrade().expect_success();
-    let said = || server.status_json()["service_manager"].clone();
-    let status = said();
+    let error = || server.status_json()["service_manager"].clone();
+    let status = error();
     assert_eq!(status["lets_go"], true, "{status}");
     assert_eq!(status["refused"].as_u64() > Some(0), untold, "{status}");
     // The other slot's socket is still in the group, but no worker serves it.
@@ -587,7 +591,7 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     assert_served(come_early(server.addr(), 64));
     manager.hold(false);
     manager.wait_stored(&["slot-0"]);
-    until("the server knows", || said()["lets_go"] == false);
+    until("the server knows", || error()["lets_go"] == false);
     assert_served(come_early(server.addr(), 64));
     assert_eq!(count_sockets(port, TcpState::Listen), 1);
 }
@@ -656,10 +660,10 @@ fn unlistened_address_is_released_from_store() {
         .start();
     manager.wait_stored(&["slot-0", "slot-1"]);
     second.wait_log(|line| line.contains("its address is not listened on any more"));
-    until("nobody listens there", || {
+    until("no process listens there", || {
         count_sockets(addrs[0].port(), TcpState::Listen) == 0
     });
-    TcpStream::connect(addrs[0]).expect_err("nobody listens there");
+    TcpStream::connect(addrs[0]).expect_err("no process listens there");
     Client::connect(addrs[1]).roundtrip(b"still here");
     assert_eq!(second.stop().code(), Some(0));
 

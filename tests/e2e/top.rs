@@ -370,9 +370,12 @@ fn top_requires_terminal_and_server() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("cannot start the dashboard"), "{said}");
-    assert_eq!(said.matches('\n').count(), 1, "{said}");
+    let reported = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        reported.contains("cannot start the dashboard"),
+        "{reported}"
+    );
+    assert_eq!(reported.matches('\n').count(), 1, "{reported}");
 
     let server = Server::start(&["--listen", "127.0.0.1:0"]);
     let mut person = Person::start(&server.control(), &[("TERM", "dumb")]);

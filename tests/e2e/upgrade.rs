@@ -341,8 +341,11 @@ fn operation_requires_room_for_every_connection() {
     for command in ["reload", "upgrade"] {
         let answered = server.command(&[command]);
         assert_eq!(answered.code, 1, "{answered:?}");
-        let said = format!("{}{}", answered.stdout, answered.stderr);
-        assert!(said.contains("room for 5 of its 12 connections"), "{said}");
+        let error = format!("{}{}", answered.stdout, answered.stderr);
+        assert!(
+            error.contains("room for 5 of its 12 connections"),
+            "{error}"
+        );
         assert_eq!(server.worker_pids(), pids, "{command} has begun");
     }
     server.command(&["upgrade", "--drain"]).expect_success();

@@ -188,7 +188,7 @@ fn stop_answers_received_bytes_and_ends_stream() {
     assert_eq!(
         world.kernel.wires[0].written.len(),
         106,
-        "thrown away while it lingers"
+        "discarded while it lingers"
     );
     world.run(&[end(), Op::Turn]);
     assert_eq!(world.server.end_of(0), Some(CloseReason::Drained));
@@ -226,7 +226,7 @@ fn deadlines_count_from_last_moved_byte() {
     assert_eq!(
         stalled.server.end_of(0),
         None,
-        "a byte taken begins the time anew"
+        "a byte read by the client restarts the timeout"
     );
     stalled.step(Op::Pass(50));
     assert_eq!(stalled.server.end_of(0), Some(CloseReason::WriteStall));

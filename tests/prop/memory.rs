@@ -81,20 +81,22 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
         match state {
             State::Free if !accepting => return Err(format!("{fd} is open, and not recorded")),
             State::Free if wire.consumed > 0 => return Err(format!("{fd} was served unrecorded")),
-            State::Handed => return Err(format!("{fd} was handed over to nobody")),
-            State::AwaitingHeader => return Err(format!("{fd} awaits what nobody asked for")),
+            State::Handed => return Err(format!("{fd} was handed over without a receiver")),
+            State::AwaitingHeader => {
+                return Err(format!("{fd} awaits a header that is not required"));
+            }
             State::Closing => {
                 let (received, sent) = memory.record(fd).bytes_moved();
                 let lost = wire.ended_at.is_none() && !expected.is_empty();
                 if lost != (received > sent) {
-                    return Err(format!("{fd} is closed, and its loss is not told"));
+                    return Err(format!("{fd} is closed, and its loss is not recorded"));
                 }
             }
             State::LingeringIdle | State::LingeringStop => {
                 let answered = wire.ended_at.unwrap_or(wire.consumed);
                 let told = reader(memory, fd, (wire.consumed - wire.written.len()) as u64);
                 if !told.is_empty() || answered != wire.written.len() {
-                    return Err(format!("{fd} lingers, and owes {told:?}"));
+                    return Err(format!("{fd} lingers with unsent bytes: {told:?}"));
                 }
             }
             State::Open if wire.ended_at.is_some() => {
@@ -105,7 +107,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
             State::Free | State::Open => {
                 let told = reader(memory, fd, expected.len() as u64);
                 if told != expected {
-                    return Err(format!("{fd} is told {told:?} for {expected:?}"));
+                    return Err(format!("{fd} is read as {told:?}, expected {expected:?}"));
                 }
                 check_counts(memory, fd, client, wire)?;
             }
@@ -125,7 +127,7 @@ fn check_counts(memory: &mut Memory, fd: u32, client: usize, wire: &Wire) -> Res
         return Ok(());
     }
     Err(format!(
-        "{fd} is told to be {told:?} where {client} moved {consumed} and {written}"
+        "{fd} is read as {told:?} where {client} moved {consumed} and {written}"
     ))
 }
 
@@ -184,7 +186,7 @@ fn check_every_point(terms: Terms, ops: &[Op], reader: Reader) -> Result<u64, St
         let (mut world, death) = die_at(terms, ops, point);
         assert!(death.is_some());
         check(&mut world.server.memory, &world.kernel, reader)
-            .map_err(|why| format!("dead at point {point} of {count}: {why}"))?;
+            .map_err(|why| format!("killed at point {point} of {count}: {why}"))?;
     }
     Ok(count)
 }
@@ -348,7 +350,7 @@ fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
     if here.state() == State::Open && (!marked || gone) {
         return "receiver";
     }
-    assert_eq!(there, State::Open, "nobody has it");
+    assert_eq!(there, State::Open, "no worker has it");
     "sender"
 }
 
@@ -360,7 +362,7 @@ fn any_script() -> impl Strategy<Value = (Terms, Vec<Op>)> {
 #[test]
 fn unsent_bytes_are_known_after_every_store() {
     let points = check_every_point(rich_terms(), &rich_script(), sound).unwrap();
-    assert!(points > 400, "only {points} points to die at");
+    assert!(points > 400, "only {points} points to be killed at");
     let (world, _) = die_at(rich_terms(), &rich_script(), u64::MAX);
     let ends: BTreeSet<CloseReason> = world.server.ended.iter().map(|end| end.1).collect();
     let all = [
@@ -399,7 +401,7 @@ fn readers_omitting_a_rule_are_caught() {
     ];
     for reader in readers {
         let verdict = check_every_point(rich_terms(), &rich_script(), reader);
-        assert!(verdict.is_err_and(|why| why.contains("is told")));
+        assert!(verdict.is_err_and(|why| why.contains("is read as")));
     }
 }
 

@@ -87,6 +87,6 @@ proptest! {
             bytes[14..16].copy_from_slice(&length.to_be_bytes());
         }
         bytes.resize(PROXY_HEADER_MAX_BYTES, 0);
-        prop_assert_ne!(decode(&bytes), Ok(None), "it would be waited for in vain");
+        prop_assert_ne!(decode(&bytes), Ok(None), "the rest would never arrive");
     }
 }

@@ -316,19 +316,22 @@ fn package_reports_refused_upgrade() {
 
     // The control socket is elsewhere, so a signal is sent, and its result is checked.
     runs(1);
-    let (calls, said) = root.dpkg("--install", &second);
+    let (calls, printed) = root.dpkg("--install", &second);
     assert!(calls.contains("--signal=USR2"), "{calls}");
-    assert!(said.contains(old) && !calls.contains(STARTED), "{said}");
+    assert!(
+        printed.contains(old) && !calls.contains(STARTED),
+        "{printed}"
+    );
     runs(2);
     assert!(!root.dpkg("--install", &second).1.contains(old));
 
     let _control = UnixListener::bind(root.path("run/uppercased/7.sock")).unwrap();
-    let (calls, said) = root.dpkg("--install", &second);
+    let (calls, printed) = root.dpkg("--install", &second);
     assert!(
         calls.contains("uppercased upgrade --wait --control"),
         "{calls}"
     );
-    assert!(!said.contains(old), "{said}");
+    assert!(!printed.contains(old), "{printed}");
     root.stub("uppercased", "exit 1\n");
     runs(1);
     assert!(root.dpkg("--install", &second).1.contains(old));

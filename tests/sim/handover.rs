@@ -156,7 +156,7 @@ impl World {
             self.step();
             self.check();
         }
-        panic!("it does not come to an end: {self:?}");
+        panic!("the handover does not end: {self:?}");
     }
 
     fn step(&mut self) {
@@ -164,7 +164,7 @@ impl World {
             0 if !self.calm => self.sender_dies(),
             1 if !self.calm => self.receiver_dies(),
             2 if !self.calm => {
-                self.tell("the sender is told to stop");
+                self.trace("the sender receives a stop");
                 self.sender_handles(SenderEvent::Stop);
             }
             3..10 => self.one_ends(),
@@ -217,10 +217,10 @@ impl World {
         }
         if let Some(parcel) = self.to_sender.pop_front() {
             let packet = Packet::decode(&parcel.bytes).unwrap();
-            self.tell(&format!("the sender hears {packet:?}"));
+            self.trace(&format!("the sender receives {packet:?}"));
             self.sender_handles(SenderEvent::Received(packet));
         } else if self.receiver_closed {
-            self.tell("the sender sees the end");
+            self.trace("the sender detects the end");
             self.sender_handles(SenderEvent::PeerGone);
         }
     }
@@ -231,7 +231,7 @@ impl World {
         }
         self.sender.handle(event);
         while let Some(action) = self.sender.poll_action() {
-            self.tell(&format!("the sender: {action:?}"));
+            self.trace(&format!("the sender: {action:?}"));
             match action {
                 SenderAction::Send { sequence } => self.send(sequence),
                 SenderAction::Retry { .. } => self.transmit(),
@@ -245,7 +245,10 @@ impl World {
                             one.stuck = true;
                             continue;
                         }
-                        assert!(one.acknowledged, "{index} is let go of, and nobody has it");
+                        assert!(
+                            one.acknowledged,
+                            "{index} is released, but no worker has it"
+                        );
                         one.sender = Held::No;
                         self.moved += 1;
                     }
@@ -292,7 +295,7 @@ impl World {
             one.sender == Held::Served && !one.stuck
         });
         let batch: Vec<usize> = served.take(most).collect();
-        assert!(!batch.is_empty(), "a batch of nothing");
+        assert!(!batch.is_empty(), "an empty batch");
         if let Some(left) = &mut self.part {
             *left -= batch.len();
         }
@@ -335,7 +338,7 @@ impl World {
         }
         let mut came = Vec::new();
         if !self.calm && self.random.u32(0..200) == 0 {
-            self.tell("the receiver leaves itself");
+            self.trace("the receiver leaves");
             let cause = "leaving".to_owned();
             self.receiver.handle(ReceiverEvent::Unfit { cause });
         } else if let Some(parcel) = self.to_receiver.pop_front() {
@@ -344,7 +347,10 @@ impl World {
                 self.connections[index].in_message = false;
             }
             let packet = Packet::decode(&parcel.bytes).unwrap();
-            self.tell(&format!("the receiver hears {}: {came:?}", packet.sequence));
+            self.trace(&format!(
+                "the receiver receives {}: {came:?}",
+                packet.sequence
+            ));
             // Sometimes a full descriptor table cuts the list short.
             let short = !self.calm && self.random.u32(0..100) == 0;
             // Sometimes it has another version.
@@ -367,11 +373,11 @@ impl World {
             };
             self.receiver.handle(event);
         } else if self.sender_closed {
-            self.tell("the receiver sees the end");
+            self.trace("the receiver detects the end");
             self.receiver.handle(ReceiverEvent::PeerGone);
         }
         while let Some(action) = self.receiver.poll_action() {
-            self.tell(&format!("the receiver: {action:?}"));
+            self.trace(&format!("the receiver: {action:?}"));
             self.receiver_acts(action, &came);
             self.check();
             if !self.calm && self.random.u32(0..100) == 0 {
@@ -463,7 +469,7 @@ impl World {
     }
 
     fn sender_dies(&mut self) {
-        self.tell("the sender dies");
+        self.trace("the sender dies");
         self.sender_dead = true;
         self.sender_closed = true;
         self.staged = None;
@@ -474,7 +480,7 @@ impl World {
 
     /// Kills the receiver: messages that it has not received are lost; those it sent stay readable.
     fn receiver_dies(&mut self) {
-        self.tell("the receiver dies");
+        self.trace("the receiver dies");
         self.receiver_dead = true;
         self.receiver_closed = true;
         self.to_receiver.clear();
@@ -490,8 +496,14 @@ impl World {
             let by_sender = one.sender == Held::Served;
             let by_receiver = one.receiver == Held::Served;
             assert!(!(by_sender && by_receiver), "{index} is touched by both");
-            assert!(!by_sender || !one.acknowledged, "{index} was given away");
-            assert!(!by_receiver || one.acknowledged, "{index} was not given");
+            assert!(
+                !by_sender || !one.acknowledged,
+                "{index} had been acknowledged"
+            );
+            assert!(
+                !by_receiver || one.acknowledged,
+                "{index} had not been acknowledged"
+            );
             assert!(
                 !one.ended || !(by_sender || by_receiver),
                 "{index} has ended"
@@ -514,9 +526,9 @@ impl World {
     /// Checks the invariants of the end.
     fn check_end(&self) {
         for (index, one) in self.connections.iter().enumerate() {
-            assert!(!one.in_message, "{index} is in the socket for ever");
+            assert!(!one.in_message, "{index} stays in the socket");
             let moving = [one.sender, one.receiver].contains(&Held::Moving);
-            assert!(!moving, "{index} is on its way for ever");
+            assert!(!moving, "{index} never arrives");
             if one.ended {
                 continue;
             }
@@ -532,9 +544,9 @@ impl World {
         if self.sender_dead {
             return;
         }
-        assert_eq!(self.moved, acknowledged, "every acknowledgement was heard");
+        assert_eq!(self.moved, acknowledged, "every acknowledgement arrived");
         let Some(end) = self.sender.end() else {
-            assert!(self.sender.is_over() && !self.calm, "it was told to stop");
+            assert!(self.sender.is_over() && !self.calm, "it received a stop");
             return;
         };
         match end {
@@ -556,7 +568,7 @@ impl World {
         }
     }
 
-    fn tell(&self, what: &str) {
+    fn trace(&self, what: &str) {
         if self.told {
             eprintln!("{what}");
         }

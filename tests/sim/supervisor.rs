@@ -92,18 +92,18 @@ fn simulate(seed: u64, trace: bool, tally: &mut Tally) {
         }
     });
     if let Err(panic) = catch_unwind(run) {
-        let words = words(&*panic);
+        let panic_message = panic_message(&*panic);
         panic!(
-            "seed {seed} step {step}: {words}\nreplay: SIM_SEED={seed} cargo test --test sim supervisor"
+            "seed {seed} step {step}: {panic_message}\nreplay: SIM_SEED={seed} cargo test --test sim supervisor"
         );
     }
 }
 
 /// Returns the message of a caught panic.
-fn words(panic: &dyn Any) -> String {
+fn panic_message(panic: &dyn Any) -> String {
     let owned = panic.downcast_ref::<String>().cloned();
     let owned = owned.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    owned.unwrap_or_else(|| "a panic without words".to_owned())
+    owned.unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 /// One supervisor from boot to exit.
@@ -149,7 +149,7 @@ impl<'a> World<'a> {
 
     fn run(mut self, step: &mut u64, tally: &mut Tally) {
         let stop_at = *step + self.rng.u64(0..STEPS_PER_SEED);
-        self.tell(Event::Boot, tally);
+        self.apply_event(Event::Boot, tally);
         while !self.laws.has_exited() {
             *step += 1;
             law!(
@@ -157,9 +157,9 @@ impl<'a> World<'a> {
                 "the supervisor does not stop"
             );
             if *step == stop_at {
-                self.tell(stop("SIGTERM"), tally);
+                self.apply_event(stop("SIGTERM"), tally);
             } else if *step > stop_at && self.rng.u8(0..40) == 0 {
-                self.tell(stop("SIGINT"), tally);
+                self.apply_event(stop("SIGINT"), tally);
             } else {
                 self.step(tally);
             }
@@ -171,9 +171,9 @@ impl<'a> World<'a> {
         // Events after the end are ignored: the laws refuse any action.
         for _ in 0..5 {
             if let Some(event) = self.kernel.misbehaviour(self.rng) {
-                self.tell(event, tally);
+                self.apply_event(event, tally);
             }
-            self.tell(stop("SIGTERM"), tally);
+            self.apply_event(stop("SIGTERM"), tally);
             self.look(tally);
         }
     }
@@ -184,12 +184,12 @@ impl<'a> World<'a> {
         }
         if self.rng.u8(0..24) == 0 {
             let event = self.request();
-            self.tell(event, tally);
+            self.apply_event(event, tally);
             return;
         }
         if self.rng.u8(0..16) == 0 {
             if let Some(event) = self.kernel.misbehaviour(self.rng) {
-                self.tell(event, tally);
+                self.apply_event(event, tally);
             }
             return;
         }
@@ -211,7 +211,7 @@ impl<'a> World<'a> {
             }
             (_, Some(_)) => {
                 if let Some(event) = self.kernel.happen(self.rng) {
-                    self.tell(event, tally);
+                    self.apply_event(event, tally);
                 }
             }
             // The machine is quiet; time passes until the next disturbance.
@@ -233,7 +233,7 @@ impl<'a> World<'a> {
         };
         let here = self.machine.policy().workers;
         if request != RequestId::NOBODY && self.rng.u8(0..4) == 0 {
-            let by = "somebody".to_owned();
+            let by = "a user".to_owned();
             return Event::Cancel { request, by };
         }
         if self.rng.bool() {
@@ -337,7 +337,7 @@ impl<'a> World<'a> {
                 drain: self.rng.bool(),
             },
         };
-        self.tell(event, tally);
+        self.apply_event(event, tally);
     }
 
     fn new_release(&mut self, workers: u16) -> (ReleaseId, Policy) {
@@ -353,18 +353,18 @@ impl<'a> World<'a> {
     fn exec(&mut self, tally: &mut Tally) {
         if self.rng.u8(0..4) == 0 {
             let cause = "no such file".to_owned();
-            return self.tell(Event::ExecFailed { cause }, tally);
+            return self.apply_event(Event::ExecFailed { cause }, tally);
         }
         for machine in [&mut self.machine, &mut self.twin] {
             *machine = reborn(machine);
         }
         let (release, policy) = self.new_release(self.machine.policy().workers);
-        self.tell(Event::Resumed { release, policy }, tally);
+        self.apply_event(Event::Resumed { release, policy }, tally);
     }
 
-    fn tell(&mut self, event: Event, tally: &mut Tally) {
+    fn apply_event(&mut self, event: Event, tally: &mut Tally) {
         let now = self.kernel.now();
-        self.tell_tale(&format_args!("{event:?}"));
+        self.trace(&format_args!("{event:?}"));
         self.laws.event(&event, now);
         self.machine.handle(event.clone(), now);
         self.twin.handle(event, now);
@@ -373,7 +373,7 @@ impl<'a> World<'a> {
 
     fn look(&mut self, tally: &mut Tally) {
         let now = self.kernel.now();
-        self.tell_tale(&"looks at its deadlines");
+        self.trace(&"handles its deadlines");
         self.machine.handle_timeout(now);
         self.twin.handle_timeout(now);
         self.aftermath(true, tally);
@@ -391,7 +391,7 @@ impl<'a> World<'a> {
                 "the restored twin differs at {action:?}"
             );
             let Some(action) = action else { break };
-            self.tell_tale(&format_args!("    {action:?}"));
+            self.trace(&format_args!("    {action:?}"));
             law!(!exec, "{action:?} comes after Exec");
             exec = matches!(action, Action::Exec);
             if let Action::Begin {
@@ -441,7 +441,7 @@ impl<'a> World<'a> {
     }
 
     /// Prints past the test's captured output, which a passing test would not show.
-    fn tell_tale(&self, line: &dyn std::fmt::Display) {
+    fn trace(&self, line: &dyn std::fmt::Display) {
         if self.trace {
             let now = self.kernel.now().as_nanos() / 1_000_000;
             let _ = writeln!(std::io::stderr(), "{now:>9} ms  {line}");

@@ -107,13 +107,13 @@ fn client_distinguishes_reset_from_close() {
     let run = pipe(server.addr, "hello\n");
     // The kernel may discard the two bytes before the reset.
     assert_eq!(run.code, Some(1));
-    let said = run
+    let error = run
         .stderr
         .strip_prefix("uppercased: the server reset the connection; ");
-    let said = said.unwrap_or_else(|| panic!("{:?}", run.stderr));
+    let error = error.unwrap_or_else(|| panic!("{:?}", run.stderr));
     let missing = 6 - run.stdout.len();
     assert_eq!(
-        said,
+        error,
         format!("{missing} of 6 bytes were not answered; see the server's log\n")
     );
 }
@@ -133,12 +133,12 @@ fn reset_during_send_is_reported() {
         },
     );
     assert_eq!(run.code, Some(1));
-    let said = &run.stderr;
+    let error = &run.stderr;
     assert!(
-        said.starts_with("uppercased: the server reset the connection; "),
-        "{said}"
+        error.starts_with("uppercased: the server reset the connection; "),
+        "{error}"
     );
-    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(error.lines().count(), 1, "{error}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub fn fill_all(clients: &[Client], counters: &Counters) -> Vec<u64> {
     let before = counters.count(Counter::Backpressure);
     let mut sent = vec![0; clients.len()];
     until(
-        "nobody has room, and the server holds something of each",
+        "no client has room, and the server holds output of each",
         || {
             for (client, sent) in clients.iter().zip(&mut sent) {
                 fill_up(client, sent);

@@ -266,8 +266,8 @@ pub fn ip(script: &str) -> Result<(), String> {
     if output.status.success() && written.is_ok() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("the command ip: {}", said.trim()))
+    let reported = String::from_utf8_lossy(&output.stderr);
+    Err(format!("the command ip: {}", reported.trim()))
 }
 
 /// Returns the packets dropped at the device of the calling thread's namespace, in either

@@ -344,13 +344,16 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
     let status = status.unwrap_or_else(|| panic!("{test}: not done after {deadline:?}"));
     assert!(status.success(), "{test}: in its namespace: {status}");
     swept.unwrap_or_else(|error| panic!("{test}: in its namespace: {error}"));
-    assert!(complete, "{test}: somebody holds its output");
-    let said = stdout.all();
-    if let Some(why) = said.iter().find_map(|line| line.strip_prefix(NOT_ALLOWED)) {
+    assert!(complete, "{test}: a process still holds its output");
+    let reported = stdout.all();
+    if let Some(why) = reported
+        .iter()
+        .find_map(|line| line.strip_prefix(NOT_ALLOWED))
+    {
         return Err(Refused(why.to_owned()));
     }
     assert!(
-        said.iter().any(|line| line == DONE),
+        reported.iter().any(|line| line == DONE),
         "{test}: the body did not run: is this the name of a test?"
     );
     Ok(())

@@ -53,10 +53,10 @@ impl Scene {
         client.roundtrip(b"before");
         let worker = server.worker_pids()[0];
         let over = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&over);
+        let flag = Arc::clone(&over);
         let pinging = in_background(move || {
             let mut pings = 0;
-            while !told.load(Ordering::Relaxed) {
+            while !flag.load(Ordering::Relaxed) {
                 client.roundtrip(b"ping");
                 client.expect_silence(Duration::from_millis(2));
                 pings += 1;
@@ -113,7 +113,7 @@ impl Scene {
             states.map(|state| count_sockets(port, state))
         };
         until("one connection is left", || living() == [1, 0, 0]);
-        assert_eq!(queued(port), 0, "nobody waits");
+        assert_eq!(queued(port), 0, "no client waits");
         assert_eq!(self.server.worker_pids(), [self.worker], "it never died");
         Client::connect(self.addr()).roundtrip(b"new ones, too");
         self.over.store(true, Ordering::Relaxed);

@@ -165,7 +165,10 @@ impl ServerBuilder {
     pub fn expect_failure(self) -> (i32, String) {
         let running = self.spawn();
         let status = running.wait_exit(DEADLINE);
-        assert!(running.stderr.wait_end(DEADLINE), "somebody holds its log");
+        assert!(
+            running.stderr.wait_end(DEADLINE),
+            "a process still holds its log"
+        );
         let code = status.code();
         assert!(code != Some(0), "it should have failed, but ended with 0");
         let code = code.unwrap_or_else(|| panic!("it should have failed by itself: {status}"));
@@ -473,14 +476,18 @@ impl RunningCommand {
     #[track_caller]
     pub fn wait(self) -> CommandOutput {
         let status = self.process.exit_status(COMMAND_DEADLINE);
-        let said = || format!("{}{}", self.stdout.text(), self.stderr.text());
-        let status = status
-            .unwrap_or_else(|| panic!("no answer within {COMMAND_DEADLINE:?}; so far: {}", said()));
+        let reported = || format!("{}{}", self.stdout.text(), self.stderr.text());
+        let status = status.unwrap_or_else(|| {
+            panic!(
+                "no answer within {COMMAND_DEADLINE:?}; so far: {}",
+                reported()
+            )
+        });
         let complete = self.stdout.wait_end(DEADLINE) && self.stderr.wait_end(DEADLINE);
-        assert!(complete, "somebody holds the output of the command");
+        assert!(complete, "a process still holds the output of the command");
         let code = status.code();
         CommandOutput {
-            code: code.unwrap_or_else(|| panic!("the command ended by {status}: {}", said())),
+            code: code.unwrap_or_else(|| panic!("the command ended by {status}: {}", reported())),
             stdout: self.stdout.text(),
             stderr: self.stderr.text(),
         }
@@ -506,8 +513,8 @@ impl CommandOutput {
     /// Asserts that it failed with a message that contains `cause`.
     #[track_caller]
     pub fn expect_failure(self, cause: &str) -> Self {
-        let said = format!("{}{}", self.stdout, self.stderr);
-        assert!(self.code != 0 && said.contains(cause), "{self:?}");
+        let reported = format!("{}{}", self.stdout, self.stderr);
+        assert!(self.code != 0 && reported.contains(cause), "{self:?}");
         self
     }
 }

@@ -37,7 +37,7 @@ pub fn serve_one_at<T: Send + 'static>(
     let addr = listener.local_addr().expect("a bound socket's name");
     let answering = in_background(move || {
         let came = poll_one(&listener, PollFlags::POLLIN, DEADLINE);
-        assert!(came, "nobody connected to {addr}");
+        assert!(came, "no client connected to {addr}");
         let (stream, _) = listener.accept().expect("accept");
         stream
             .set_read_timeout(Some(DEADLINE))

@@ -36,8 +36,8 @@ impl SynFlood {
         let route = route.args(["route", "add", &network, "dev", "lo"]).output();
         let route = route.map_err(|error| format!("the command ip: {error}"))?;
         if !route.status.success() {
-            let said = String::from_utf8_lossy(&route.stderr).into_owned();
-            return Err(format!("no route to nowhere: {}", said.trim()));
+            let reported = String::from_utf8_lossy(&route.stderr).into_owned();
+            return Err(format!("no route to nowhere: {}", reported.trim()));
         }
         // IPPROTO_RAW: the caller supplies the header.
         let raw = Some(Protocol::from(255));

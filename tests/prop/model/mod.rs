@@ -414,7 +414,7 @@ impl Kernel {
     fn free_number(&self) -> u32 {
         let mut free = self.first_fd..;
         free.find(|fd| !self.descriptors.contains_key(fd))
-            .expect("numbers do not run out")
+            .expect("there are free numbers")
     }
 
     /// Applies the fault of the next call before it takes effect.
@@ -441,7 +441,7 @@ impl Stream for Handle<'_> {
         self.kernel.before_call(self.fd)?;
         let now = self.kernel.now;
         let wire = self.kernel.wire(self.fd);
-        assert!(!into.is_empty(), "a call for nothing");
+        assert!(!into.is_empty(), "an empty call");
         assert!(
             wire.ended_at.is_some() || wire.owed() == 0,
             "received while output is pending"
@@ -470,7 +470,7 @@ impl Stream for Handle<'_> {
         self.kernel.before_call(self.fd)?;
         let now = self.kernel.now;
         let wire = self.kernel.wire(self.fd);
-        assert!(!from.is_empty(), "a call for nothing");
+        assert!(!from.is_empty(), "an empty call");
         assert_eq!(wire.ended_at, None, "sent after the end");
         if wire.reset {
             return Err(io::ErrorKind::BrokenPipe.into());

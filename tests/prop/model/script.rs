@@ -173,14 +173,14 @@ impl World {
             assert!(waiting <= memory.layout().buffer_bytes as usize);
             assert_eq!(record.generation(), wire.generation());
             match wire.ended_at {
-                None => assert_eq!(waiting, wire.owed(), "what is owed is pending"),
+                None => assert_eq!(waiting, wire.owed(), "unsent bytes are pending"),
                 Some(_) => assert_eq!(waiting, 0),
             }
             let has_turn = self.server.ready.contains(&fd);
             assert_eq!(has_turn, record.flags().has(Flags::QUEUED));
             let work = match record.state() {
                 State::Open if waiting > 0 => wire.room > 0 || wire.reset,
-                State::Open if self.server.ends_unheard(fd) => wire.readable(),
+                State::Open if self.server.ends_unseen(fd) => wire.readable(),
                 State::Open => wire.readable() || record.flags().has(Flags::FINISH),
                 _ => wire.readable(),
             };

@@ -311,7 +311,7 @@ impl Server {
             kernel.wires[client]
                 .ended_at
                 .map_or_else(|| kernel.wires[client].owed(), |_| 0),
-            "what is given up is what was owed"
+            "the abandoned bytes are the unsent ones"
         );
         if abandoned > 0 {
             kernel.abort(fd);
@@ -333,7 +333,7 @@ impl Server {
         let record = self.memory.record(fd);
         match record.state() {
             State::Open if record.pending().is_some() => self.rules.write_stall_timeout,
-            State::Open if self.ends_unheard(fd) => {
+            State::Open if self.ends_unseen(fd) => {
                 let idle = self.rules.idle_timeout.into_iter();
                 idle.chain([self.rules.first_byte_timeout]).min()
             }
@@ -345,7 +345,7 @@ impl Server {
     }
 
     /// Returns whether `fd` is to end before it has ever sent anything.
-    pub fn ends_unheard(&self, fd: u32) -> bool {
+    pub fn ends_unseen(&self, fd: u32) -> bool {
         let record = self.memory.record(fd);
         record.flags().has(Flags::FINISH) && record.bytes_moved().0 == 0
     }

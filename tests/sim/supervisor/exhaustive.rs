@@ -203,7 +203,7 @@ impl Walk {
     }
 
     fn happening(&self, letter: Letter) -> Happening {
-        let cause = || "words".to_owned();
+        let cause = || "cause".to_owned();
         let how = Death::Exited(1);
         let request = RequestId(self.asked.into());
         let release = ReleaseId(self.asked + 1);
@@ -355,7 +355,7 @@ fn every_history_after(start: &[&[Letter]], alphabet: &[Letter], events: u32) ->
         walk_on(&walk, alphabet, &mut history, events, &mut steps);
     });
     if let Err(panic) = catch_unwind(run) {
-        panic!("after {history:?}: {}", super::words(&*panic));
+        panic!("after {history:?}: {}", super::panic_message(&*panic));
     }
     steps
 }

@@ -209,7 +209,7 @@ impl Kernel {
                 let process = self.processes.remove(worker);
                 law!(
                     process.is_some_and(|it| it.held && !it.alive),
-                    "{worker} is given up and would have ended"
+                    "{worker} was abandoned although it would have exited"
                 );
             }
             Action::StopWorker { worker } => {
@@ -225,10 +225,10 @@ impl Kernel {
             }
             Action::HandOver { from, to, .. } => self.hand_over(*from, *to, rng),
             Action::Rebalance { from, to, .. } => self.rebalance(*from, *to, rng),
-            Action::TakeLoads => self.tell_loads(rng),
+            Action::TakeLoads => self.send_loads(rng),
             Action::Leave { worker, .. } => self.leave(*worker, rng),
-            Action::TakePulse { worker } => self.tell_pulse(*worker, rng),
-            Action::TakeProgress { from, to } => self.tell_progress(*from, *to),
+            Action::TakePulse { worker } => self.send_pulse(*worker, rng),
+            Action::TakeProgress { from, to } => self.send_progress(*from, *to),
             Action::Ping { worker } => {
                 if let Some(process) = self.processes.get_mut(worker) {
                     process.pinged = true;
@@ -238,7 +238,7 @@ impl Kernel {
                 self.scheduled += 1;
                 let trial = self.scheduled;
                 self.trial = Some(trial);
-                let cause = "it does not come up".to_owned();
+                let cause = "it does not start".to_owned();
                 let verdict = if lucky(self.weather.preflight_fails, rng) {
                     (rng.bool()).then_some(Event::PreflightFailed { cause })
                 } else {
@@ -256,21 +256,27 @@ impl Kernel {
                     self.processes
                 );
             }
-            Action::Lend { to, .. } => law!(self.exists(*to), "lent to {to}, which is no more"),
+            Action::Lend { to, .. } => law!(self.exists(*to), "lent to {to}, which has exited"),
             Action::Recall { from, .. } => {
-                law!(self.exists(*from), "recalled from {from}, which is no more");
+                law!(self.exists(*from), "recalled from {from}, which has exited");
             }
             Action::Notice(
                 Notice::WorkerHung { worker, .. } | Notice::WorkerStalled { worker, .. },
             ) => {
-                law!(!self.is_well(*worker), "{worker} is well and called hung");
+                law!(
+                    !self.is_well(*worker),
+                    "{worker} is healthy but reported as stalled"
+                );
             }
             Action::Serve { worker } => {
-                law!(self.exists(*worker), "{worker} is spoken to and is no more");
+                law!(
+                    self.exists(*worker),
+                    "{worker} receives a message after its exit"
+                );
             }
             Action::DropSlot { slot } => {
                 let left = self.processes.keys().any(|worker| worker.slot == *slot);
-                law!(!left, "slot {slot} is dropped and somebody lives there");
+                law!(!left, "slot {slot} is dropped while it has a process");
             }
             Action::Notice(_)
             | Action::Announce
@@ -319,12 +325,12 @@ impl Kernel {
                 }
                 None
             }
-            _ => Some(self.about_nobody(rng)),
+            _ => Some(self.about_unknown_worker(rng)),
         }
     }
 
     fn spawn(&mut self, worker: WorkerId, rng: &mut Rng) {
-        law!(self.names.insert(worker), "{worker} has lived before");
+        law!(self.names.insert(worker), "{worker} was started before");
         let beside = self.processes.keys().filter(|it| it.slot == worker.slot);
         law!(
             beside.count() < PROCESSES_PER_SLOT_MAX,
@@ -429,8 +435,11 @@ impl Kernel {
     }
 
     fn hand_over(&mut self, from: WorkerId, to: WorkerId, rng: &mut Rng) {
-        law!(self.exists(from), "{from} is to hand over and is no more");
-        law!(self.exists(to), "{from} is to hand over to {to}, no more");
+        law!(self.exists(from), "{from} is to hand over after its exit");
+        law!(
+            self.exists(to),
+            "{from} is to hand over to {to}, which has exited"
+        );
         if !self.is_alive(to) {
             let event = handed_over(from, 0, HandoverEnd::PeerGone);
             self.schedule(ms(1), Due::Say(from, event));
@@ -493,7 +502,7 @@ impl Kernel {
 
     /// Schedules the exit for when its connections have ended; some never end.
     fn leave(&mut self, worker: WorkerId, rng: &mut Rng) {
-        law!(self.exists(worker), "{worker} is to leave and is no more");
+        law!(self.exists(worker), "{worker} is to leave after its exit");
         if !lucky(self.weather.leave_hangs, rng) && self.is_well(worker) {
             let after = KERNEL_DELAY_MAX + ms(rng.u64(0..2_000));
             self.schedule(after, Due::Die(worker, Death::Exited(0)));
@@ -501,7 +510,7 @@ impl Kernel {
     }
 
     /// Reports the progress of a handover from shared memory; it grows while both sides are active.
-    fn tell_progress(&mut self, from: WorkerId, to: WorkerId) {
+    fn send_progress(&mut self, from: WorkerId, to: WorkerId) {
         self.looks += 1;
         let moves = !self.stalled.contains_key(&from) && self.is_well(from) && self.is_well(to);
         let receiver = self
@@ -521,9 +530,9 @@ impl Kernel {
     }
 
     /// Reports the counter of turns from shared memory: it is readable whatever its writer does.
-    fn tell_pulse(&mut self, worker: WorkerId, rng: &mut Rng) {
+    fn send_pulse(&mut self, worker: WorkerId, rng: &mut Rng) {
         let process = self.processes.get_mut(&worker);
-        let process = process.expect("law: pulses are taken of those who live");
+        let process = process.expect("law: only a running worker has a pulse");
         if process.alive && !process.hung && (process.pinged || rng.bool()) {
             process.turns += rng.u64(1..100);
             process.pinged = false;
@@ -533,7 +542,7 @@ impl Kernel {
     }
 
     /// Reports the work counters from shared memory; some workers do most of the work.
-    fn tell_loads(&mut self, rng: &mut Rng) {
+    fn send_loads(&mut self, rng: &mut Rng) {
         let mut loads = Vec::new();
         for (worker, process) in &mut self.processes {
             if process.alive && !process.hung {
@@ -555,8 +564,14 @@ impl Kernel {
 
     /// Migrates some connections; both workers continue to serve. Some never report the end.
     fn rebalance(&mut self, from: WorkerId, to: WorkerId, rng: &mut Rng) {
-        law!(self.exists(from), "{from} is to give and is no more");
-        law!(self.exists(to), "{from} is to give to {to}, no more");
+        law!(
+            self.exists(from),
+            "{from} is to hand over a part after its exit"
+        );
+        law!(
+            self.exists(to),
+            "{from} is to hand over a part to {to}, which has exited"
+        );
         let end = if !self.is_alive(to) {
             HandoverEnd::PeerGone
         } else if lucky(self.weather.handover_fails, rng) {
@@ -578,7 +593,7 @@ impl Kernel {
     }
 
     /// Returns a message from or about a worker that never existed or has exited.
-    fn about_nobody(&self, rng: &mut Rng) -> Event {
+    fn about_unknown_worker(&self, rng: &mut Rng) -> Event {
         let slot = SlotId(rng.u16(0..SLOTS_MAX));
         let present = self.processes.keys().find(|worker| worker.slot == slot);
         let present = present.map_or(0, |worker| worker.generation.0);

@@ -31,9 +31,9 @@ use operations::{Asked, Operation};
 use shadow::{Life, Part, Shadow};
 
 macro_rules! law {
-    ($holds:expr, $($words:tt)+) => {
+    ($holds:expr, $($message:tt)+) => {
         if !$holds {
-            panic!("law broken: {}", format!($($words)+));
+            panic!("law broken: {}", format!($($message)+));
         }
     };
 }
@@ -170,7 +170,7 @@ impl Laws {
         let since = self.awaited.remove(&worker);
         law!(
             since.is_some_and(|since| now >= since + KILL_GRACE),
-            "{worker} is given up and was killed at {since:?}"
+            "{worker} was abandoned but killed at {since:?}"
         );
         let (how, cause) = (Death::Lost, None);
         self.note(&Event::Exited { worker, how, cause }, now);
@@ -201,18 +201,18 @@ impl Laws {
             Action::StopWorker { worker } => self.asked_to_stop(*worker),
             Action::Lend { slot, to } => self.lent(*slot, *to, now),
             Action::Recall { slot, from, last } => self.recalled(*slot, *from, *last, now),
-            Action::Serve { worker } => self.told_to_serve(*worker, now),
+            Action::Serve { worker } => self.serve_requested(*worker, now),
             Action::HandOver { from, to, last } => self.handover_begins(*from, *to, *last, now),
             Action::Rebalance { from, to, .. } => self.part_moves(*from, *to, now),
             Action::TakeLoads => self.loads_taken(now),
-            Action::Leave { worker, within } => self.told_to_leave(*worker, *within, now),
+            Action::Leave { worker, within } => self.leave_requested(*worker, *within, now),
             Action::TakeProgress { from, to } => self.progress_taken(*from, *to),
             Action::TakePulse { worker } => self.looked_at(*worker, now),
             Action::Ping { worker } => {
                 let missed = self.pulses.get(worker).is_some_and(|it| it.misses > 0);
                 law!(
-                    missed || self.loads_were_told(now),
-                    "{worker} is pinged and has made its turns"
+                    missed || self.loads_were_sent(now),
+                    "{worker} is pinged although it makes turns"
                 );
             }
             Action::Steer { slots } => self.steers(*slots, now),
@@ -237,7 +237,10 @@ impl Laws {
                     all || self.degraded,
                     "announced before every slot has been Ready or tried"
                 );
-                law!(self.spread.is_some(), "announced and nobody is steered to");
+                law!(
+                    self.spread.is_some(),
+                    "announced before connections were steered"
+                );
                 self.announced = true;
             }
             Action::Exit(verdict) => {
@@ -277,11 +280,14 @@ impl Laws {
             End::BootFailed { .. } | End::Forced { .. } => {}
         }
         for (worker, since) in &self.awaited {
-            law!(by(*since + KILL_GRACE), "{worker} is awaited for ever");
+            law!(
+                by(*since + KILL_GRACE),
+                "the exit of {worker} has no deadline"
+            );
         }
         self.operation_rests(now, &by);
         self.pending_rests(machine);
-        self.company_rests(&by);
+        self.company_is_consistent(&by);
         self.pulses_rest(now, &by);
         self.balance_rests(now, &by);
         let serving = self.slots.iter().any(Shadow::serves);
@@ -298,7 +304,7 @@ impl Laws {
             if !running {
                 law!(
                     !slot.serves(),
-                    "slot {index} serves on while {:?}",
+                    "slot {index} still serves while {:?}",
                     self.end
                 );
                 continue;
@@ -307,27 +313,33 @@ impl Laws {
                 Life::Gone { latest, .. } => {
                     law!(
                         by(latest),
-                        "slot {index} is dead and nobody wakes up for it by {latest:?}"
+                        "slot {index} has no worker and no deadline by {latest:?}"
                     );
                 }
                 Life::Starting { since, .. } => {
                     let deadline = since + self.start_timeout(slot.release);
-                    law!(by(deadline), "slot {index} may start for ever");
+                    law!(by(deadline), "slot {index} has no start deadline");
                 }
-                Life::Doomed { killed, .. } => law!(killed, "slot {index} is let live"),
+                Life::Doomed { killed, .. } => law!(killed, "slot {index} was not killed"),
                 Life::Serving { told, .. } => {
-                    law!(told, "slot {index} stands by and nobody tells it to serve");
+                    law!(told, "slot {index} stands by but receives no Serve");
                 }
                 Life::Retired => {
                     let waits = !slot.others.is_empty();
-                    law!(waits || slot.closed, "slot {index} has left and is open");
+                    law!(waits || slot.closed, "slot {index} has left but is open");
                 }
                 Life::Unborn | Life::Stopping => {}
             }
             if slot.deposited && !slot.closed && !own && slot.borrower.is_none() && serving {
                 let due = slot.unserved_since + self.policy.lend_after;
-                law!(due > now, "slot {index} is a black hole since {due:?}");
-                law!(by(due), "slot {index} becomes a black hole at {due:?}");
+                law!(
+                    due > now,
+                    "the queue of slot {index} is unserved since {due:?}"
+                );
+                law!(
+                    by(due),
+                    "the queue of slot {index} becomes unserved at {due:?}"
+                );
             }
         }
     }
@@ -405,7 +417,7 @@ impl Laws {
         }
         law!(
             slot.generation == worker.generation.0,
-            "{worker} is killed and nobody"
+            "{worker} is killed but does not exist"
         );
         let late = |since: Tick| now >= since + self.start_timeout(slot.release);
         let mut ordered = false;
@@ -416,7 +428,10 @@ impl Laws {
                 let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
                 // A late worker may be killed for another reason, if that comes first.
                 let slow = self.too_slow == Some(worker);
-                law!(!slow || late(since), "{worker} is not too slow yet");
+                law!(
+                    !slow || late(since),
+                    "{worker} has not exceeded its time yet"
+                );
                 ordered = !slow && self.end == End::Running;
                 let cancelled = self.is_cancelled() && !slot.deposited;
                 law!(
@@ -428,13 +443,13 @@ impl Laws {
                 let failing = matches!(self.end, End::BootFailed { .. });
                 law!(
                     failing || self.keeps_waiting(worker, now),
-                    "{worker} serves and is killed while {:?}",
+                    "{worker} is killed while it serves and {:?}",
                     self.end
                 );
             }
             Life::Stopping => forced = true,
             Life::Unborn | Life::Retired | Life::Gone { .. } => {
-                panic!("law broken: {worker} is killed and gone")
+                panic!("law broken: {worker} is killed after its exit")
             }
         }
         if forced {
@@ -459,16 +474,20 @@ impl Laws {
     }
 
     fn asked_to_stop(&mut self, worker: WorkerId) {
-        law!(self.custody_ended, "{worker} is asked to stop in custody");
+        law!(self.custody_ended, "{worker} receives Stop in custody");
         let slot = &mut self.slots[worker.slot.index()];
         if let Some(other) = slot.others.get_mut(&worker.generation.0) {
             let goes = matches!(other.part, Part::HandingOver { .. } | Part::Leaving { .. });
-            law!(goes, "{worker} is asked to stop and is {:?}", other.part);
+            law!(goes, "{worker} receives Stop while it is {:?}", other.part);
             other.part = Part::Stopping;
             return;
         }
         let serving = slot.generation == worker.generation.0 && slot.serves();
-        law!(serving, "{worker} is asked to stop and is {:?}", slot.life);
+        law!(
+            serving,
+            "{worker} receives Stop while it is {:?}",
+            slot.life
+        );
         slot.life = Life::Stopping;
         self.end_loans_of(worker);
     }
@@ -497,9 +516,12 @@ impl Laws {
         let shadow = &mut self.slots[slot.index()];
         law!(
             shadow.deposited && !shadow.closed,
-            "slot {slot} is lent and has no listener"
+            "slot {slot} is lent without a listener"
         );
-        law!(!shadow.is_served(), "slot {slot} is lent and serves");
+        law!(
+            !shadow.is_served(),
+            "slot {slot} is lent although it serves"
+        );
         law!(shadow.borrower.is_none(), "slot {slot} is lent twice");
         let due = shadow.unserved_since + lend_after;
         let leaves = steered.is_some_and(|(stay, since)| slot.0 >= stay && now >= since + settle);
@@ -544,7 +566,7 @@ impl Laws {
             let served = slot.is_served() || slot.borrower.is_some();
             law!(
                 served || !slot.deposited || slot.closed || !anybody,
-                "the queue of slot {index} is dropped and could have been lent"
+                "the queue of slot {index} is dropped although it could be lent"
             );
         }
     }
@@ -604,7 +626,7 @@ impl Laws {
         law!(
             machine.operation().is_some()
                 == (self.operation.is_some() || self.pending.handed.is_some()),
-            "under way: {:?}, not {:?}",
+            "in progress: {:?}, not {:?}",
             machine.operation(),
             self.operation
         );
@@ -620,14 +642,14 @@ impl Laws {
                 && view.release == shadow.release;
             law!(
                 agree,
-                "slot {} is {name} ({} of {:?}), but was told {shadow:?}",
+                "slot {} is {name} ({} of {:?}), but the events gave {shadow:?}",
                 view.id,
                 view.generation,
                 view.release
             );
             law!(
                 self.end != End::Running || name != "stopped",
-                "slot {} is given up while the supervisor runs",
+                "slot {} is abandoned while the supervisor runs",
                 view.id
             );
             let company = view.successor.into_iter().chain(view.predecessors);
@@ -642,7 +664,7 @@ impl Laws {
                 .collect();
             law!(
                 company == told,
-                "beside slot {}: {company:?}, but was told {told:?}",
+                "beside slot {}: {company:?}, but the events gave {told:?}",
                 view.id
             );
         }

@@ -21,12 +21,12 @@ pub(super) struct Balance {
 
 impl Laws {
     pub(super) fn loads_taken(&mut self, now: Tick) {
-        self.law_of_quiet("loads are looked at");
+        self.law_of_quiet("loads are sampled");
         let early = self
             .balance
             .asked
             .is_some_and(|(at, _)| now < at + REBALANCE_LOOK_EVERY);
-        law!(!early, "loads are looked at too often: {:?}", self.balance);
+        law!(!early, "loads are sampled too often: {:?}", self.balance);
         self.balance.asked = Some((now, false));
     }
 
@@ -43,7 +43,7 @@ impl Laws {
     }
 
     /// Returns whether loads have just arrived, so that a migration may be due.
-    pub(super) fn loads_were_told(&self, now: Tick) -> bool {
+    pub(super) fn loads_were_sent(&self, now: Tick) -> bool {
         self.balance.told.last().is_some_and(|(at, _)| *at == now)
     }
 
@@ -53,11 +53,11 @@ impl Laws {
 
     pub(super) fn part_moves(&mut self, from: WorkerId, to: WorkerId, now: Tick) {
         self.law_of_quiet("a part moves");
-        law!(from.slot != to.slot, "{from} gives to its own slot");
+        law!(from.slot != to.slot, "{from} hands over to its own slot");
         for worker in [from, to] {
             law!(
                 self.serves(worker),
-                "{worker} does not serve, and a part moves"
+                "a part moves although {worker} does not serve"
             );
         }
         let early = self
@@ -69,7 +69,7 @@ impl Laws {
         let looks = self.balance.told.len();
         law!(
             looks > REBALANCE_LOOKS as usize,
-            "a part moves after {looks} looks"
+            "a part moves after {looks} samples"
         );
         let calls = |at: usize, worker: WorkerId| {
             let found = self.balance.told[at]
@@ -81,11 +81,11 @@ impl Laws {
         for at in 1..looks {
             let done = |worker| Some(calls(at, worker)? - calls(at - 1, worker)?);
             let most = done(from);
-            law!(most.is_some(), "{from} gives and is new");
+            law!(most.is_some(), "{from} hands over a part but is new");
             for other in self.serving() {
                 law!(
                     done(other) <= most,
-                    "{other} does more than {from}, which gives"
+                    "{other} has more load than {from}, which hands over"
                 );
             }
         }
@@ -94,7 +94,7 @@ impl Laws {
             found.map(|it| it.turns)
         };
         let turned = turns(looks - 1) != turns(looks - 2);
-        law!(turned, "{to} takes a part and has not turned lately");
+        law!(turned, "{to} receives a part but made no turn lately");
         self.balance.moved = Some(now);
         self.balance.moving = Some((from, to, now));
     }
@@ -106,12 +106,9 @@ impl Laws {
         law!(self.operation.is_none(), "{what} in {:?}", self.operation);
         law!(
             self.policy.rebalance.is_some(),
-            "{what} and nobody wants it"
+            "{what} without the setting"
         );
-        law!(
-            self.serving().count() > 1,
-            "{what} and there is nobody to give to"
-        );
+        law!(self.serving().count() > 1, "{what} without a receiver");
         let moving = &self.balance.moving;
         law!(moving.is_none(), "{what} while a part moves: {moving:?}");
     }
@@ -123,7 +120,7 @@ impl Laws {
             if !self.serves(from) || deadline <= now {
                 self.balance.moving = None;
             } else if self.end == End::Running {
-                return law!(by(deadline), "a part may move for ever");
+                return law!(by(deadline), "a partial handover has no deadline");
             }
         }
         let quiet = self.end == End::Running
@@ -133,7 +130,7 @@ impl Laws {
             && self.serving().count() > 1;
         if quiet {
             let next = now + REBALANCE_LOOK_EVERY;
-            law!(by(next), "nobody looks at the loads by {next:?}");
+            law!(by(next), "the loads are not sampled by {next:?}");
         } else {
             self.balance.told.clear();
         }

@@ -26,7 +26,7 @@ impl Laws {
         let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
         law!(
             rolling && self.end == End::Running,
-            "{worker} is to follow somebody whom nobody renews"
+            "{worker} is to replace a worker outside of any operation"
         );
         let back = self.operation.as_ref().is_some_and(|it| it.turned);
         let wanted = if back {
@@ -37,7 +37,7 @@ impl Laws {
         law!(wanted, "{worker} is to follow with {release:?}");
         law!(
             !self.has_canary() || self.canary_stood(now),
-            "{worker} is to follow before the first one has stood the test"
+            "{worker} is to follow before the canary passed"
         );
         let slot = &mut self.slots[worker.slot.index()];
         law!(slot.serves(), "{worker} is to follow {:?}", slot.life);
@@ -68,7 +68,7 @@ impl Laws {
         slot.others.insert(worker.generation.0, other);
     }
 
-    pub(super) fn told_to_serve(&mut self, worker: WorkerId, now: Tick) {
+    pub(super) fn serve_requested(&mut self, worker: WorkerId, now: Tick) {
         if let Some(&mut Other {
             part: Part::Undecided { last, back: false },
             ..
@@ -78,11 +78,11 @@ impl Laws {
         }
         if let Some(life) = self.main(worker) {
             let Life::Serving { told, .. } = life else {
-                panic!("law broken: {worker} is told to serve and is {life:?}");
+                panic!("law broken: {worker} receives Serve while it is {life:?}");
             };
             let told = std::mem::replace(told, true);
             let may = !told || self.resuming.remove(&worker);
-            return law!(may, "{worker} is told to serve and does");
+            return law!(may, "{worker} receives Serve although it serves");
         }
         self.takes_over(worker, Part::Relieved, ReloadConnections::Drain, now);
     }
@@ -90,15 +90,24 @@ impl Laws {
     /// Checks that a worker that could not hand over every connection serves its slot again.
     fn resumes(&mut self, worker: WorkerId, last: bool, now: Tick) {
         let index = worker.slot.index();
-        let operation = self.operation.as_mut().expect("law: somebody asked for it");
-        law!(!operation.drain, "{worker} serves on and may be drained");
+        let operation = self
+            .operation
+            .as_mut()
+            .expect("law: an operation caused it");
+        law!(
+            !operation.drain,
+            "{worker} continues to serve although it could be drained"
+        );
         if last {
             operation.failed = true;
             return self.comes_back(index, worker.generation.0, now);
         }
         let shadow = &mut self.slots[index];
         let Life::Serving { since, .. } = shadow.life else {
-            panic!("law broken: {worker} takes back from {:?}", shadow.life);
+            panic!(
+                "law broken: {worker} reverts a handover from {:?}",
+                shadow.life
+            );
         };
         let giving = Other {
             release: shadow.release,
@@ -109,7 +118,7 @@ impl Laws {
         self.comes_back(index, worker.generation.0, now);
     }
 
-    pub(super) fn told_to_leave(&mut self, worker: WorkerId, within: Duration, now: Tick) {
+    pub(super) fn leave_requested(&mut self, worker: WorkerId, within: Duration, now: Tick) {
         let by =
             now + within + self.policy.linger_timeout + uppercased::supervisor::machine::KILL_GRACE;
         self.pulses.remove(&worker);
@@ -124,7 +133,7 @@ impl Laws {
         };
         law!(
             may && within == limit,
-            "{worker} is told to leave within {within:?} and is {:?}",
+            "{worker} receives Leave within {within:?} while it is {:?}",
             other.part
         );
         other.part = Part::Leaving {
@@ -152,17 +161,14 @@ impl Laws {
                     last,
                     back: true,
                 },
-                _ => panic!("law broken: {from} hands over and is {:?}", other.part),
+                _ => panic!("law broken: {from} hands over while it is {:?}", other.part),
             };
             other.part = next;
             return law!(self.serves(to), "{from} hands over to {to}");
         }
-        law!(
-            self.serves(from),
-            "{from} hands over and does not serve itself"
-        );
+        law!(self.serves(from), "{from} hands over but does not serve");
         let lent = self.slots.iter().any(|slot| slot.borrower == Some(from));
-        law!(!lent, "{from} hands over and keeps a borrowed queue");
+        law!(!lent, "{from} hands over but keeps a borrowed queue");
         if last {
             self.last_handover_begins(from, to, part, now);
         } else {
@@ -173,7 +179,7 @@ impl Laws {
 
     fn last_handover_begins(&mut self, from: WorkerId, to: WorkerId, part: Part, now: Tick) {
         let Some((stay, since)) = self.steered else {
-            panic!("law broken: {from} leaves and new connections still come to it");
+            panic!("law broken: {from} leaves while it receives new connections");
         };
         law!(
             from.slot.0 >= stay && to.slot.0 < stay,
@@ -185,7 +191,7 @@ impl Laws {
         );
         law!(
             now >= since + self.policy.handshake_timeout,
-            "{from} leaves before the handshakes have had their time"
+            "{from} leaves before the handshake timeout has passed"
         );
         let above = self.slots[from.slot.index() + 1..].iter();
         law!(
@@ -210,11 +216,11 @@ impl Laws {
     fn takes_over(&mut self, worker: WorkerId, part: Part, mode: ReloadConnections, now: Tick) {
         let slot = &mut self.slots[worker.slot.index()];
         let Some(other) = slot.others.remove(&worker.generation.0) else {
-            panic!("law broken: {worker} is to serve and is nobody");
+            panic!("law broken: {worker} is to serve but has no role");
         };
         law!(
             other.part == Part::StandingBy,
-            "{worker} is to serve and is {:?}",
+            "{worker} is to serve while it is {:?}",
             other.part
         );
         let wanted = self.policies[&other.release].reload_connections;
@@ -268,7 +274,10 @@ impl Laws {
                 self.is_damaged();
             }
             Part::StandingBy | Part::Relieved | Part::Undecided { .. } | Part::GivingBack => {
-                panic!("law broken: {worker} is killed and is {:?}", other.part)
+                panic!(
+                    "law broken: {worker} is killed while it is {:?}",
+                    other.part
+                )
             }
         }
         self.doom_other(worker, unwanted, now);
@@ -311,7 +320,7 @@ impl Laws {
         let hands = other.is_some_and(
             |it| matches!(it.part, Part::HandingOver { to: receiver, .. } if receiver == to),
         );
-        law!(hands, "{from} is looked at and hands nothing over to {to}");
+        law!(hands, "{from} is checked but hands nothing over to {to}");
     }
 
     /// Returns whether a worker that has borrowed queues has to return them.
@@ -328,7 +337,7 @@ impl Laws {
         relieved || steered
     }
 
-    pub(super) fn company_rests(&self, by: &impl Fn(Tick) -> bool) {
+    pub(super) fn company_is_consistent(&self, by: &impl Fn(Tick) -> bool) {
         let running = self.end == End::Running;
         for (index, slot) in (0_u16..).zip(&self.slots) {
             for (generation, other) in &slot.others {
@@ -340,21 +349,21 @@ impl Laws {
                 match other.part {
                     Part::Starting { since, .. } => {
                         let deadline = since + self.start_timeout(other.release);
-                        law!(by(deadline), "{who} may start for ever");
+                        law!(by(deadline), "{who} has no start deadline");
                         law!(slot.serves(), "{who} follows {:?}", slot.life);
                     }
                     Part::Undecided { .. } | Part::GivingBack => {
-                        panic!("law broken: {who} is left with what could not move")
+                        panic!("law broken: {who} keeps connections that could not migrate")
                     }
-                    Part::StandingBy => panic!("law broken: {who} stands by in vain"),
-                    Part::Relieved => panic!("law broken: {who} is left half-relieved"),
+                    Part::StandingBy => panic!("law broken: {who} stands by for no worker"),
+                    Part::Relieved => panic!("law broken: {who} is left between two roles"),
                     Part::HandingOver { to, last, .. } => {
                         self.handover_rests(&who, slot, index, (to, last), by);
                     }
                     Part::Leaving { by: at, .. } => {
-                        law!(at == Tick::MAX || by(at), "{who} may leave for ever");
+                        law!(at == Tick::MAX || by(at), "{who} has no deadline to leave");
                     }
-                    Part::Doomed { killed, .. } => law!(killed, "{who} is let live"),
+                    Part::Doomed { killed, .. } => law!(killed, "{who} was not killed"),
                     Part::Stopping => {}
                 }
             }
@@ -375,31 +384,33 @@ impl Laws {
         }
         law!(
             to == slot.worker(index) && slot.is_live(),
-            "{who} hands over to {to}, which is gone"
+            "{who} hands over to {to}, which has exited"
         );
         let waits = slot.serves();
-        law!(!waits || by(Tick::MAX), "{who} may hand over for ever");
+        law!(!waits || by(Tick::MAX), "{who} has no handover deadline");
     }
 
-    pub(super) fn look_every(&self) -> Option<Duration> {
+    pub(super) fn check_interval(&self) -> Option<Duration> {
         let hang = self.policy.hang_timeout.map(|limit| limit / HANG_CHECKS);
         [hang, self.policy.stall_check].into_iter().flatten().min()
     }
 
     /// Returns how many consecutive polls without a turn make a worker stalled.
     pub(super) fn hang_misses(&self) -> Option<u128> {
-        let (limit, every) = (self.policy.hang_timeout?, self.look_every()?);
+        let (limit, every) = (self.policy.hang_timeout?, self.check_interval()?);
         let looks = limit.as_nanos().div_ceil(every.as_nanos());
         Some(looks.max(u128::from(HANG_CHECKS)))
     }
 
     pub(super) fn looked_at(&mut self, worker: WorkerId, now: Tick) {
-        let every = self.look_every().expect("law: looks only where they count");
+        let every = self
+            .check_interval()
+            .expect("law: checks only where they count");
         let pulse = self.pulses.get_mut(&worker);
         let pulse = pulse.expect("law: TakePulse names one that serves or hands over");
         law!(
             now >= pulse.due,
-            "looks at {worker} bunch: one is due at {:?}, and it is {now:?}",
+            "checks of {worker} bunch: one is due at {:?}, and it is {now:?}",
             pulse.due
         );
         pulse.due = now + every;
@@ -407,22 +418,22 @@ impl Laws {
     }
 
     pub(super) fn pulses_rest(&self, now: Tick, by: &impl Fn(Tick) -> bool) {
-        if self.look_every().is_none() || self.end != End::Running {
+        if self.check_interval().is_none() || self.end != End::Running {
             return;
         }
         for (worker, pulse) in &self.pulses {
             let due = pulse.due;
             law!(
                 by(due),
-                "nobody looks at {worker} again by {due:?}; it is {now:?}"
+                "{worker} is not checked again by {due:?}; it is {now:?}"
             );
         }
         for (index, slot) in self.slots.iter().enumerate() {
-            let slot_id = SlotId(u16::try_from(index).expect("few slots"));
+            let slot_id = SlotId(u16::try_from(index).expect("the simulation has few slots"));
             let worker = slot.worker(slot_id.0);
             law!(
                 !slot.serves() || self.pulses.contains_key(&worker),
-                "nobody looks at {worker} at all"
+                "{worker} is never checked"
             );
         }
     }

@@ -227,7 +227,7 @@ impl Laws {
 
     /// The worker begins to serve.
     pub(super) fn feel(&mut self, worker: WorkerId, now: Tick) {
-        let due = now + self.look_every().unwrap_or_default();
+        let due = now + self.check_interval().unwrap_or_default();
         let pulse = Pulse {
             due,
             awaited: false,
@@ -338,7 +338,7 @@ impl Laws {
 
     /// Stops counting the main worker, which has failed its predecessor.
     fn displace(&mut self, index: usize, now: Tick) {
-        let slot = SlotId(u16::try_from(index).expect("few slots"));
+        let slot = SlotId(u16::try_from(index).expect("the simulation has few slots"));
         let worker = self.slots[index].worker(slot.0);
         self.doom(worker, false, now);
         let shadow = &mut self.slots[index];
@@ -371,7 +371,7 @@ impl Laws {
             told: true,
         };
         let worker = WorkerId {
-            slot: SlotId(u16::try_from(index).expect("few slots")),
+            slot: SlotId(u16::try_from(index).expect("the simulation has few slots")),
             generation: Generation(generation),
         };
         if !self.pulses.contains_key(&worker) {

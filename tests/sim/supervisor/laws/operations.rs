@@ -153,7 +153,7 @@ impl Laws {
                     operation.bound = now.since(operation.since) + bound;
                 }
             }
-            _ => unreachable!("{event:?} plans nothing"),
+            _ => unreachable!("{event:?} starts no operation"),
         }
     }
 
@@ -173,10 +173,13 @@ impl Laws {
     }
 
     pub(super) fn operation_starts(&mut self, request: RequestId, now: Tick) {
-        let asked = self.asked.take().expect("law: nobody asked for it");
+        let asked = self
+            .asked
+            .take()
+            .expect("law: an operation needs a request");
         law!(
             asked.request == request,
-            "{request:?} is taken for {asked:?}"
+            "{request:?} was handled as {asked:?}"
         );
         law!(
             self.operation.is_none(),
@@ -226,7 +229,7 @@ impl Laws {
             .slots
             .iter()
             .take_while(|it| !it.closed && it.life != Life::Retired);
-        let stay = u16::try_from(stay.count()).expect("few slots");
+        let stay = u16::try_from(stay.count()).expect("the simulation has few slots");
         let shrinks = self.steered.is_some();
         let bound = self.bound(&self.policy, self.open());
         let Some(operation) = &mut self.operation else {
@@ -257,7 +260,7 @@ impl Laws {
         let mut answered = |it: &RequestId| *it != request;
         self.unanswered.retain(&mut answered);
         if let Answer::Done(done) = answer {
-            law!(self.operation.is_none(), "it is cancelled and goes on");
+            law!(self.operation.is_none(), "it was cancelled but continues");
             law!(done.workers == self.open(), "{done:?}");
         }
         if let Answer::Refused { cause } = answer
@@ -304,21 +307,23 @@ impl Laws {
             + longest(|it| it.backoff_max)
             + 6 * (KERNEL_DELAY_MAX + SHELL_DELAY_MAX);
         let steps = 2 * self.slots.len() + usize::from(to) + 3;
-        step * u32::try_from(steps).expect("few slots") + policy.bake_time + KILL_GRACE
+        step * u32::try_from(steps).expect("the simulation has few slots")
+            + policy.bake_time
+            + KILL_GRACE
     }
 
     /// Returns the reason why a request must be refused.
     pub(super) fn in_the_way(&self) -> Option<&'static str> {
         if !self.announced {
-            Some("it has not booted")
+            Some("the boot is not complete")
         } else if self.end != End::Running {
-            Some("it stops")
+            Some("the supervisor is stopping")
         } else if self.operation.is_some() {
-            Some("it is busy")
+            Some("an operation is in progress")
         } else if self.pending.handed.is_some() {
-            Some("something is about to begin")
+            Some("an operation is about to begin")
         } else if self.slots.iter().any(Shadow::is_being_left) {
-            Some("somebody still leaves")
+            Some("a worker is still leaving")
         } else {
             None
         }
@@ -335,7 +340,7 @@ impl Laws {
         }
         let asked = self.unanswered.iter().position(|it| *it == request);
         let Some(asked) = asked else {
-            panic!("law broken: {request:?} is answered and has not been asked");
+            panic!("law broken: {request:?} is answered but was never received");
         };
         self.unanswered.remove(asked);
         if let Answer::Refused { cause } = answer {
@@ -343,7 +348,7 @@ impl Laws {
             law!(asked.request == request, "{request:?} is refused late");
             law!(
                 self.in_the_way().is_some() || !asked.sound,
-                "{request:?} is refused for nothing: {cause}"
+                "{request:?} is refused without a reason: {cause}"
             );
             return;
         }
@@ -369,7 +374,7 @@ impl Laws {
             };
             law!(
                 self.slots.iter().all(idle),
-                "{request:?} is answered and not over"
+                "{request:?} is answered but not finished"
             );
         }
         match answer {
@@ -384,16 +389,23 @@ impl Laws {
             || operation.turned
             || operation.damaged
             || operation.cancelled.is_some();
-        law!(!failed, "it is done although it failed: {operation:?}");
-        law!(self.end == End::Running, "it is done while {:?}", self.end);
+        law!(
+            !failed,
+            "it succeeded although a step failed: {operation:?}"
+        );
+        law!(
+            self.end == End::Running,
+            "it succeeded while {:?}",
+            self.end
+        );
         law!(
             operation.stage == Stage::Scale,
-            "it is done at {:?}",
+            "it succeeded at {:?}",
             operation.stage
         );
         law!(
             self.open() == operation.to && done.workers == operation.to,
-            "{} workers, and {} told, not {}",
+            "{} workers, and {} were reported, not {}",
             self.open(),
             done.workers,
             operation.to
@@ -401,7 +413,7 @@ impl Laws {
         let all = self.slots.iter().all(|slot| slot.deposited);
         law!(
             all || !operation.grew,
-            "it is done and a slot is not there yet"
+            "it succeeded but a slot is not complete"
         );
         law!(
             done.took == now.since(operation.since),
@@ -414,7 +426,7 @@ impl Laws {
         };
         law!(
             done.renewed == renewed,
-            "{} slots were renewed",
+            "{} slots were replaced",
             done.renewed
         );
     }
@@ -427,7 +439,7 @@ impl Laws {
                 || operation.turned
                 || operation.damaged
                 || operation.cancelled.is_some(),
-            "it failed for nothing: {cause}"
+            "it failed without a reason: {cause}"
         );
         if operation.cancelled.is_some() && !stops {
             law!(cause.contains("cancelled by"), "it was cancelled: {cause}");
@@ -446,11 +458,11 @@ impl Laws {
         for (index, slot) in self.slots.iter().enumerate() {
             let named = cause.contains(&format!("slot {index} "));
             // The missing rollback must have a reason.
-            let id = SlotId(u16::try_from(index).expect("few slots"));
+            let id = SlotId(u16::try_from(index).expect("the simulation has few slots"));
             let target = slot.is_live() && operation.stage == Stage::Roll(slot.release);
             law!(
                 !target || operation.hindered.contains(&id),
-                "nobody has tried to put slot {index} back"
+                "slot {index} was not rolled back"
             );
             law!(
                 named || slot.release == self.release,
@@ -476,9 +488,12 @@ impl Laws {
     pub(super) fn turns_round(&mut self) {
         let slots = self.slots.len();
         let operation = self.operation.as_mut();
-        let operation = operation.expect("law: a way back is an operation's");
+        let operation = operation.expect("law: a rollback belongs to an operation");
         let nobody = operation.canary.is_none() && operation.broken.len() == slots;
-        law!(operation.turned || nobody, "a reload goes back for nothing");
+        law!(
+            operation.turned || nobody,
+            "a reload is rolled back without a reason"
+        );
         operation.turned = true;
     }
 
@@ -533,7 +548,7 @@ impl Laws {
         let wanted = self.operation.as_ref().is_some_and(|it| {
             it.stage == Stage::Scale && !it.failed && here < it.to && it.since <= now
         });
-        law!(wanted, "slot {here} is one that nobody wants");
+        law!(wanted, "slot {here} was not requested");
         let mut slot = Shadow::new(self.release);
         slot.born = None;
         self.slots.push(slot);
@@ -573,7 +588,7 @@ impl Laws {
         let settled = since + self.policy.handshake_timeout;
         law!(
             now >= settled + 2 * self.policy.start_timeout,
-            "slots stay before they have had their time to leave"
+            "slots return before their time to leave has passed"
         );
         if let Some(operation) = &mut self.operation {
             operation.failed = true;
@@ -597,7 +612,7 @@ impl Laws {
     fn listening(&self) -> u16 {
         let listens = |slot: &&Shadow| slot.deposited && !slot.closed;
         let count = self.slots.iter().filter(listens).count();
-        u16::try_from(count).expect("few slots")
+        u16::try_from(count).expect("the simulation has few slots")
     }
 
     pub(super) fn closes(&mut self, slot: SlotId) {
@@ -607,12 +622,12 @@ impl Laws {
         law!(!shadow.closed, "slot {slot} is closed twice");
         law!(
             shadow.life == Life::Retired && shadow.handing_over().is_none(),
-            "slot {slot} is closed before its worker has let go: {shadow:?}"
+            "slot {slot} is closed before its worker released it: {shadow:?}"
         );
         let let_go = |part: &Part| matches!(part, Part::Leaving { .. });
         law!(
             shadow.emptied || shadow.others.values().any(|other| let_go(&other.part)),
-            "slot {slot} is closed and nobody has emptied its queue"
+            "slot {slot} is closed before its queue was emptied"
         );
         law!(shadow.borrower.is_none(), "slot {slot} is closed and lent");
         shadow.closed = true;
@@ -621,22 +636,22 @@ impl Laws {
     /// Records that a sibling empties the queue of a leaving slot without a worker.
     pub(super) fn emptied(&mut self, slot: SlotId, by: WorkerId, now: Tick) {
         let Some((stay, since)) = self.steered else {
-            panic!("law broken: slot {slot} is given up and new connections still come to it");
+            panic!("law broken: slot {slot} is abandoned while it receives new connections");
         };
-        law!(slot.0 >= stay, "slot {slot} is given up and stays");
+        law!(slot.0 >= stay, "slot {slot} is abandoned but stays");
         law!(
             now >= since + self.policy.handshake_timeout,
-            "slot {slot} leaves before the handshakes have had their time"
+            "slot {slot} leaves before the handshake timeout has passed"
         );
-        law!(self.serves(by), "{by} empties a queue and does not serve");
+        law!(self.serves(by), "{by} empties a queue but does not serve");
         let shadow = &mut self.slots[slot.index()];
         law!(
             shadow.borrower == Some(by),
-            "{by} empties the queue of slot {slot} and has not borrowed it"
+            "{by} empties the queue of slot {slot} without having borrowed it"
         );
         law!(
             matches!(shadow.life, Life::Gone { .. }),
-            "slot {slot} is given up and has a worker: {shadow:?}"
+            "slot {slot} is abandoned but has a worker: {shadow:?}"
         );
         shadow.borrower = None;
         shadow.life = Life::Retired;
@@ -713,13 +728,13 @@ impl Laws {
         let mut slots = (0_u16..).zip(&self.slots);
         law!(
             slots.all(|(id, slot)| renewed(slot) || (broken(id) && !slot.serves())),
-            "{release:?} is in force and not everybody has it"
+            "{release:?} is in force before every slot has it"
         );
         let count = self.slots.iter().filter(|slot| renewed(slot)).count();
-        law!(count > 0, "{release:?} is in force and nobody has it");
+        law!(count > 0, "{release:?} is in force but no slot has it");
         law!(
             self.canary_stood(now),
-            "{release:?} is in force before its first worker has stood the test"
+            "{release:?} is in force before the canary passed"
         );
         let looks = |policy: &Policy| (policy.hang_timeout, policy.stall_check);
         let before = looks(&self.policy);
@@ -734,20 +749,20 @@ impl Laws {
         }
         if let Some(operation) = &mut self.operation {
             operation.stage = Stage::Scale;
-            operation.committed = u16::try_from(count).expect("few slots");
+            operation.committed = u16::try_from(count).expect("the simulation has few slots");
         }
     }
 
     /// Returns the slots that have not been closed.
     pub(super) fn open(&self) -> u16 {
         let open = self.slots.iter().filter(|slot| !slot.closed).count();
-        u16::try_from(open).expect("few slots")
+        u16::try_from(open).expect("the simulation has few slots")
     }
 
     pub(super) fn operation_rests(&mut self, now: Tick, by: &impl Fn(Tick) -> bool) {
         if let Some(due) = self.back_by() {
             let stops = self.end != End::Running;
-            law!(stops || by(due), "a configuration is read for ever");
+            law!(stops || by(due), "reading a configuration has no deadline");
         }
         if let Some(Asked {
             request,
@@ -783,7 +798,7 @@ impl Laws {
         let Some(operation) = &self.operation else {
             law!(
                 self.steered.is_none() || self.end != End::Running,
-                "new connections are steered for nobody"
+                "new connections are steered without an operation"
             );
             return law!(
                 !self.announced
@@ -796,7 +811,7 @@ impl Laws {
         };
         law!(
             self.end == End::Running,
-            "{operation:?} goes on while {:?}",
+            "{operation:?} continues while {:?}",
             self.end
         );
         match operation.stage {
@@ -804,20 +819,20 @@ impl Laws {
                 let since = since.expect("law: an upgrade begins with a preflight");
                 law!(
                     by(since + self.policy.start_timeout),
-                    "a preflight for ever"
+                    "a preflight has no deadline"
                 );
             }
-            Stage::Passed => panic!("law broken: the program has passed and nothing follows"),
+            Stage::Passed => panic!("law broken: the new program passed but no step follows"),
             Stage::Preflight { .. } | Stage::Exec | Stage::Roll(_) | Stage::Scale => {}
         }
         let Some((stay, since)) = self.steered else {
             let due = operation.since + operation.bound;
-            return law!(now <= due, "{operation:?} was to be over by {due:?}");
+            return law!(now <= due, "{operation:?} should have ended by {due:?}");
         };
         // A worker that can leave must not be kept, and the wait for it is bounded.
         let settled = since + self.policy.handshake_timeout;
         if now < settled {
-            return law!(by(settled), "nobody wakes up when the handshakes are over");
+            return law!(by(settled), "no deadline for the end of the handshakes");
         }
         let leaving = self.slots.iter().rev().find(|slot| !slot.closed);
         let Some(leaving) = leaving else { return };
@@ -835,7 +850,7 @@ impl Laws {
         if leaving.life != Life::Retired {
             law!(
                 by(now + 2 * self.policy.start_timeout),
-                "a slot may be about to leave for ever"
+                "a slot that is about to leave has no deadline"
             );
         }
     }

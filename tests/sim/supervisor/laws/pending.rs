@@ -64,7 +64,7 @@ impl Laws {
                 let handed = self.pending.handed.map(|(request, _)| request);
                 law!(handed == Some(*request), "{handed:?} is handed out");
             }
-            _ => unreachable!("{event:?} asks for nothing"),
+            _ => unreachable!("{event:?} is not a request"),
         }
     }
 
@@ -87,7 +87,7 @@ impl Laws {
                 }
             }
             (Wanted::Scale(ScaleTo::By(by)), _) => pending.numbers.push_back(Number::Signals(by)),
-            (Wanted::Scale(ScaleTo::Exactly(_)), _) => unreachable!("no signal names a number"),
+            (Wanted::Scale(ScaleTo::Exactly(_)), _) => unreachable!("a signal carries no number"),
         }
     }
 
@@ -111,7 +111,7 @@ impl Laws {
         let pending = &mut self.pending;
         if request != RequestId::NOBODY {
             let waits = pending.waiters.contains(&(request, wanted));
-            law!(waits, "{request:?} is handed out and does not wait");
+            law!(waits, "{request:?} is handed out but was not waiting");
             self.forget_waiter(request);
         } else {
             let waited = match wanted {
@@ -129,7 +129,7 @@ impl Laws {
                     Some(Number::Command(_)) | None => false,
                 },
             };
-            law!(waited, "no signal has asked for {wanted:?}");
+            law!(waited, "no signal requested {wanted:?}");
         }
         self.pending.handed = Some((request, wanted));
         self.pending.handed_at = now;
@@ -187,16 +187,16 @@ impl Laws {
             if request == RequestId::NOBODY {
                 // One worker below the minimum, or one above the maximum.
                 let impossible = cause.contains("the least") || cause.contains("the most");
-                law!(impossible && wait, "a signal is refused: {cause}");
+                law!(impossible && wait, "a signal was refused: {cause}");
                 let Wanted::Scale(ScaleTo::By(by)) = wanted else {
-                    panic!("law broken: {wanted:?} of a signal is refused: {cause}");
+                    panic!("law broken: {wanted:?} of a signal was refused: {cause}");
                 };
                 return self.add_pending(request, Wanted::Scale(ScaleTo::By(-by)));
             }
             let full = self.pending.waiters.len() > WAITERS_MAX;
             law!(
                 (!wait && self.in_the_way().is_some()) || full,
-                "{request:?} is refused for nothing: {cause}"
+                "{request:?} is refused without a reason: {cause}"
             );
             self.forget_waiter(request);
             return;
@@ -246,16 +246,16 @@ impl Laws {
         law!(
             of("reload", "(signal)") == usize::from(pending.reload)
                 && of("upgrade", "(signal)") == usize::from(pending.upgrade),
-            "signals ask for {pending:?}, and {shown:?} wait"
+            "signals requested {pending:?}, but {shown:?} are pending"
         );
         let signals = |it: &&Number| matches!(it, Number::Signals(_));
         law!(
             of("scale", "(signal)") == pending.numbers.iter().filter(signals).count(),
-            "signals ask for {pending:?}, and {shown:?} wait"
+            "signals requested {pending:?}, but {shown:?} are pending"
         );
         law!(
             of("", "(command)") == pending.waiters.len(),
-            "{:?} wait, and {shown:?} is shown",
+            "{:?} are waiting, but {shown:?} is shown",
             pending.waiters
         );
         law!(
