@@ -65,8 +65,8 @@ pub struct Options {
 
 /// Bytes read at once of input that is discarded.
 const DISCARD_BYTES: usize = 4096;
-/// How long a client whose request was refused may go on sending. Closing earlier would reset the
-/// connection, which could lose the response.
+/// How long a client whose request was refused may continue to send. Closing earlier would reset
+/// the connection, which could lose the response.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Serves requests until the supervisor ends.
@@ -258,7 +258,7 @@ struct AgentLine {
 }
 
 impl Server {
-    /// Accepts one connection after another; returns why it cannot go on.
+    /// Accepts one connection after another; returns why it cannot continue.
     fn serve_clients(&self, endpoint: &Endpoint, answer: Answer) -> io::Error {
         loop {
             match endpoint.listener.accept() {
@@ -361,9 +361,9 @@ fn is_connection_error(error: &io::Error) -> bool {
 
 /// One client that is waited for: to send its request, to read its response, to close.
 ///
-/// Invariant: a thread waits for a client in [`Exchange::wait`] only, and a slow client yields there:
-/// after its exclusive interval it is waited for only while no other client waits; otherwise a few
-/// slow clients would block all others.
+/// Invariant: a thread waits for a client in [`Exchange::wait`] only, and a slow client yields
+/// there: after its exclusive interval it is waited for only while no other client waits; otherwise
+/// a few slow clients would block all others.
 struct Exchange<'a> {
     endpoint: &'a Endpoint,
     connection: &'a Socket,

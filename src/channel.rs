@@ -48,14 +48,14 @@ pub struct Received<In> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The other end is closed.
-    #[error("the other end of the channel is gone")]
+    #[error("the peer has closed the channel")]
     Closed,
     /// The other end does not read.
-    #[error("the other end left {QUEUE_MAX} messages unread")]
+    #[error("the peer has not read {QUEUE_MAX} messages")]
     QueueFull,
     /// Descriptors were lost in transit.
     #[error(
-        "{got} descriptors came with a message that announced {wanted}; is the descriptor limit reached?"
+        "a message announced {wanted} descriptors and carried {got}; raise the descriptor limit"
     )]
     Descriptors {
         /// Number announced.
@@ -67,7 +67,7 @@ pub enum Error {
     #[error(transparent)]
     Wire(#[from] wire::Error),
     /// The kernel refused an operation.
-    #[error("the channel failed to {operation}: {source}")]
+    #[error("cannot {operation} on the channel: {source}")]
     System {
         /// `"send"` or `"receive"`.
         operation: &'static str,

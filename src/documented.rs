@@ -1,4 +1,4 @@
-//! Tables in `docs/` that are made from the program: compared in tests, or written anew.
+//! Tables in `docs/` that are made from the program: compared in tests, or rewritten.
 
 /// Compares `table` with what stands on `page` of `docs/` between the marks of that `name`. With
 /// `UPDATE_DOCS=1` in the environment it is written there instead.

@@ -3,7 +3,7 @@
 //!
 //! A plan is a list of `point=action` separated by `;`. It comes from the environment variable
 //! [`VARIABLE`] (then every process of a server has it) and from a trailer appended to the
-//! program's own file (then only processes that run that file have it, which is how a test makes
+//! program's own file (then only processes that run that file have it, which lets a test make
 //! "the new version" misbehave): the last [`TRAILER_MAX_BYTES`] of the file are searched for
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!

@@ -1,8 +1,8 @@
 //! **uppercased** is an ASCII-uppercasing TCP echo server for Linux.
 //!
-//! The service is deliberately tiny. The machinery around it is the point: worker processes share one port,
-//! accept queues survive a worker's death, live connections migrate between workers, and everything that a
-//! client could make grow is bounded.
+//! The service is deliberately tiny. The machinery around it is the point: worker processes share
+//! one port, accept queues survive a worker's exit, live connections migrate between workers, and
+//! everything that a client could make grow is bounded.
 //!
 //! ```text
 //!            signals
@@ -19,8 +19,8 @@
 //! ```
 //!
 //! # Where to start
-//! `ARCHITECTURE.md` has the layers of the modules and follows a byte and a signal through them. *Cores* decide
-//! and touch nothing outside (no descriptor, clock or environment); *shells* act.
+//! `ARCHITECTURE.md` has the layers of the modules and follows a byte and a signal through them.
+//! *Cores* decide and touch nothing outside (no descriptor, clock or environment); *shells* act.
 //!
 //! | module | |
 //! |---|---|

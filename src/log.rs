@@ -178,7 +178,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "a log line tells the time of day, the one thing that must"
+    reason = "only a log line needs the time of day"
 )]
 fn time_of_day() -> SystemTime {
     SystemTime::now()

@@ -11,8 +11,8 @@
 //! before it reports Ready; a process that must change its user and cannot does not serve, whatever
 //! `sandbox` is set to; a layer counts as achieved only if the kernel confirmed it. All layers but
 //! the last hold for the calling thread and those that it starts later, so [`begin`] comes before a
-//! process's threads; the last one, [`PartialSandbox::finish`], covers all of them, and none can be started
-//! after it.
+//! process's threads; the last one, [`PartialSandbox::finish`], covers all of them, and none can be
+//! started after it.
 //!
 //! It must not be reversible.
 

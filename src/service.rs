@@ -4,9 +4,10 @@
 //! ASCII letters to upper case. Another service replaces the body and keeps the contract, on which
 //! both the serving path and the recovery from the working memory rely:
 //!
-//! - **same length**: every byte received is owed, so byte counters alone tell what is owed;
-//! - **idempotent**: a worker that dies may leave bytes in the scratch buffer that it transformed in
-//!   part; the reader transforms them again ([`memory::unsent()`](crate::memory::unsent()));
+//! - **same length**: every received byte has one reply byte, so the byte counters give the number
+//!   of unsent ones;
+//! - **idempotent**: a worker that dies may leave bytes in the scratch buffer that it transformed
+//!   in part; the reader transforms them again ([`memory::unsent()`](crate::memory::unsent()));
 //! - **stateless**: a byte's result depends on that byte alone, so a message may be split anywhere;
 //! - **pure**: no I/O, no clock, no allocation, no failure.
 //!

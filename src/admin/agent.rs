@@ -2,7 +2,7 @@
 //!
 //! Invariants: a server that is ready, as [`Status::unready`] defines it, reports `ready up` with a
 //! weight from 1 % to 100 %; one that is out of rotation or stopping reports that in any state;
-//! `down` is reported only for a server that should get no clients at all. HAProxy keeps a state
+//! `down` is reported only for a server that should get no clients. HAProxy keeps a state
 //! until it receives another, so `ready up` reverts all the other lines.
 //!
 //! Pure: the time is a parameter. It must not send requests.
@@ -74,7 +74,7 @@ impl Agent {
     }
 
     fn assess(&mut self, status: &Status, now: Tick) -> Line {
-        // Both go on whatever is reported now.
+        // Both continue, whatever is reported now.
         let load = self.load.note(status, now);
         match status.phase.as_str() {
             "serving" => {}

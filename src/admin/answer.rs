@@ -94,7 +94,7 @@ mod tests {
         assert!(ready("serving", &["served", "unbound"]));
         assert!(ready("serving", &["served", "closed"]));
         assert!(ready("serving", &["served", "lent"]));
-        // A dead worker is replaced within the grace period.
+        // An exited worker is replaced within the grace period.
         let mut unserved = status("serving", &["served", "unserved"]);
         assert_eq!(unserved.unready(), None);
         unserved.slots[1].unserved_ms = 2_000;

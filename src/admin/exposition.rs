@@ -133,8 +133,7 @@ impl Snapshot {
         family(encoder, "slot_serving", help, None, serving)?;
         let stalled = slots.iter();
         let stalled = stalled.map(|it| in_seconds(of_slot(it), it.stalled_ms.unwrap_or(0)));
-        let help =
-            "Time since the slot's worker last ran its event loop when asked to; 0 if it does.";
+        let help = "Time since the event loop of the slot's worker stalled; 0 if it runs.";
         let unit = Some(&Unit::Seconds);
         family(encoder, "slot_stalled", help, unit, stalled.collect())?;
         let lost = slots.iter();

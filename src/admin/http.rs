@@ -22,7 +22,7 @@ pub(super) struct Request {
 pub(super) enum Page {
     /// `/metrics`: counters and gauges as text.
     Metrics(Exposition),
-    /// `/healthz`: whether the supervisor is alive.
+    /// `/healthz`: whether the supervisor responds.
     Health,
     /// `/readyz`: whether every slot serves.
     Ready,

@@ -1,8 +1,8 @@
 //! Status requests of the admin process to its supervisor: one channel, many requesting threads.
 //!
 //! Invariants: a reply goes to the thread that sent that request, and a late one is dropped; no
-//! lock is held while a thread waits. It must not read the channel except in [`StatusRequests::dispatch`],
-//! which one thread calls.
+//! lock is held while a thread waits. It must not read the channel except in
+//! [`StatusRequests::dispatch`], which one thread calls.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -82,7 +82,7 @@ impl StatusRequests {
     /// Distributes the available replies.
     ///
     /// # Errors
-    /// The channel cannot go on; [`channel::Error::Closed`] is its end, on either side.
+    /// The channel has failed; [`channel::Error::Closed`] is its end, on either side.
     pub(super) fn dispatch(&self) -> Result<(), channel::Error> {
         let mut open = self.lock();
         if open.failure.is_some() {
@@ -103,7 +103,8 @@ impl StatusRequests {
         Ok(())
     }
 
-    /// Returns descriptors of which one becomes readable when [`StatusRequests::dispatch`] has work.
+    /// Returns descriptors of which one becomes readable when [`StatusRequests::dispatch`] has
+    /// work.
     ///
     /// # Errors
     /// No descriptor is left.

@@ -51,10 +51,10 @@ pub struct Packet {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The other end is closed, and everything that it sent has been received.
-    #[error("the other end is gone")]
+    #[error("the peer has closed the socket")]
     Closed,
     /// The kernel refused an operation.
-    #[error("{operation} failed: {source}")]
+    #[error("cannot {operation}: {source}")]
     System {
         /// `"send"` or `"receive"`.
         operation: &'static str,

@@ -78,7 +78,7 @@ fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result
             Ok(Outcome::Refused(cause)) => return Ok(print_negative("refused", &cause)),
             Err(error) if !seen_before => return Err(error),
             Err(error) => {
-                write_error(&format!("lost the server: {error}"));
+                write_error(&format!("cannot follow the server: {error}"));
                 return Ok(ExitCode::FAILURE);
             }
         };

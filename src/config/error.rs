@@ -6,7 +6,7 @@ use super::networks::NETWORKS_IN_ALL_MAX;
 
 /// Why the configuration is invalid. Every message is one line that includes the remedy.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
+#[expect(missing_docs, reason = "the messages document them")]
 pub enum Error {
     #[error("{name}: {why}")]
     Value { name: String, why: String },

@@ -160,8 +160,8 @@ pub const AGENT_CLIENTS_MAX: usize = 4;
 /// Timeout for a load balancer to read its line, and then to close, while none waits.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a load balancer's line is reused: at any request rate, the supervisor is asked at most
-/// five times per second.
+/// How long a load balancer's line is reused: at any request rate, the supervisor is queried at
+/// most five times per second.
 pub const AGENT_FRESH: Duration = Duration::from_millis(200);
 
 /// Smoothing of the weight: a constant load counts by two thirds after this time, fully after five.

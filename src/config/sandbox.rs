@@ -51,7 +51,7 @@ impl Grammar for AccountName {
         if text.is_empty() || text.starts_with('-') || text.contains(strange) {
             return Err(format!("{text:?} is not a valid account name"));
         }
-        // The kernel takes the highest number for "leave unchanged".
+        // For the kernel the highest number means "leave unchanged".
         if text.bytes().all(|byte| byte.is_ascii_digit())
             && !text.parse().is_ok_and(|id: u32| id != u32::MAX)
         {

@@ -295,7 +295,7 @@ settings! {
             "Grace period for pending replies"
             "Connections that remain after it are cut. Give the service manager's stop timeout a \
              little more than lame_duck and drain_timeout together."
-        /// Time for which a stopping worker goes on accepting first.
+        /// Time for which a stopping worker continues to accept.
         lame_duck: Duration = Span::new(Duration::ZERO, HOUR);
             "TIME", default "0s", example "5s";
             "Keep accepting this long after a stop begins"
@@ -381,7 +381,8 @@ settings! {
              everything rolls back to the old one; if it is the old one, migrated connections \
              stay with the new one. Either way the operation fails."
         /// Time for handshakes already begun before a listener is closed.
-        // A lost reply is retransmitted after 1, 3 and 7 seconds; more than a minute has no benefit.
+        // A lost reply is retransmitted after 1, 3 and 7 seconds; more than a minute has no
+        // benefit.
         handshake_timeout: Duration = Span::new(Duration::ZERO, MINUTE);
             "TIME", default "3s", example "8s";
             "Time for handshakes before a listener is closed"

@@ -1,6 +1,6 @@
 //! The three sources of settings, each read into the same plain assignments.
 //!
-//! Invariants: every value arrives as the text that its flag would take, so one parser and one
+//! Invariants: every value arrives as the text that its flag accepts, so one parser and one
 //! error text serve all three; an unknown setting is an error that names the nearest one. Must not:
 //! open the file or read the environment (the command line does and passes the contents in), or
 //! check a value.

@@ -245,8 +245,7 @@ impl Sender {
                 | Message::End { .. },
                 _,
             ) => {
-                let cause =
-                    format!("the receiver said something out of place to packet {sequence}");
+                let cause = format!("the receiver sent an unexpected answer to packet {sequence}");
                 self.settle(Some(HandoverEnd::Refused { cause }));
             }
         }
@@ -278,7 +277,8 @@ impl Sender {
         }
     }
 
-    /// Takes everything in flight back, and ends. A stop stays a stop, whatever the receiver does.
+    /// Takes everything in flight back, and ends. A stop remains a stop, whatever the receiver
+    /// does.
     fn finish(&mut self, end: Option<HandoverEnd>) {
         let sent = self.in_flight.drain(..).map(|(sequence, _)| sequence);
         let back = sent.chain(self.staged.take());
@@ -306,7 +306,7 @@ impl Sender {
         );
         debug_assert!(
             !matches!(self.phase, SenderPhase::Settling(_)) || self.staged.is_none(),
-            "who settles sends nothing"
+            "a sender that ends sends nothing"
         );
     }
 }
@@ -496,7 +496,7 @@ impl Receiver {
         }
         let wanted = self.last_sequence.wrapping_add(1);
         if sequence != wanted {
-            let cause = format!("packet {sequence} came where {wanted} was due");
+            let cause = format!("packet {sequence} arrived instead of {wanted}");
             return self.refuse(sequence, cause);
         }
         self.last_sequence = sequence;
@@ -504,7 +504,7 @@ impl Receiver {
             // Fewer may arrive: the kernel passes them in order, as far as there are free numbers.
             Message::Batch(connections) if connections.len() < descriptors => {
                 let count = connections.len();
-                let cause = format!("{descriptors} descriptors came with {count} connections");
+                let cause = format!("{count} connections arrived with {descriptors} descriptors");
                 self.refuse(sequence, cause);
             }
             Message::Batch(connections) => {
@@ -517,14 +517,14 @@ impl Receiver {
             }
             Message::End { moved } => {
                 let adopted = self.adopted;
-                let cause = format!("{moved} connections were sent, and {adopted} came");
+                let cause = format!("the sender sent {moved} connections, and {adopted} arrived");
                 self.refuse(sequence, cause);
             }
             Message::Acknowledged { .. } | Message::Declined { .. } | Message::Refused { .. } => {
-                self.refuse(sequence, "an answer came from the sender".to_owned());
+                self.refuse(sequence, "the sender sent an answer".to_owned());
             }
             Message::Begin { .. } => {
-                self.refuse(sequence, "the sender began twice".to_owned());
+                self.refuse(sequence, "the sender began the handover twice".to_owned());
             }
         }
     }

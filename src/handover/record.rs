@@ -106,7 +106,7 @@ pub enum Error {
     #[error("a packet that does not begin with the magic bytes")]
     Magic,
     /// Its version is not the one that this program reads.
-    #[error("connections come in version {got} of the format, and this program reads {wanted}")]
+    #[error("the connections have format version {got}, and this program reads version {wanted}")]
     Version {
         /// Its version.
         got: u16,
@@ -120,7 +120,7 @@ pub enum Error {
     #[error("a batch of {0} connections; it has 1 to {HANDOVER_BATCH_CONNECTIONS}")]
     Count(u32),
     /// A connection's record is invalid.
-    #[error("record {index} cannot be read: {what}")]
+    #[error("cannot read record {index}: {what}")]
     Record {
         /// Its place in the batch.
         index: u32,
@@ -128,10 +128,10 @@ pub enum Error {
         what: &'static str,
     },
     /// A text is not UTF-8 or too long.
-    #[error("the cause of a refusal cannot be read")]
+    #[error("cannot read the cause of a refusal")]
     Cause,
     /// The list of connections that stay is invalid.
-    #[error("an acknowledgement cannot be read")]
+    #[error("cannot read an acknowledgement")]
     Places,
 }
 
@@ -420,7 +420,7 @@ fn record(from: &mut Reader<'_>) -> Result<Record, &'static str> {
     let last_progress = Tick::from_nanos(from.u64().ok_or(short)?);
     let opened = Tick::from_nanos(from.u64().ok_or(short)?);
     if unsent > SCRATCH_BYTES {
-        return Err("more is unsent than any buffer holds");
+        return Err("more bytes are unsent than any buffer holds");
     }
     let unsent = from.take(unsent).ok_or(short)?.to_vec();
     let phase = match phase {
@@ -428,10 +428,10 @@ fn record(from: &mut Reader<'_>) -> Result<Record, &'static str> {
         2 => Phase::LingeringIdle,
         3 => Phase::LingeringStop,
         4 => Phase::AwaitingHeader,
-        _ => return Ok(Err("its phase means nothing")),
+        _ => return Ok(Err("its phase is invalid")),
     };
     if flags & !(PEER_ENDED | FINISH) != 0 {
-        return Ok(Err("its flags mean nothing"));
+        return Ok(Err("its flags are invalid"));
     }
     Ok(Ok(Frozen {
         unsent,

@@ -87,7 +87,7 @@ enum Creator {
 /// Takes the locks for all addresses of a starting instance.
 ///
 /// # Errors
-/// [`Error::Held`] if another instance of this user holds a conflicting address, or takes it at the
+/// [`Error::Held`] if another instance of this user holds a conflicting address, or locks it at the
 /// same time.
 pub fn lock(listen: &[Listen]) -> Result<Vec<Lock>, Error> {
     let ticket = Ticket::new();

@@ -36,7 +36,7 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_ppoll,
     // The time, where the vDSO does not provide it (some virtual machines).
     libc::SYS_clock_gettime,
-    // Memory: the allocator grows (seen), grows in place, and gives back.
+    // Memory: the allocator grows (seen), grows in place, and releases memory.
     libc::SYS_brk,
     libc::SYS_munmap,
     libc::SYS_mremap,
@@ -64,7 +64,7 @@ const WORKER: &[libc::c_long] = &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl];
 const ADMIN: &[libc::c_long] = &[
     // The supervisor's answers; seen.
     libc::SYS_read,
-    // Threads: they wait for each other, get memory of their own, and end.
+    // Threads: they wait for each other, get their own memory, and exit.
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_exit,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// The number at which a process finds its channel after exec.
 pub const CHANNEL_NUMBER: RawFd = 3;
-/// Descriptors that must survive until an exec in a forked child have this number or a higher one, out
-/// of the way of those that the child puts in fixed places.
+/// Descriptors that must survive until an exec in a forked child have this number or a higher one,
+/// out of the way of those that the child puts in fixed places.
 pub(crate) const HIGH_NUMBER: RawFd = 10;
 
 /// Owns descriptors that the kernel has just installed for this process (`SCM_RIGHTS`).
@@ -177,7 +177,7 @@ impl Inherited {
 /// To be called once, first thing in a process's life.
 #[must_use]
 pub(crate) fn inherited_channel() -> Option<OwnedFd> {
-    // SAFETY: the number is not -1; it is only asked about here, and if it is not open the kernel
+    // SAFETY: the number is not -1; it is only queried here, and if it is not open the kernel
     // says so.
     let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
     if getsockopt(&asked, sockopt::SockType) != Ok(SockType::SeqPacket) {

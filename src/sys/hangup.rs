@@ -41,8 +41,8 @@ pub fn watch() -> io::Result<()> {
         };
         sender.store(true, Ordering::Release);
     };
-    // SAFETY: the handler reads its argument and stores to an atomic, and calls nothing else, so it is
-    // async-signal-safe.
+    // SAFETY: the handler reads its argument and stores to an atomic, and calls nothing else, so it
+    // is async-signal-safe.
     unsafe { signal_hook_registry::register_sigaction(Signal::SIGHUP as i32, note) }?;
     Ok(())
 }
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(seen, senders);
         assert!(senders.others && !senders.kernel, "{senders:?}");
         assert_eq!(take(), Senders::default());
-        // A program that takes over learns it from the one before.
+        // After an upgrade the new program gets it from the old one.
         let closed = Senders {
             kernel: true,
             ..Senders::default()

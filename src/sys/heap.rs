@@ -12,7 +12,7 @@
 pub fn share_one_heap() {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: it takes two numbers and sets a limit under the allocator's own lock.
+        // SAFETY: it accepts two numbers and sets a limit under the allocator's own lock.
         let accepted = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
         debug_assert_eq!(accepted, 1, "glibc knows its own parameter");
     }

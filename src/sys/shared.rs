@@ -36,7 +36,7 @@ pub struct Line(pub [AtomicU64; LINE_BYTES / 8]);
 pub struct SharedMemory {
     map: MmapRaw,
     file: File,
-    /// Bytes of a page. Asked for once: a sandboxed process may not.
+    /// Bytes of a page. Read once: a sandboxed process may not.
     page: usize,
 }
 
@@ -181,11 +181,11 @@ impl<'a> Words<'a> {
         // SAFETY: the offset was checked to lie inside this part of the mapping, which is one
         // allocation.
         let at = unsafe { self.start.add(offset) };
-        // SAFETY: a mapping begins on a page and the offset is a multiple of 64, so `at` is aligned;
-        // this part's length is a multiple of 64, so 64 bytes from `at` are mapped, readable and
-        // writable, for as long as the mapping is borrowed; any bit pattern is a valid `AtomicU64`;
-        // words are only reached as atomics, here and in other processes: while `Bytes` of the same
-        // mapping exist, they lie behind this part.
+        // SAFETY: a mapping begins on a page and the offset is a multiple of 64, so `at` is
+        // aligned; this part's length is a multiple of 64, so 64 bytes from `at` are mapped,
+        // readable and writable, for as long as the mapping is borrowed; any bit pattern is a valid
+        // `AtomicU64`; words are only reached as atomics, here and in other processes: while
+        // `Bytes` of the same mapping exist, they lie behind this part.
         unsafe { &*at.cast::<Line>() }
     }
 }
@@ -215,8 +215,8 @@ impl Bytes<'_> {
         let at = unsafe { self.map.as_mut_ptr().add(offset) };
         // SAFETY: `length` bytes from `at` are mapped, readable and writable, for as long as the
         // mapping is borrowed; `&mut self` makes this the only reference to them in this process,
-        // since the words end where this part begins, and no other process touches byte ranges while
-        // this one lives (module invariant).
+        // since the words end where this part begins, and no other process touches byte ranges
+        // while this one lives (module invariant).
         unsafe { std::slice::from_raw_parts_mut(at, length) }
     }
 
@@ -261,8 +261,8 @@ impl Bytes<'_> {
             return Ok(());
         }
         // SAFETY: the range was checked to lie inside the mapping, which is of a file, shared and
-        // writable; its bytes become zeroes, which every reader accepts, and `&mut self` proves that
-        // no reference to them is alive.
+        // writable; its bytes become zeroes, which every reader accepts, and `&mut self` proves
+        // that no reference to them is alive.
         unsafe {
             self.map
                 .unchecked_advise_range(UncheckedAdvice::Remove, first, last - first)

@@ -158,8 +158,9 @@ pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R 
 
 /// The meaning of a failed accept for the accept queue.
 ///
-/// Three classes: an empty queue or a failed connection, which says nothing about the next call;
-/// the process or the system, where only time helps; and the listener itself, which never recovers.
+/// Three classes: an empty queue or a failed connection, which predicts nothing about the next
+/// call; the process or the system, where only time helps; and the listener itself, which never
+/// recovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptFailure {
     /// The queue is empty.
@@ -195,7 +196,8 @@ impl fmt::Display for AcceptFailure {
 
 impl AcceptFailure {
     /// Classifies an error of `accept4`. Linux reports pending network errors of the connection
-    /// here, and accept(2) says to treat those like an empty queue: they concern one connection.
+    /// here, and accept(2) recommends treating those like an empty queue: they concern one
+    /// connection.
     #[must_use]
     pub fn from_error(error: &io::Error) -> Self {
         let Some(number) = error.raw_os_error() else {
@@ -269,7 +271,7 @@ mod tests {
     fn close_ignores_linger_of_other_holders() {
         let (socket, client) = pair();
         let ours = SockRef::from(&client).local_addr().unwrap();
-        // Nobody reads: the last bytes, and the end of the stream, never leave.
+        // The peer does not read: the last bytes, and the end of the stream, never leave.
         while socket.send(&[0; 4096]).is_ok() {}
         socket.set_linger(Some(Duration::from_secs(600)));
         let (done, is_done) = std::sync::mpsc::channel();

@@ -38,7 +38,7 @@ const INSTRUCTIONS_MAX: usize = 4096;
 /// Handshakes in progress are not affected.
 ///
 /// # Errors
-/// `InvalidInput` for no sockets at all, else what `setsockopt` returned.
+/// `InvalidInput` without sockets, else what `setsockopt` returned.
 pub fn steer_to_first(listener: &impl AsFd, sockets: u16) -> io::Result<()> {
     if sockets == 0 {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -52,7 +52,7 @@ pub fn steer_to_first(listener: &impl AsFd, sockets: u16) -> io::Result<()> {
 /// without a socket, or not in `cpus`, is given one by its number.
 ///
 /// # Errors
-/// `InvalidInput` for no sockets at all, else what `setsockopt` returned.
+/// `InvalidInput` without sockets, else what `setsockopt` returned.
 pub fn steer_by_cpu(listener: &impl AsFd, sockets: u16, cpus: &[u16]) -> io::Result<()> {
     if sockets == 0 {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -62,7 +62,7 @@ pub fn steer_by_cpu(listener: &impl AsFd, sockets: u16, cpus: &[u16]) -> io::Res
 
 /// A table of jumps: for each CPU a comparison and what to return for it, then the rule for all
 /// others. CPUs for which that rule is right need no entry, so with CPUs numbered from 0 and one
-/// socket for each there is no table at all.
+/// socket for each there is no table.
 fn by_cpu(sockets: u16, cpus: &[u16]) -> Vec<libc::sock_filter> {
     let by_number = [
         instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets.into()),

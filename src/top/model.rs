@@ -195,7 +195,7 @@ impl Model {
         u16::try_from(slots).unwrap_or(u16::MAX)
     }
 
-    /// Sets the actual first row of the table, from which scrolling goes on.
+    /// Sets the actual first row of the table, from which scrolling continues.
     pub(super) fn scrolled_to(&mut self, first_row: Option<usize>) {
         self.first_row = first_row.unwrap_or(self.first_row);
     }

@@ -23,9 +23,9 @@ const WIDTH: usize = 32;
 /// Bytes a turn of the main loop: four independent registers hide the latency of each.
 const UNROLLED: usize = 4 * WIDTH;
 
-/// From this length on (bytes) the main loop starts at a multiple of [`WIDTH`]. Writes that straddle
-/// two cache lines cost a quarter of the speed of a long run, but finding the first aligned byte
-/// costs more than that for a short one.
+/// From this length on (bytes) the main loop starts at a multiple of [`WIDTH`]. Writes that
+/// straddle two cache lines cost a quarter of the speed of a long run, but finding the first
+/// aligned byte costs more than that for a short one.
 const ALIGN_FROM_LEN_BYTES: usize = 2048;
 
 /// Proof that the processor, and the operating system, support AVX2.
@@ -33,7 +33,7 @@ const ALIGN_FROM_LEN_BYTES: usize = 2048;
 pub struct Avx2(());
 
 impl Avx2 {
-    /// Asks the processor: `None` if it lacks AVX2. Cheap enough to ask for each message: the
+    /// Asks the processor: `None` if it lacks AVX2. Cheap enough for each message: the
     /// standard library caches the answer, and what is left is a load, a test and a branch that is
     /// always predicted.
     #[inline]

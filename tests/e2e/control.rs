@@ -292,7 +292,10 @@ fn status_watch_ends_with_server() {
     let outcome = place.run(&["status", "--watch", "100ms", "--json"]);
     server.ended.join().unwrap();
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert!(outcome.stderr.contains("lost the server"), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("cannot follow the server"),
+        "{outcome:?}"
+    );
     let looks: Vec<Sample> = outcome
         .stdout
         .lines()

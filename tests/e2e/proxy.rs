@@ -249,7 +249,7 @@ fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
         );
         if line.contains("malformed") {
             assert!(
-                line.contains("error=\"the PROXY header cannot be read: "),
+                line.contains("error=\"cannot read the PROXY header: "),
                 "{line}"
             );
         }

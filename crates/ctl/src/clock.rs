@@ -72,7 +72,7 @@ impl Add<Duration> for Tick {
 /// For the shells only: a core is passed its `Tick`.
 #[must_use]
 pub fn now() -> Tick {
-    // The clock exists on every Linux. If it fails, a clock that stands still is the only fallback
+    // The clock exists on every Linux. If it fails, a constant is the only fallback
     // that keeps every deadline from firing early.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Tick::ZERO, |at| {
         let seconds = u64::try_from(at.tv_sec()).unwrap_or(0);

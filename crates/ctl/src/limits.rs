@@ -21,7 +21,7 @@ pub const CONTROL_REPLY_MAX_BYTES: usize = 4 << 20;
 pub const CONTROL_TEXT_MAX_BYTES: usize = 2048;
 
 /// Time after which an unserved queue makes the server unready. A successor, or a sibling that
-/// serves the queue, replaces a dead worker sooner.
+/// serves the queue, replaces an exited worker sooner.
 pub const UNSERVED_GRACE: Duration = Duration::from_secs(2);
 
 /// Longest PROXY header of version 1 in bytes, including its end, as its specification allows.

@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn nonblocking_pipe_gets_every_byte() {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
-        // More than a pipe holds, so that the writer has to wait for the reader.
+        // More than a pipe holds, so that the writer waits for the reader.
         let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
         let received = std::thread::scope(|scope| {
             let write = || write_to(writer, &sent, PollTimeout::NONE).unwrap();

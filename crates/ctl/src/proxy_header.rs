@@ -34,7 +34,7 @@ pub enum Error {
     #[error("there is no PROXY header")]
     Missing,
     /// They begin like a header and are malformed.
-    #[error("the PROXY header cannot be read: {0}")]
+    #[error("cannot read the PROXY header: {0}")]
     Malformed(&'static str),
     /// It is longer than its version or the limit allows.
     #[error("the PROXY header is longer than {most} bytes")]

@@ -11,9 +11,9 @@
 //!   position and overwrite other writers' data;
 //! - a socket cannot be opened again, but `send` accepts `MSG_DONTWAIT` for a single call;
 //! - where opening is forbidden (a pipe that another user created, as in a container that does not
-//!   run as root), the kernel is asked not to wait for this one write; where it cannot, the file is
-//!   polled for room first. Only this last method can wait, if another process uses up the room in
-//!   between.
+//!   run as root), the write requests not to wait; where the kernel does not support that, the file
+//!   is polled for room first. Only this last method can wait, if another process uses up the room
+//!   in between.
 //!
 //! Invariant: a line is written by one call, or it is counted. It must not retry, buffer, or report
 //! its own errors (no output is left to report them to).

@@ -359,7 +359,7 @@ impl Text {
     /// Adds a section that clap renders.
     fn add(&mut self, render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) {
         let mut section = Vec::new();
-        render(&mut section).expect("invariant: memory takes what is written to it");
+        render(&mut section).expect("invariant: a write to memory succeeds");
         self.append(&String::from_utf8_lossy(&section));
     }
 

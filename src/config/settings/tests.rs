@@ -15,7 +15,7 @@ fn defaults_and_examples_are_accepted_and_canonical() {
     for setting in SETTINGS {
         let shown = setting.show(&config);
         if setting.key() == "workers" {
-            assert_eq!(shown, "2", "auto is what the facts say");
+            assert_eq!(shown, "2", "auto follows the facts");
         } else {
             assert_eq!(shown, setting.default, "{setting:?}");
         }

@@ -14,7 +14,7 @@ fn listener(at: SocketAddr) -> TcpListener {
     socket.into()
 }
 
-/// Connects `count` times and says how many each listener got.
+/// Connects `count` times; returns the number of connections of each listener.
 fn spread(group: &[TcpListener], count: usize) -> Vec<usize> {
     let at = group[0].local_addr().unwrap();
     let clients: Vec<_> = (0..count)
@@ -98,7 +98,7 @@ fn each_cpu_gets_its_workers_sockets() {
     assert_eq!(answers(&many, 4), [0, 3, 6]);
     assert_eq!(answers(&many, 5), [1, 4, 7]);
     assert_eq!(answers(&many, 9), [2, 5]);
-    // More CPUs than sockets: who has none goes by number.
+    // More CPUs than sockets: a CPU without a socket selects one by its number.
     let few = by_cpu(2, &[3, 4, 5]);
     let by_cpu_of = |cpu| answers(&few, cpu);
     assert_eq!([3, 4, 5].map(by_cpu_of), [[0], [1], [1]]);

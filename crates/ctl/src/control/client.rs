@@ -2,7 +2,7 @@
 //!
 //! The client serves a person or a script, so it blocks; a deadline, if given, bounds each wait.
 //! Invariants: a reply is no longer than the protocol allows; an error states whether the server
-//! was reached at all.
+//! was reached.
 //!
 //! It must not print. A server must not wait in it; it only checks, before it serves, whether
 //! another server answers at a socket.
@@ -65,7 +65,7 @@ pub enum Error {
     #[error("cannot read the server's answer: {0}; check the server's version")]
     Nonsense(#[from] protocol::Error),
     /// The system refused an operation on the connection.
-    #[error("cannot talk to the server: {0}")]
+    #[error("cannot exchange messages with the server: {0}")]
     System(#[source] io::Error),
 }
 

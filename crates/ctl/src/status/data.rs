@@ -87,7 +87,7 @@ pub struct ServiceManagerStatus {
     pub refused: u64,
     /// Messages waiting to be sent.
     pub waiting: u64,
-    /// Whether it was asked to release listeners of removed slots and may not have done so yet.
+    /// Whether it was told to release listeners of removed slots and may not have done so yet.
     pub lets_go: bool,
     /// Why its watchdog is not fed, if so.
     pub unfed: Option<String>,
@@ -376,7 +376,7 @@ impl SlotStatus {
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "serde asks for a reference"
+    reason = "serde requires a reference"
 )]
 const fn is_zero(number: &u64) -> bool {
     *number == 0
