@@ -117,8 +117,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         #[cfg(feature = "bench")]
         Ok(Command::BenchPart) => uppercased_bench::run_part(),
         Ok(Command::Remote(command)) => remote::run(&command),
-        Ok(Command::Completions(shell)) => completions::run(shell, definition::for_people()),
-        Ok(Command::Manual(asked)) => manual::run(&asked, definition::for_people()),
+        Ok(Command::Completions(shell)) => completions::run(shell, definition::public_command()),
+        Ok(Command::Manual(asked)) => manual::run(&asked, definition::public_command()),
         #[cfg(feature = "top")]
         Ok(Command::Top(options)) => remote::watch(&options),
         Ok(Command::Worker) => worker::run(),
@@ -162,7 +162,7 @@ fn understand(
 ) -> Result<Command, Error> {
     let matches = definition::for_arguments(args)
         .try_get_matches_from(args)
-        .map_err(definition::mistyped)?;
+        .map_err(definition::escaped_usage_error)?;
     if let Some((role, _)) = matches.subcommand()
         && !names::CONFIGURED.contains(&role)
         && matches.args_present()

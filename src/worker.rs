@@ -225,7 +225,7 @@ impl Worker {
         let deposit: io::Result<Vec<_>> = deposit.iter().map(OwnedFd::try_clone).collect();
         let deposit = deposit.map_err(|error| format!("cannot duplicate a listener: {error}"))?;
         for (index, listener) in listeners.into_iter().enumerate() {
-            let proxied = self.config.asks_for_header(index);
+            let proxied = self.config.requires_header(index);
             let served = self.reactor.add_listener(self.id.slot, listener, proxied);
             served.map_err(|error| format!("cannot poll a listener: {error}"))?;
         }
@@ -309,7 +309,7 @@ impl Worker {
                 self.reactor.release_listeners(slot);
                 // Sorted by address, like this worker's own.
                 for (index, listener) in descriptors.into_iter().enumerate() {
-                    let proxied = self.config.asks_for_header(index);
+                    let proxied = self.config.requires_header(index);
                     let served = self.reactor.add_listener(slot, listener, proxied);
                     if let Err(error) = served {
                         event!(lent_listener_not_served, %error, from_slot = slot.0);

@@ -19,7 +19,7 @@ use super::pattern::{EXCHANGE, Pattern, Unit};
 use super::proc;
 use super::role;
 use super::server::{Running, Server};
-use super::stats::Surroundings;
+use super::stats::Environment;
 use uppercased_bench::options::Pattern as Kind;
 
 /// Warm-up as a share of the measured time, and its minimum.
@@ -63,7 +63,7 @@ pub(crate) struct Sample {
     /// User-space memory of a connection without any message so far, and of one after a message.
     pub(crate) silent_bytes: Option<f64>,
     pub(crate) used_bytes: Option<f64>,
-    pub(crate) surroundings: Surroundings,
+    pub(crate) surroundings: Environment,
     /// The reason why the run is invalid.
     pub(crate) disturbance: Option<String>,
 }
@@ -278,7 +278,7 @@ fn sample(
     // With thousands of busy connections the kernel moves part of the packet work into its own
     // threads: that work, and waiting for it, is due to the load alone.
     let deferred_ns = after.machine.deferred_ns - before.machine.deferred_ns;
-    let surroundings = Surroundings {
+    let surroundings = Environment {
         wall_ns,
         cpus: after.machine.cpus,
         busy_ns: after.machine.busy_ns - before.machine.busy_ns,

@@ -43,7 +43,7 @@ pub(crate) fn reference(before: Option<f64>, after: Option<f64>) -> Option<f64> 
 /// Use of the machine during one run, in nanoseconds of CPU time unless stated otherwise.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Surroundings {
+pub(crate) struct Environment {
     /// Wall-clock time of the run.
     pub(crate) wall_ns: u64,
     /// CPUs of the machine.
@@ -67,7 +67,7 @@ const STOLEN_MAX: f64 = 0.01;
 /// Maximum share of the run that a server may wait for its CPU.
 const KEPT_WAITING_MAX: f64 = 0.03;
 
-impl Surroundings {
+impl Environment {
     /// Returns a description of what disturbed the run; `None` if the run is valid.
     pub(crate) fn disturbance(&self) -> Option<String> {
         let capacity = (self.wall_ns * self.cpus).max(1) as f64;

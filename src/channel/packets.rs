@@ -3,7 +3,7 @@
 //! `SOCK_SEQPACKET` keeps record boundaries, and reports the other end's exit as an end of stream
 //! after everything that it sent.
 //!
-//! Invariants: no call blocks, nor does closing received descriptors (`at_once`); received
+//! Invariants: no call blocks, nor does closing received descriptors (`prevent_blocking_close`); received
 //! descriptors are owned (and close-on-exec) before their packet is examined, so every refusal
 //! closes them; a packet that the kernel truncated is marked, since the kernel has then closed
 //! descriptors silently.
@@ -145,7 +145,7 @@ impl Packets {
                 descriptors.extend(rights);
             }
         }
-        descriptors.iter().for_each(at_once);
+        descriptors.iter().for_each(prevent_blocking_close);
         if length == 0 {
             return Err(Error::Closed);
         }
@@ -173,7 +173,7 @@ impl Packets {
 /// Prevents the coming close from blocking. The sender may have set `SO_LINGER` on the socket, and
 /// its last close then blocks, non-blocking or not, until the peer has received everything: a
 /// compromised worker could stall its supervisor and its siblings.
-fn at_once(descriptor: &OwnedFd) {
+fn prevent_blocking_close(descriptor: &OwnedFd) {
     // Fails for a descriptor that is not a socket, which cannot linger.
     let _ = SockRef::from(descriptor).set_linger(None);
 }

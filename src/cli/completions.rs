@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn completions_omit_hidden_roles() {
         for shell in SHELLS {
-            let script = script(shell.parse().unwrap(), definition::for_people());
+            let script = script(shell.parse().unwrap(), definition::public_command());
             for word in ["reload", "idle-timeout", "completions"] {
                 assert!(script.contains(word), "{shell:?}: {word}");
             }

@@ -55,13 +55,13 @@ pub(super) fn for_arguments(args: &[OsString]) -> Command {
     if role.is_some_and(|word| ROLES.contains(&word)) {
         command()
     } else {
-        for_people()
+        public_command()
     }
 }
 
 /// Returns the command named by these arguments, if any.
 pub(super) fn command_of(args: &[OsString]) -> String {
-    let root = for_people();
+    let root = public_command();
     let (mut at, mut typed) = (&root, vec![PROGRAM]);
     for word in args.iter().skip(1).take_while(|word| *word != "--") {
         if let Some(below) = at.find_subcommand(word) {
@@ -122,7 +122,7 @@ pub(super) fn command() -> Command {
 }
 
 /// Returns the command line without the roles, for completion and manual pages.
-pub(super) fn for_people() -> Command {
+pub(super) fn public_command() -> Command {
     let whole = command();
     let shown = whole.get_subcommands().filter(|one| !one.is_hide_set());
     with_settings(root().subcommands(shown)).term_width(HELP_COLUMNS)
@@ -148,12 +148,12 @@ pub(super) fn conflict(message: String) -> Error {
 
 /// Returns the same for another kind of error.
 pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
-    mistyped(command().error(kind, message))
+    escaped_usage_error(command().error(kind, message))
 }
 
 /// Returns an error report of clap's; the caller has the arguments, and so the command. The typed
 /// words are escaped here, so that none of them looks like a line of the report.
-pub(super) fn mistyped(mut report: clap::Error) -> Error {
+pub(super) fn escaped_usage_error(mut report: clap::Error) -> Error {
     let words: Vec<_> = report
         .context()
         .filter_map(|(kind, value)| match value {

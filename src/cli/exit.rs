@@ -95,7 +95,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok())
             .collect();
-        let root = definition::for_people();
+        let root = definition::public_command();
         let mut commands: Vec<&Command> = root.get_subcommands().collect();
         let below = commands
             .iter()

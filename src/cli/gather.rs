@@ -96,7 +96,7 @@ fn file_name(
         .filter_map(|flags| flags.get_one::<PathBuf>(names::CONFIG));
     let flag = named.next();
     if named.next().is_some() {
-        return Err(twice(names::CONFIG));
+        return Err(given_twice(names::CONFIG));
     }
     if let Some(path) = flag {
         return Ok(Some(path.clone()));
@@ -121,7 +121,7 @@ fn from_flags(
         return Ok(None);
     }
     if given.len() > 1 && !setting.is_list() {
-        return Err(twice(&setting.flag()));
+        return Err(given_twice(&setting.flag()));
     }
     Ok(Some(Assignment {
         setting,
@@ -130,7 +130,7 @@ fn from_flags(
     }))
 }
 
-fn twice(flag: &str) -> Error {
+fn given_twice(flag: &str) -> Error {
     definition::conflict(format!(
         "--{flag} is given twice, before and after the command; remove one"
     ))

@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn manual_has_exactly_the_offered_pages() {
-        let root = definition::for_people();
+        let root = definition::public_command();
         let typed = root.find_subcommand(MAN).unwrap();
         let names = typed.get_positionals().next().unwrap();
         let mut typed: Vec<String> = names

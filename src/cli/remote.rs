@@ -18,7 +18,7 @@ use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
 #[cfg(feature = "top")]
 use crate::top;
 use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
-use uppercased_ctl::control::place::{Candidate, Surroundings};
+use uppercased_ctl::control::place::{Candidate, Environment};
 use uppercased_ctl::control::{Reply, Request};
 use uppercased_ctl::output::print;
 use uppercased_ctl::sampler::Answer;
@@ -152,7 +152,7 @@ fn write_progress(progress: &str) {
     stderr::write_line(progress);
 }
 
-/// Reports, like the admin endpoint's `/readyz`, whether to send clients here, as an exit code.
+/// Reports, like the admin endpoint's `/readyz`, whether to send clients of_this_process, as an exit code.
 fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
     match request_status(path, within)? {
         Answer::Status(status, _) => Ok(match status.unready() {
@@ -167,7 +167,7 @@ fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error
 
 /// Returns the socket of the only running server.
 fn only_running_server() -> Result<PathBuf, Error> {
-    let places = Surroundings::here().searched();
+    let places = Environment::of_this_process().searched_directories();
     let Found {
         running,
         unsearched,

@@ -9,7 +9,7 @@ use super::names::{self, PROGRAM};
 use uppercased_ctl::escape::visible;
 
 /// Terms of other programs, and their equivalents here.
-const ELSEWHERE: &[(&[&str], &str)] = &[
+const FOREIGN_TERMS: &[(&[&str], &str)] = &[
     (
         &["start", "run"],
         "start the server with `uppercased` or `uppercased serve`",
@@ -71,10 +71,10 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
         .map(|line| line.strip_prefix("error: ").unwrap_or(line))
         .map(|line| line.strip_prefix("tip: ").unwrap_or(line));
     let mut line = parts.next().unwrap_or_default().to_owned();
-    if let Some(meant) = meant(error, command) {
+    if let Some(suggestion) = suggestion(error, command) {
         // A similar word is not a useful tip for a term with a known equivalent.
         line.push_str("; ");
-        line.push_str(meant);
+        line.push_str(suggestion);
     } else {
         for part in parts {
             line.push_str(if line.ends_with(':') { " " } else { "; " });
@@ -85,7 +85,7 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
 }
 
 /// Returns the equivalent of the unknown word, if known. Flags are the server's.
-fn meant(error: &clap::Error, command: &str) -> Option<&'static str> {
+fn suggestion(error: &clap::Error, command: &str) -> Option<&'static str> {
     let unknown = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(word.as_str()),
         _ => None,
@@ -96,8 +96,10 @@ fn meant(error: &clap::Error, command: &str) -> Option<&'static str> {
     };
     let word = unknown(ContextKind::InvalidSubcommand)
         .or_else(|| unknown(ContextKind::InvalidArg).filter(|_| servers()))?;
-    let row = ELSEWHERE.iter().find(|(words, _)| words.contains(&word));
-    row.map(|(_, meant)| *meant)
+    let row = FOREIGN_TERMS
+        .iter()
+        .find(|(words, _)| words.contains(&word));
+    row.map(|(_, suggestion)| *suggestion)
 }
 
 #[cfg(test)]
@@ -156,10 +158,13 @@ mod tests {
 
     #[test]
     fn words_of_other_servers_are_recognised() {
-        for (words, meant) in ELSEWHERE {
+        for (words, suggestion) in FOREIGN_TERMS {
             for word in *words {
                 let line = line_for(&[word]);
-                assert!(line.contains(meant) && !line.contains("similar"), "{line}");
+                assert!(
+                    line.contains(suggestion) && !line.contains("similar"),
+                    "{line}"
+                );
                 assert!(!line.contains('\n'), "{line}");
             }
         }
@@ -169,14 +174,14 @@ mod tests {
 
     #[test]
     fn suggested_commands_exist() {
-        let root = definition::for_people();
+        let root = definition::public_command();
         let known = |name: &str| {
             root.find_subcommand(name).is_some()
                 || root.get_arguments().any(|arg| arg.get_long() == Some(name))
                 || name == "version"
         };
-        for (_, meant) in ELSEWHERE {
-            for code in meant.split('`').skip(1).step_by(2) {
+        for (_, suggestion) in FOREIGN_TERMS {
+            for code in suggestion.split('`').skip(1).step_by(2) {
                 for word in code.split(' ').filter(|word| word.starts_with("--")) {
                     let name = word[2..].split('=').next().unwrap_or_default();
                     assert!(known(name), "{word}");

@@ -161,7 +161,7 @@ pub(crate) fn overlap(addresses: &[ListenAddr]) -> Option<(&ListenAddr, &ListenA
 }
 
 /// Returns the first of `addresses` that cannot be bound together with `address`.
-pub(super) fn in_the_way(address: SocketAddr, addresses: &[ListenAddr]) -> Option<&ListenAddr> {
+pub(super) fn overlapping(address: SocketAddr, addresses: &[ListenAddr]) -> Option<&ListenAddr> {
     let own = plain(address);
     addresses.iter().find(|other| {
         let same = other.addr == address && address.port() != 0;

@@ -26,9 +26,9 @@ const ALL: &str = "all";
 
 /// `none`, `all`, or addresses as [`Listen`] reads them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asking;
+pub(crate) struct HeaderListeners;
 
-impl Grammar for Asking {
+impl Grammar for HeaderListeners {
     type Value = ProxyListeners;
 
     fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<ProxyListeners, String> {

@@ -81,7 +81,7 @@ fn taken(config: &Config) -> Option<(&'static str, String)> {
     .into_iter()
     .find_map(|(key, address, others, what)| {
         let address = address?;
-        let other = listen::in_the_way(address, others)?;
+        let other = listen::overlapping(address, others)?;
         let why = format!("{address} overlaps {other}, where {what}; choose another port");
         Some((key, why))
     })

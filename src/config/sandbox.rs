@@ -47,8 +47,8 @@ impl Grammar for AccountName {
     type Value = Account;
 
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<Account, String> {
-        let strange = |c: char| c.is_whitespace() || c.is_control() || c == ':' || c == '/';
-        if text.is_empty() || text.starts_with('-') || text.contains(strange) {
+        let invalid = |c: char| c.is_whitespace() || c.is_control() || c == ':' || c == '/';
+        if text.is_empty() || text.starts_with('-') || text.contains(invalid) {
             return Err(format!("{text:?} is not a valid account name"));
         }
         // For the kernel the highest number means "leave unchanged".

@@ -17,7 +17,7 @@ use super::admin::{Admin, AdminAddr, Agent};
 use super::limits::SCRATCH_BYTES;
 use super::listen::Listen;
 use super::networks::Networks;
-use super::proxy::{Asking, ProxyListeners};
+use super::proxy::{HeaderListeners, ProxyListeners};
 use super::sandbox::{ACCOUNT, Account, Sandbox};
 use super::types::{Boot, Control, ListenAddr, LogFormat, LogLevel, ReloadConnections, Steer};
 use super::value::{Choice, ControlSocket, Count, Grammar, OrWord, PerCpu, Size, Span, Switch};
@@ -191,7 +191,7 @@ settings! {
     }
     "Load balancers" {
         /// The listeners on which a PROXY header must precede a client's bytes.
-        proxy_protocol: ProxyListeners = Asking;
+        proxy_protocol: ProxyListeners = HeaderListeners;
             "WHERE", default "none", example "all";
             "Listeners that require a PROXY header"
             "May be repeated. Behind a load balancer the header (PROXY protocol, version 1 or 2) \
@@ -444,7 +444,7 @@ impl Setting {
 impl Config {
     /// Returns whether the listener at `index` of [`Config::listen`] requires a PROXY header.
     #[must_use]
-    pub fn asks_for_header(&self, index: usize) -> bool {
+    pub fn requires_header(&self, index: usize) -> bool {
         match &self.proxy_protocol {
             ProxyListeners::None => false,
             ProxyListeners::All => true,

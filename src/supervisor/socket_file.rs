@@ -26,7 +26,7 @@ use crate::config::path_bytes;
 use crate::log::event;
 use uppercased_ctl::clock;
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
-use uppercased_ctl::control::place::{self, Surroundings};
+use uppercased_ctl::control::place::{self, Environment};
 
 /// The reason why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -183,7 +183,7 @@ impl Drop for Turn {
 
 /// Returns the default path of a server in this environment. Creates the directory, and removes the
 /// sockets of killed servers there.
-pub(crate) fn default_path(here: &Surroundings) -> Result<PathBuf, Error> {
+pub(crate) fn default_path(here: &Environment) -> Result<PathBuf, Error> {
     let directory = here.directory().ok_or(Error::NoPlace)?;
     make_directory(&directory, here.root)?;
     remove_left_behind(&directory);

@@ -148,8 +148,8 @@ impl Inherited {
         }
         // SAFETY: the number is not -1; it is only handed to the calls below, and if it is not open
         // the kernel says so.
-        let asked = unsafe { BorrowedFd::borrow_raw(number) };
-        let flags = fcntl(asked, FcntlArg::F_GETFD).map_err(|_| refused("is not open"))?;
+        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        let flags = fcntl(inherited, FcntlArg::F_GETFD).map_err(|_| refused("is not open"))?;
         // Whatever this program has opened itself is close-on-exec from birth.
         if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
             return Err(refused("was not inherited"));
@@ -157,7 +157,7 @@ impl Inherited {
         if !self.0.insert(number) {
             return Err(refused("is listed twice"));
         }
-        duplicate(asked)
+        duplicate(inherited)
     }
 
     /// Closes every descriptor that has been taken, at the number at which it came.
@@ -179,11 +179,11 @@ impl Inherited {
 pub(crate) fn inherited_channel() -> Option<OwnedFd> {
     // SAFETY: the number is not -1; it is only queried here, and if it is not open the kernel
     // says so.
-    let asked = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
-    if getsockopt(&asked, sockopt::SockType) != Ok(SockType::SeqPacket) {
+    let inherited = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
+    if getsockopt(&inherited, sockopt::SockType) != Ok(SockType::SeqPacket) {
         return None;
     }
-    fcntl(asked, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    fcntl(inherited, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
     // and this function is called once in a process's life.
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })

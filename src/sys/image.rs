@@ -77,9 +77,9 @@ impl Image {
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let forked = fork_with_pidfd();
         if let Ok(None) = forked {
-            let Err(error) = self.become_it(&arguments, &environment, channel);
+            let Err(error) = self.exec(&arguments, &environment, channel);
             failed(error);
-            leave_copy()
+            exit_copy()
         }
         // It was the mask a moment ago.
         let _ = before.thread_set_mask();
@@ -117,7 +117,7 @@ impl Image {
         errno.into()
     }
 
-    fn become_it(
+    fn exec(
         &self,
         arguments: &[CString],
         environment: &[CString],
@@ -246,7 +246,7 @@ fn fork_with_pidfd() -> io::Result<Option<Process>> {
     clippy::disallowed_methods,
     reason = "the child of a fork must not return into the supervisor's loop"
 )]
-fn leave_copy() -> ! {
+fn exit_copy() -> ! {
     std::process::exit(1)
 }
 

@@ -3,7 +3,7 @@
 #[path = "../../benches/peers/stats.rs"]
 mod stats;
 
-use stats::{Spread, Surroundings, reference, spread};
+use stats::{Environment, Spread, reference, spread};
 
 #[test]
 fn spread_interpolates_and_skips_non_numbers() {
@@ -28,7 +28,7 @@ fn reference_excludes_its_neighbours() {
 
 #[test]
 fn run_counts_only_without_competing_load() {
-    let alone = Surroundings {
+    let alone = Environment {
         wall_ns: 1_000_000_000,
         cpus: 2,
         busy_ns: 1_550_000_000,
@@ -37,18 +37,18 @@ fn run_counts_only_without_competing_load() {
         kept_waiting_ns: 1_000_000,
     };
     assert_eq!(alone.disturbance(), None);
-    let used = Surroundings {
+    let used = Environment {
         busy_ns: 1_700_000_000,
         ..alone
     };
     let words = used.disturbance().expect("others used a tenth of it");
     assert_eq!(words, "10 % of the machine used by others");
-    let stolen = Surroundings {
+    let stolen = Environment {
         stolen_ns: 40_000_000,
         ..alone
     };
     assert!(stolen.disturbance().is_some_and(|w| w.contains("stolen")));
-    let waited = Surroundings {
+    let waited = Environment {
         kept_waiting_ns: 50_000_000,
         ..alone
     };

@@ -23,7 +23,7 @@ use super::plan::{self, Facts, Pace, Plan, millis, settle};
 use super::progress::Progress;
 use super::team::{Progress as Reached, Team};
 use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::control::place::{Surroundings, socket_of};
+use uppercased_ctl::control::place::{Environment, socket_of};
 use uppercased_ctl::process::raise_descriptor_limit;
 
 /// Delay from the start command to the load: enough for the command to reach every process.
@@ -318,7 +318,7 @@ fn subject(
         }
         // An **uppercased** server reports how its connections are spread.
         let control = options.pids.first().and_then(|&pid| {
-            let directory = Surroundings::here().directory()?;
+            let directory = Environment::of_this_process().directory()?;
             Some(socket_of(&directory, pid)).filter(|path| path.exists())
         });
         return Ok(Subject {

@@ -158,7 +158,7 @@ fn of_command(command: &Command) -> String {
             list(roff, "FILES", FILES.iter().copied());
         }
         headed(roff, &help, is_example);
-        see_also(roff, &neighbours(command));
+        see_also(roff, &related_pages(command));
     });
     page.0
 }
@@ -267,7 +267,7 @@ fn environment(roff: &mut Roff, command: &Command) {
 
 /// Returns the pages related to a command's: its ancestors, its subcommands, and the configuration
 /// file if it reads that.
-fn neighbours(command: &Command) -> Vec<String> {
+fn related_pages(command: &Command) -> Vec<String> {
     let own = page_title(command);
     let above = own.match_indices('-').map(|(at, _)| own[..at].to_owned());
     let below = command.get_subcommands().map(page_title);
@@ -380,14 +380,14 @@ mod tests {
 
     fn page(word: Option<&str>) -> String {
         let wanted = title(word);
-        let pages = all(definition::for_people());
+        let pages = all(definition::public_command());
         let page = pages.into_iter().find(|page| page.title == wanted);
         page.unwrap().text
     }
 
     #[test]
     fn every_page_has_its_sections() {
-        for page in all(definition::for_people()) {
+        for page in all(definition::public_command()) {
             let sections: &[&str] = match page.section {
                 "1" => &[
                     "NAME",

@@ -26,7 +26,7 @@ use crate::config::{
 use crate::log::event;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use uppercased_ctl::clock::Tick;
-use uppercased_ctl::control::place::Surroundings;
+use uppercased_ctl::control::place::Environment;
 use uppercased_ctl::control::{Reply, Request};
 use uppercased_ctl::identity::RequestId;
 
@@ -107,7 +107,12 @@ impl ControlServer {
             Control::Off => return Ok(None),
             Control::Path(path) => Self::open_at(path, registry, tokens, first_request).map(Some),
             Control::Auto => {
-                match Self::open_in(&Surroundings::here(), registry, tokens, first_request) {
+                match Self::open_in(
+                    &Environment::of_this_process(),
+                    registry,
+                    tokens,
+                    first_request,
+                ) {
                     Ok(server) => Ok(Some(server)),
                     Err(error @ Error::NoPlace) => {
                         event!(control_socket_unavailable, %error);
@@ -128,7 +133,7 @@ impl ControlServer {
     }
 
     fn open_in(
-        here: &Surroundings,
+        here: &Environment,
         registry: &Registry,
         tokens: Token,
         first_request: RequestId,

@@ -15,7 +15,7 @@ use std::{fs, io};
 
 /// The inputs that determine the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct Environment {
     /// `RUNTIME_DIRECTORY`.
     pub runtime_directory: Option<OsString>,
     /// `XDG_RUNTIME_DIR`.
@@ -35,12 +35,12 @@ pub struct Candidate {
 
 const SYSTEM_DIRECTORY: &str = "/run/uppercased";
 const SUBDIRECTORY: &str = "uppercased";
-const ENDING: &str = ".sock";
+const SUFFIX: &str = ".sock";
 
-impl Surroundings {
-    /// Returns the surroundings of this process.
+impl Environment {
+    /// Returns the environment of this process.
     #[must_use]
-    pub fn here() -> Self {
+    pub fn of_this_process() -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
             runtime_directory: set("RUNTIME_DIRECTORY"),
@@ -49,7 +49,7 @@ impl Surroundings {
         }
     }
 
-    /// Returns where a server with these surroundings creates its socket; `None` if there is no
+    /// Returns where a server with this environment creates its socket; `None` if there is no
     /// default.
     #[must_use]
     pub fn directory(&self) -> Option<PathBuf> {
@@ -65,7 +65,7 @@ impl Surroundings {
     /// Returns where a command searches for servers. A system service may run as the caller's own
     /// user, so that user searches the system's directory, too.
     #[must_use]
-    pub fn searched(&self) -> Vec<PathBuf> {
+    pub fn searched_directories(&self) -> Vec<PathBuf> {
         if let Some(named) = self.named() {
             return vec![named];
         }
@@ -95,7 +95,7 @@ impl Surroundings {
 /// Returns the path of the socket of process `pid`.
 #[must_use]
 pub fn socket_of(directory: &Path, pid: u32) -> PathBuf {
-    directory.join(format!("{pid}{ENDING}"))
+    directory.join(format!("{pid}{SUFFIX}"))
 }
 
 /// Returns the sockets in `directory`, by process number; none if there is no such directory.
@@ -111,7 +111,7 @@ pub fn candidates(directory: &Path) -> io::Result<Vec<Candidate>> {
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
         .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.strip_suffix(ENDING)?.parse();
+            let pid = entry.file_name().to_str()?.strip_suffix(SUFFIX)?.parse();
             Some(Candidate {
                 pid: pid.ok()?,
                 path: entry.path(),
@@ -128,9 +128,9 @@ mod tests {
 
     use super::*;
 
-    fn surroundings(named: &str, xdg: &str, root: bool) -> Surroundings {
+    fn environment(named: &str, xdg: &str, root: bool) -> Environment {
         let set = |value: &str| Some(OsString::from(value)).filter(|value| !value.is_empty());
-        Surroundings {
+        Environment {
             runtime_directory: set(named),
             xdg_runtime_dir: set(xdg),
             root,
@@ -149,18 +149,18 @@ mod tests {
             ("/tmp/x:/tmp/y", "", true, Some("/tmp/x")),
             ("relative", "", true, Some("/run/uppercased")),
         ] {
-            let here = surroundings(named, xdg, root);
+            let here = environment(named, xdg, root);
             assert_eq!(here.directory().as_deref(), directory.map(Path::new));
             if let Some(directory) = here.directory() {
-                assert!(here.searched().contains(&directory), "{here:?}");
+                assert!(here.searched_directories().contains(&directory), "{here:?}");
             }
         }
-        let searched = surroundings("", "/u", false).searched();
+        let searched = environment("", "/u", false).searched_directories();
         assert_eq!(
             searched,
             ["/u/uppercased", "/run/uppercased"].map(PathBuf::from)
         );
-        let searched = surroundings("/tmp/x", "/u", false).searched();
+        let searched = environment("/tmp/x", "/u", false).searched_directories();
         assert_eq!(searched, ["/tmp/x"].map(PathBuf::from));
     }
 

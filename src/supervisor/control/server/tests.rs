@@ -350,16 +350,16 @@ fn only_dead_sockets_are_cleaned_up() {
     let _listener = unix::UnixListener::bind(&foreign).unwrap();
 
     let poll = Poll::new().unwrap();
-    let here = Surroundings {
+    let here = Environment {
         runtime_directory: Some(directory.clone().into()),
-        ..Surroundings::default()
+        ..Environment::default()
     };
     let server = ControlServer::open_in(&here, poll.registry(), FIRST, RequestId(1)).unwrap();
     let own = place::socket_of(&directory, std::process::id());
     assert_eq!(server.path(), own);
     assert!(!dead.exists() && starting.exists() && foreign.exists());
     let nowhere = ControlServer::open_in(
-        &Surroundings::default(),
+        &Environment::default(),
         poll.registry(),
         FIRST,
         RequestId(1),
