@@ -52,7 +52,7 @@ struct Worker {
     supervised: bool,
     reactor: Reactor,
     phase: Phase,
-    /// Requests that wait until a partial handover is settled.
+    /// Requests that wait until a partial handover is resolved.
     deferred: VecDeque<(ToWorker, Vec<OwnedFd>)>,
     #[cfg(debug_assertions)]
     misbehaviour: misbehaviour::Misbehaviour,
@@ -499,7 +499,7 @@ fn report_failure(mut channel: SupervisorChannel, worker: WorkerId, cause: &str)
 }
 
 /// Leaves the channel for the kernel to close: the supervisor then sees the end of the channel only
-/// when the exit status is settled.
+/// when the exit status is final.
 fn leave_open(channel: SupervisorChannel) {
     std::mem::forget(channel);
 }

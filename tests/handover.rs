@@ -768,7 +768,7 @@ fn last_worker_serves_queue_to_its_end() {
 }
 
 #[test]
-fn stop_during_handover_settles_connections_in_flight() {
+fn stop_during_handover_resolves_connections_in_flight() {
     raise_the_descriptor_limit();
     let mut stage = Stage::new(2, &config());
     let mut clients: Vec<Client> = (0..450).map(|_| stage.connect(0)).collect();

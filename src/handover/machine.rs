@@ -7,14 +7,14 @@
 //! - a batch belongs to the sender until that has received the acknowledgement; while it is in
 //!   flight neither side touches its connections: the sender has frozen them, and the receiver
 //!   serves none before its acknowledgement is sent;
-//! - at most [`HANDOVER_WINDOW`] batches are in flight, and each is settled exactly once: released
+//! - at most [`HANDOVER_WINDOW`] batches are in flight, and each is resolved exactly once: released
 //!   when it was acknowledged, except the connections that the receiver cannot adopt; taken back
 //!   when it was declined or refused or could not be sent, or the receiver is gone;
 //! - a connection that the receiver cannot adopt is not offered again, and does not stop the
 //!   others;
-//! - a receiver that has refused adopts nothing afterwards, so a refusal settles everything in
+//! - a receiver that has refused adopts nothing afterwards, so a refusal resolves everything in
 //!   flight;
-//! - an invalid answer settles nothing: the batch stays frozen until the receiver acknowledges it
+//! - an invalid answer resolves nothing: the batch stays frozen until the receiver acknowledges it
 //!   or is gone, because the receiver may own it.
 //!
 //! Pure: no descriptor, no clock. It must not know what a connection is.
@@ -114,7 +114,7 @@ pub struct Sender {
 #[derive(Debug)]
 enum SenderPhase {
     Sending,
-    /// No more batches; those in flight have to be settled first.
+    /// No more batches; those in flight have to be resolved first.
     Settling(Option<HandoverEnd>),
     Over(Option<HandoverEnd>),
 }
@@ -157,9 +157,11 @@ impl Sender {
                 }
             }
             SenderEvent::Received(packet) => self.receive(packet),
-            SenderEvent::Invalid { cause } => self.settle(Some(HandoverEnd::Refused { cause })),
+            SenderEvent::Invalid { cause } => {
+                self.stop_sending(Some(HandoverEnd::Refused { cause }))
+            }
             SenderEvent::PeerGone => self.finish(Some(HandoverEnd::PeerGone)),
-            SenderEvent::Stop => self.settle(None),
+            SenderEvent::Stop => self.stop_sending(None),
         }
         self.check_invariants();
     }
@@ -169,7 +171,7 @@ impl Sender {
         self.actions.pop_front()
     }
 
-    /// Returns whether everything in flight is settled and nothing more will be sent.
+    /// Returns whether everything in flight is resolved and nothing more will be sent.
     #[must_use]
     pub const fn is_over(&self) -> bool {
         matches!(self.phase, SenderPhase::Over(_))
@@ -231,10 +233,10 @@ impl Sender {
             {
                 let (left, cause) =
                     left.map_or_else(Default::default, |it| (it.places, Some(it.cause)));
-                self.settle_oldest(cause, SenderAction::Release { sequence, left });
+                self.resolve_oldest(cause, SenderAction::Release { sequence, left });
             }
             (Message::Declined { cause }, Some(_)) => {
-                self.settle_oldest(Some(cause), SenderAction::TakeBack { sequence });
+                self.resolve_oldest(Some(cause), SenderAction::TakeBack { sequence });
             }
             (Message::Refused { cause }, _) => self.finish(Some(HandoverEnd::Refused { cause })),
             (
@@ -246,13 +248,13 @@ impl Sender {
                 _,
             ) => {
                 let cause = format!("the receiver sent an unexpected answer to packet {sequence}");
-                self.settle(Some(HandoverEnd::Refused { cause }));
+                self.stop_sending(Some(HandoverEnd::Refused { cause }));
             }
         }
     }
 
-    /// Settles the oldest batch in flight, which was answered.
-    fn settle_oldest(&mut self, stuck_cause: Option<String>, action: SenderAction) {
+    /// Resolves the oldest batch in flight, which was answered.
+    fn resolve_oldest(&mut self, stuck_cause: Option<String>, action: SenderAction) {
         self.in_flight.pop_front();
         self.stuck_cause = self.stuck_cause.take().or(stuck_cause);
         self.actions.push_back(action);
@@ -263,9 +265,9 @@ impl Sender {
         }
     }
 
-    /// Sends no more; the handover ends when everything in flight is settled. A batch that the
+    /// Sends no more; the handover ends when everything in flight is resolved. A batch that the
     /// kernel never accepted comes back at once.
-    fn settle(&mut self, end: Option<HandoverEnd>) {
+    fn stop_sending(&mut self, end: Option<HandoverEnd>) {
         if matches!(self.phase, SenderPhase::Sending) || end.is_none() {
             self.phase = SenderPhase::Settling(end.clone());
         }
@@ -302,7 +304,7 @@ impl Sender {
         debug_assert!(
             !matches!(self.phase, SenderPhase::Over(_))
                 || (self.in_flight.is_empty() && self.staged.is_none()),
-            "everything is settled in the end"
+            "everything is resolved in the end"
         );
         debug_assert!(
             !matches!(self.phase, SenderPhase::Settling(_)) || self.staged.is_none(),

@@ -2,7 +2,7 @@
 //! a part.
 //!
 //! Invariants: at most one handover from this worker and one to it run at a time; a request that
-//! arrives during a partial handover waits until that is settled, which takes milliseconds or until
+//! arrives during a partial handover waits until that is resolved, which takes milliseconds or until
 //! the other worker dies; after a partial handover the worker is in its previous phase.
 
 use std::io;
@@ -60,7 +60,7 @@ impl Worker {
             return self.hand_over_part(&request, part, descriptors);
         }
         if !matches!(self.phase, Phase::HandingOver { .. }) {
-            // A partial handover sends no more; connections in flight have to be settled first.
+            // A partial handover sends no more; connections in flight have to be resolved first.
             self.reactor.stop_handing_over();
             if self.reactor.is_handing_over() {
                 let request = ToWorker::HandOver(request);
@@ -153,7 +153,7 @@ impl Worker {
             return self.send(FromWorker::HandedOver(result));
         }
         let Phase::HandingOver { last } = self.phase else {
-            return; // A stop came between; it settles everything.
+            return; // A stop came between; it resolves everything.
         };
         event!(
             connections_left,

@@ -200,7 +200,7 @@ fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, us
 }
 
 /// Asserts that every connection was accepted once, answered, and closed gracefully.
-fn settle(server: Server, churn: Churn, before: &KernelCounters, others: u64) {
+fn assert_nothing_lost(server: Server, churn: Churn, before: &KernelCounters, others: u64) {
     churn.park();
     let connections = churn.exchanges() + others;
     drop(churn);
@@ -242,7 +242,7 @@ fn clients_survive_killed_workers() {
             wait_ready(&server, mark, slot, u64::from(round / 2 + 2));
             churn.go_on_for(50);
         }
-        settle(server, churn, &before, others);
+        assert_nothing_lost(server, churn, &before, others);
     });
 }
 
@@ -265,7 +265,7 @@ fn clients_survive_killed_only_worker() {
             wait_ready(&server, mark, 0, round + 2);
             churn.go_on_for(50);
         }
-        settle(server, churn, &before, others);
+        assert_nothing_lost(server, churn, &before, others);
     });
 }
 
@@ -298,7 +298,7 @@ fn clients_survive_slot_backoff() {
             wait_ready(&server, mark, 1, round + 2);
             churn.go_on_for(50);
         }
-        settle(server, churn, &before, others);
+        assert_nothing_lost(server, churn, &before, others);
     });
 }
 

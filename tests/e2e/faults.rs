@@ -178,7 +178,7 @@ fn dying_predecessor_leaves_queue_to_successor() {
         // It died before it could report the end of the handover; the result includes this.
         answered.expect_failure("ended before it had handed everything over");
         until_all_serve(&planned);
-        planned.workers().assert_renewed_since(&before);
+        planned.workers().assert_replaced_since(&before);
         assert_new_clients_are_served(&planned);
         if point == "sender.done=kill" {
             clients.expect_all_served();
@@ -219,7 +219,7 @@ fn unmovable_connections_stay_or_drain() {
         answered.stdout.contains("draining (closed after 20s)"),
         "{answered:?}"
     );
-    planned.workers().assert_renewed_since(&before);
+    planned.workers().assert_replaced_since(&before);
     assert_new_clients_are_served(&planned);
     clients.expect_all_served();
     until("the old workers have exited", || {

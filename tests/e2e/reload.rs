@@ -37,7 +37,7 @@ fn reload_replaces_workers_and_keeps_connections() {
         load.go_on_for(50);
     }
     let after = planned.workers();
-    after.assert_renewed_since(&before);
+    after.assert_replaced_since(&before);
     assert!(
         after.0.iter().all(|worker| worker.generation == 4),
         "{after:?}"
@@ -64,7 +64,7 @@ fn sighup_triggers_reload() {
     planned
         .server
         .wait_log_from(mark, |line| line.contains("operation done"));
-    planned.workers().assert_renewed_since(&before);
+    planned.workers().assert_replaced_since(&before);
     client.roundtrip(b"after");
 }
 
@@ -400,7 +400,7 @@ fn failing_binary_leaves_old_workers_serving() {
     planned.configure("");
     planned.install_good();
     server.reload().expect_success();
-    planned.workers().assert_renewed_since(&before);
+    planned.workers().assert_replaced_since(&before);
     for client in &mut clients {
         client.roundtrip(b"unharmed");
     }

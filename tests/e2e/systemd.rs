@@ -231,7 +231,7 @@ fn watchdog_is_fed_while_sibling_serves() {
         .start();
     break_slot_1(&server);
     server.wait_log(|line| line.contains("queue lent to sibling"));
-    let mark = manager.settle();
+    let mark = manager.await_all_read();
     let (_, next) = manager.wait_for(mark, "WATCHDOG=1");
     manager.wait_for(next, "WATCHDOG=1");
     manager.wait_for(
@@ -261,7 +261,7 @@ fn watchdog_is_not_fed_while_queue_waits() {
         line.contains("watchdog not fed") && line.contains("slot 1 is backing off")
     });
     // Messages sent before have been read by then.
-    let mark = manager.settle();
+    let mark = manager.await_all_read();
     let silent = manager.find_within(Duration::from_millis(500), mark, "WATCHDOG=1");
     assert_eq!(silent, None, "a queue is not served");
 

@@ -42,12 +42,12 @@ fn upgrade_changes_only_the_program() {
         let answered = server.upgrade().expect_success();
         assert!(answered.stdout.contains("2 workers"), "{answered:?}");
         assert_eq!(version(&planned), version_after);
-        planned.workers().assert_renewed_since(&workers);
+        planned.workers().assert_replaced_since(&workers);
         load.go_on_for(50);
     }
     let status = server.status_json();
     assert_eq!(status["pid"], u64::from(pid));
-    planned.workers().assert_renewed_since(&before);
+    planned.workers().assert_replaced_since(&before);
     // Earlier features work with the new program.
     server.reload().expect_success();
     server.scale(3).expect_success();
@@ -180,7 +180,7 @@ fn failure_after_exec_restores_old_program() {
     // The next upgrade may succeed.
     planned.install_good();
     server.upgrade().expect_success();
-    planned.workers().assert_renewed_since(&before);
+    planned.workers().assert_replaced_since(&before);
     load.finish().assert_clean();
 }
 
@@ -206,7 +206,7 @@ fn failing_workers_stay_with_old_program() {
     .unwrap();
     planned.install_good();
     server.upgrade().expect_success();
-    planned.workers().assert_renewed_since(&before);
+    planned.workers().assert_replaced_since(&before);
     load.finish().assert_clean();
 }
 

@@ -77,7 +77,7 @@ struct World {
     receiver_closed: bool,
     to_sender: VecDeque<Parcel>,
     to_receiver: VecDeque<Parcel>,
-    /// Batches that the sender has not settled.
+    /// Batches that the sender has not resolved.
     batches: Vec<(u32, Vec<usize>)>,
     staged: Option<Parcel>,
     moved: u32,
@@ -236,7 +236,7 @@ impl World {
                 SenderAction::Send { sequence } => self.send(sequence),
                 SenderAction::Retry { .. } => self.transmit(),
                 SenderAction::Release { sequence, left } => {
-                    for (place, index) in (0..).zip(self.settled(sequence)) {
+                    for (place, index) in (0..).zip(self.resolved(sequence)) {
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         if left.contains(&place) {
@@ -254,7 +254,7 @@ impl World {
                     }
                 }
                 SenderAction::TakeBack { sequence } => {
-                    for index in self.settled(sequence) {
+                    for index in self.resolved(sequence) {
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         one.sender = Held::Served;
@@ -282,9 +282,9 @@ impl World {
         assert!(self.batches.len() <= HANDOVER_WINDOW, "the window");
     }
 
-    fn settled(&mut self, sequence: u32) -> Vec<usize> {
+    fn resolved(&mut self, sequence: u32) -> Vec<usize> {
         let at = self.batches.iter().position(|batch| batch.0 == sequence);
-        self.batches.remove(at.expect("settled once")).1
+        self.batches.remove(at.expect("resolved once")).1
     }
 
     fn send(&mut self, sequence: u32) {

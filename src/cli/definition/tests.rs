@@ -211,7 +211,7 @@ fn help_and_operations_list_the_same_signals() {
 fn table_of_bench() -> String {
     let mut command = uppercased_bench::command();
     command.build();
-    let mut table = "| flag | what it says |\n|---|---|\n".to_owned();
+    let mut table = "| flag | meaning |\n|---|---|\n".to_owned();
     let flags = command.get_arguments().filter(|arg| !arg.is_positional());
     for flag in flags.filter(|arg| arg.get_id() != "help") {
         let long = format!("--{}", flag.get_long().unwrap());

@@ -150,12 +150,12 @@ fn stuck_connection_stops_no_other() {
         taken: 1,
         left: Some(left),
     };
-    let settled = actions(&mut sender, answer(1, some));
+    let resolved = actions(&mut sender, answer(1, some));
     let (sequence, left) = (1, vec![1]);
-    assert_eq!(settled, [SenderAction::Release { sequence, left }]);
+    assert_eq!(resolved, [SenderAction::Release { sequence, left }]);
     let cause = "unreadable".to_owned();
-    let settled = actions(&mut sender, answer(2, Message::Declined { cause }));
-    assert_eq!(settled, [SenderAction::TakeBack { sequence: 2 }]);
+    let resolved = actions(&mut sender, answer(2, Message::Declined { cause }));
+    assert_eq!(resolved, [SenderAction::TakeBack { sequence: 2 }]);
     let again = actions(&mut sender, turn(1));
     assert_eq!(again, [SenderAction::Send { sequence: 3 }]);
     actions(&mut sender, SENT);

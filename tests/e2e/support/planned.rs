@@ -123,7 +123,7 @@ impl Workers {
 
     /// Asserts that every slot has another process than in `before`, and that it serves.
     #[track_caller]
-    pub fn assert_renewed_since(&self, before: &Self) {
+    pub fn assert_replaced_since(&self, before: &Self) {
         self.assert_serving();
         assert_eq!(self.0.len(), before.0.len());
         for (now, then) in self.0.iter().zip(&before.0) {

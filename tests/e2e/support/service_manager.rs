@@ -119,7 +119,7 @@ impl ServiceManager {
 
     /// Waits until everything sent so far has been read; returns the number of the next message.
     #[track_caller]
-    pub fn settle(&self) -> usize {
+    pub fn await_all_read(&self) -> usize {
         let start = self.len();
         let sender = UnixDatagram::unbound().expect("a socket");
         let sent = sender.send_to_addr(MARK.as_bytes(), &self.address);
