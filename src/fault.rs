@@ -14,10 +14,10 @@
 //! `end_clients`, `drop_input`, which the proofs are to notice.
 //!
 //! Actions where a call may [`fail`]: `fail`, and `fail_alternately` (every second time). Anything
-//! else is a value that [`value`] returns, as `version=9.9.9`.
+//! else is a value that [`value`] returns: it replaces a version, as `version=9.9.9`, or selects
+//! what a compromised worker does. It must not steer any other branch of the program.
 //!
-//! A plan stops, ends or fails a process at a named point; no branch of the program depends on a
-//! value. It must not be consulted on the serving path: a worker passes a point a few times in all.
+//! A plan must not be consulted on the serving path: a worker passes a point a few times in all.
 
 /// The environment variable with a plan.
 pub const VARIABLE: &str = "FAULT_POINTS";

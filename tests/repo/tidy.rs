@@ -277,14 +277,33 @@ fn parts_of_supervisor_never_import_each_other() {
 fn unsafe_code_stays_in_its_modules() {
     let mut offences = Vec::new();
     for (name, text) in product_sources() {
-        let door = name.starts_with("src/sys/")
+        let allowed = name.starts_with("src/sys/")
             || name == "crates/bench/src/sys.rs"
             || name.starts_with("src/uppercase");
-        if !door && code_lines(&text).any(|line| line.contains("unsafe {")) {
+        if !allowed && code_lines(&text).any(|line| line.contains("unsafe {")) {
             offences.push(name);
         }
     }
     assert_none("unsafe outside src/sys and src/uppercase", offences);
+}
+
+/// A fault plan stops, ends or fails a process at a named point. A value may only replace a
+/// version, or select what a compromised worker does.
+#[test]
+fn fault_values_steer_no_branch() {
+    const READERS: [&str; 3] = [
+        "src/fault.rs",
+        "src/supervisor/state.rs",
+        "src/worker/misbehaviour.rs",
+    ];
+    let mut offences = Vec::new();
+    for (name, text) in product_sources() {
+        let reads = code_lines(&text).any(|line| line.contains("fault::value("));
+        if reads && !READERS.contains(&name.as_str()) {
+            offences.push(name);
+        }
+    }
+    assert_none("values of a fault plan in the product", offences);
 }
 
 #[test]
@@ -296,7 +315,7 @@ fn every_file_is_short_with_header() {
             offences.push(format!("{name}: {lines} lines"));
         }
         if !text.starts_with("//!") {
-            offences.push(format!("{name}: does not open with what it is"));
+            offences.push(format!("{name}: does not begin with a header"));
         }
     }
     assert_none("a file to be split or introduced", offences);
