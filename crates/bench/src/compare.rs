@@ -1,8 +1,8 @@
 //! `bench compare`: collects the named files and compares their outcomes.
 //!
 //! Invariants: a file that cannot be read, or is no outcome, causes one line on standard error and
-//! exit code [`BAD_INPUT`], before anything is printed; doubts are part of the report and change no
-//! exit code. It must not judge an outcome (`report` does).
+//! exit code [`BAD_INPUT`], before anything is printed; warnings are part of the report and change
+//! no exit code. It must not judge an outcome (`report` does).
 
 use std::path::PathBuf;
 use std::process::ExitCode;

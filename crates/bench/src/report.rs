@@ -15,7 +15,7 @@ mod layout;
 mod summary;
 
 pub use advice::Advice;
-pub use compare::{Comparison, Doubt, Run, compare};
+pub use compare::{Comparison, Run, Warning, compare};
 pub use file::{Error, FILE_MAX_BYTES, load, parse};
 pub use html::html;
 pub use summary::summary;

@@ -14,7 +14,7 @@ use super::figures::{self, Work};
 use crate::outcome::Outcome;
 use uppercased_ctl::units;
 
-pub use fairness::Doubt;
+pub use fairness::Warning;
 pub use run::Run;
 
 /// The comparison of two sides.
@@ -29,7 +29,7 @@ pub struct Comparison {
     /// Whether the ratios are of pairs.
     paired: bool,
     /// Reasons against comparing them.
-    doubts: Vec<Doubt>,
+    warnings: Vec<Warning>,
 }
 
 /// Facts about a side as a whole.
@@ -193,7 +193,7 @@ pub fn compare(a: &[Run], b: &[Run]) -> Comparison {
         rows,
         missing,
         paired: a.len() == b.len(),
-        doubts: fairness::doubts(a, b),
+        warnings: fairness::warnings(a, b),
     }
 }
 
@@ -282,7 +282,7 @@ impl Comparison {
 
     /// Returns the reasons against comparing these runs.
     #[must_use]
-    pub fn doubts(&self) -> &[Doubt] {
-        &self.doubts
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use uppercased_bench::outcome::{Interval, Outcome};
-use uppercased_bench::report::{self, Advice, COLUMNS, Doubt, Error, Run};
+use uppercased_bench::report::{self, Advice, COLUMNS, Error, Run, Warning};
 
 mod outcomes;
 
@@ -248,7 +248,7 @@ fn faster(factor: f64) -> Outcome {
 fn comparisons_read_well() {
     let single = report::compare(&runs("a", [outcomes::clean()]), &runs("b", [faster(1.1)]));
     assert_text("compare_single", &single.to_string());
-    assert!(single.doubts().is_empty());
+    assert!(single.warnings().is_empty());
 
     // Drift common to both sides does not change the ratio of the pairs.
     let drift = [1.0, 1.2, 0.9, 1.05];
@@ -265,8 +265,8 @@ fn comparisons_read_well() {
     other.client.is_bottleneck = true;
     let doubtful = report::compare(&a[..1], &runs("a", [other]));
     assert_text("compare_doubtful", &doubtful.to_string());
-    let doubts = doubtful.doubts();
-    assert!(doubts.iter().any(|d| matches!(d, Doubt::Twice { .. })));
+    let warnings = doubtful.warnings();
+    assert!(warnings.iter().any(|d| matches!(d, Warning::Twice { .. })));
 
     let streams = report::compare(
         &runs("a", [outcomes::stream(), outcomes::stream()]),

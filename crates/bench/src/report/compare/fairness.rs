@@ -1,6 +1,6 @@
 //! Reasons against comparing two sides: different plans, different machines, failed runs.
 //!
-//! Invariant: every doubt names the first run that it applies to. It must not refuse: the figures
+//! Invariant: every warning names the first run that it applies to. It must not refuse: the figures
 //! are shown all the same, and the reader decides.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use uppercased_ctl::units;
 
 /// A reason against a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Doubt {
+pub enum Warning {
     /// A part of the plan, or of the environment, differs.
     Differs {
         /// The part.
@@ -88,14 +88,14 @@ const SAME: [Sameness; 15] = [
 ];
 
 /// Returns every reason against comparing these runs.
-pub(super) fn doubts(a: &[Run], b: &[Run]) -> Vec<Doubt> {
-    let mut doubts = Vec::new();
+pub(super) fn warnings(a: &[Run], b: &[Run]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
     let runs = || a.iter().chain(b);
     if let Some(first) = runs().next() {
         for (what, of) in SAME {
             let expected = of(&first.outcome);
             let other = runs().find(|run| of(&run.outcome) != expected);
-            doubts.extend(other.map(|run| Doubt::Differs {
+            warnings.extend(other.map(|run| Warning::Differs {
                 what,
                 first: expected,
                 name: run.name.clone(),
@@ -106,28 +106,28 @@ pub(super) fn doubts(a: &[Run], b: &[Run]) -> Vec<Doubt> {
     for run in runs() {
         let name = || run.name.clone();
         let failures = figures::failures(&run.outcome);
-        doubts.extend((failures > 0).then(|| Doubt::Failed {
+        warnings.extend((failures > 0).then(|| Warning::Failed {
             name: name(),
             failures,
         }));
         let problem = run.outcome.problems.first();
-        doubts.extend(problem.map(|problem| Doubt::NotDone {
+        warnings.extend(problem.map(|problem| Warning::NotDone {
             name: name(),
             problem: units::cut(problem, PROBLEM_MAX),
         }));
         let bound = run.outcome.client.is_bottleneck;
-        doubts.extend(bound.then(|| Doubt::ClientBound { name: name() }));
+        warnings.extend(bound.then(|| Warning::ClientBound { name: name() }));
     }
     let twice = a
         .iter()
         .find(|one| b.iter().any(|other| other.name == one.name));
-    doubts.extend(twice.map(|run| Doubt::Twice {
+    warnings.extend(twice.map(|run| Warning::Twice {
         name: run.name.clone(),
     }));
-    doubts
+    warnings
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for Warning {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Differs {

@@ -10,8 +10,8 @@ use super::super::layout::{labelled, sentence};
 use super::{Comparison, Difference, Side, Spread};
 use uppercased_ctl::units;
 
-/// Number of doubts shown; the rest are counted.
-const DOUBTS_MAX: usize = 10;
+/// Number of warnings shown; the rest are counted.
+const WARNINGS_MAX: usize = 10;
 
 /// Number of pairs needed to distinguish a difference of some percent from the noise of a shared
 /// machine.
@@ -48,10 +48,10 @@ impl Comparison {
             let missing = format!("not in every run: {}", self.missing.join(", "));
             lines.extend(sentence("left out", &missing));
         }
-        for doubt in self.doubts.iter().take(DOUBTS_MAX) {
-            lines.extend(sentence("warning", &doubt.to_string()));
+        for warning in self.warnings.iter().take(WARNINGS_MAX) {
+            lines.extend(sentence("warning", &warning.to_string()));
         }
-        let hidden = self.doubts.len().saturating_sub(DOUBTS_MAX);
+        let hidden = self.warnings.len().saturating_sub(WARNINGS_MAX);
         if hidden > 0 {
             lines.extend(sentence("", &format!("… {hidden} more not shown")));
         }
