@@ -18,8 +18,8 @@ pub fn usable() -> io::Result<Vec<u16>> {
     usable_by(SELF)
 }
 
-/// The one CPU that the process with this number may run on; `None` if there are several, or no
-/// such process.
+/// Returns the only CPU that the process with this number may run on; `None` if there are several,
+/// or no such process.
 #[must_use]
 pub fn only_cpu_of(pid: u32) -> Option<u16> {
     let pid = i32::try_from(pid).ok()?;
@@ -50,7 +50,8 @@ fn usable_by(pid: Pid) -> io::Result<Vec<u16>> {
 mod tests {
     use super::*;
 
-    /// In a thread of its own: to the kernel a thread is a process, and this one ends with the test.
+    /// In a thread of its own: to the kernel a thread is a process, and this one ends with the
+    /// test.
     #[test]
     fn pinned_process_stays_on_its_cpu() {
         let there = || {

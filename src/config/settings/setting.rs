@@ -51,7 +51,7 @@ macro_rules! settings {
         }
 
         impl Config {
-            /// Returns the value that every setting is applied to. It is no valid configuration.
+            /// Returns the value that every setting is applied to. It is not a valid configuration.
             pub(super) fn blank() -> Self {
                 Self { $($($key: Default::default(),)+)+ }
             }
