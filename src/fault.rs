@@ -145,7 +145,7 @@ mod plan {
                 .try_for_each(|client| shutdown(client, Shutdown::Write))
                 .map_err(io::Error::from),
             "drop_input" => clients().try_for_each(|client| {
-                match recv(client, &mut [0; 64 * 1024], MsgFlags::MSG_DONTWAIT) {
+                match recv(client, &mut vec![0; 64 * 1024], MsgFlags::MSG_DONTWAIT) {
                     Ok(_) | Err(Errno::EAGAIN) => Ok(()),
                     Err(errno) => Err(errno.into()),
                 }

@@ -158,7 +158,7 @@ impl Sender {
             }
             SenderEvent::Received(packet) => self.receive(packet),
             SenderEvent::Invalid { cause } => {
-                self.stop_sending(Some(HandoverEnd::Refused { cause }))
+                self.stop_sending(Some(HandoverEnd::Refused { cause }));
             }
             SenderEvent::PeerGone => self.finish(Some(HandoverEnd::PeerGone)),
             SenderEvent::Stop => self.stop_sending(None),
