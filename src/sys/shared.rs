@@ -22,6 +22,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
+use nix::unistd::{SysconfVar, sysconf};
 
 /// Bytes in a cache line, and the alignment of every [`Line`].
 pub const LINE_BYTES: usize = 64;
@@ -78,10 +79,11 @@ impl SharedMemory {
         // A core dump of a crashed worker would write every touched page; on kernels without this
         // advice that only costs time.
         let _ = map.advise(Advice::DontDump);
+        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|bytes| usize::try_from(bytes).ok());
         Ok(Self {
             map,
             file: File::from(fd),
-            page: rustix::param::page_size(),
+            page: page.ok_or(io::ErrorKind::Unsupported)?,
         })
     }
 
