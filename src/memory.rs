@@ -194,12 +194,11 @@ impl<P: Probe> Memory<P> {
         add(self.shared.words(), counter, amount);
     }
 
-    /// Counts a turn of the loop and the duration of its work.
-    #[inline]
-    pub fn count_turn(&mut self, took: Duration) {
+    /// Counts `turns` turns of the loop, of which each is taken to have worked for `took`.
+    pub fn count_turns(&mut self, turns: u64, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.count(Counter::BusyNs, ns);
-        self.count(Counter::Took(TurnClass::of(ns)), 1);
+        self.count(Counter::BusyNs, ns.saturating_mul(turns));
+        self.count(Counter::Took(TurnClass::of(ns)), turns);
     }
 
     /// Returns the layout.

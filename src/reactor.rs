@@ -2,8 +2,9 @@
 //!
 //! A turn has fixed phases: [`Reactor::wait`] waits; [`Reactor::handle_reports`] drives the
 //! connections that are ready (each with a report straight from it, then those left over from the
-//! last turn); the worker reads its channel; [`Reactor::work`] adopts connections that another
-//! worker hands over, accepts, acts on deadlines and hands connections over.
+//! last turn); the worker reads its channel; [`Reactor::work`] does the chores: it adopts
+//! connections that another worker hands over, accepts, acts on deadlines and hands connections
+//! over. A turn that brought reports of connections only, and in which nothing is due, has none.
 //!
 //! Invariants:
 //! - both directions of a connection are registered once, from its accept to its close; readiness
@@ -12,8 +13,8 @@
 //!   descriptor number is counted and dropped;
 //! - no connection receives more than its byte budget in a turn and no burst accepts more than its
 //!   count; work that is left over makes the next wait zero;
-//! - a turn has one time, read right after the wait; the clock is read once more at the end, to
-//!   measure the work.
+//! - a turn has one time, read right after the wait; the clock is read once more at the end of a
+//!   turn that is measured (`measure`).
 //!
 //! It must not know the supervisor, and it must not decide about bytes: `connection` does.
 
@@ -22,6 +23,7 @@ mod admit;
 mod gate;
 mod header;
 mod lines;
+mod measure;
 mod migration;
 mod serve;
 mod spin;
@@ -50,6 +52,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause};
 
 use accept::{Acceptor, Gate, pause_cause};
 use lines::PeerLines;
+use measure::Sampling;
 use migration::state::{Incoming, Outgoing};
 use spin::Spin;
 use timers::Timers;
@@ -100,6 +103,9 @@ pub struct Reactor {
     counts_until: Option<Tick>,
     last_generation: u32,
     spin: Spin,
+    sampling: Sampling,
+    /// Whether this turn does more than serve connections.
+    has_chores: bool,
     now: Tick,
 }
 
@@ -146,6 +152,8 @@ impl Reactor {
             counts_until: None,
             last_generation: NO_GENERATION,
             spin: Spin::new(config.busy_poll),
+            sampling: Sampling::default(),
+            has_chores: false,
             now,
         })
     }
@@ -278,8 +286,17 @@ impl Reactor {
         }
     }
 
+    /// Does the chores, if there are any, and measures the turn. Returns whether there were any.
+    pub fn work(&mut self) -> bool {
+        if self.has_chores {
+            self.do_chores();
+        }
+        self.measure_turn();
+        self.has_chores
+    }
+
     /// Adopts connections, accepts, acts on deadlines and hands connections over.
-    pub fn work(&mut self) {
+    fn do_chores(&mut self) {
         self.receive_connections();
         let gate = self
             .gate
@@ -291,7 +308,16 @@ impl Reactor {
         self.expire();
         self.send_connections();
         self.lines.write_overdue(self.open, self.now);
-        self.memory.count_turn(clock::now().since(self.now));
+    }
+
+    /// Counts this turn and the duration of its work, if it is to be measured.
+    #[inline]
+    fn measure_turn(&mut self) {
+        if let Some(turns) = self.sampling.turns(self.has_chores) {
+            let took = clock::now().since(self.now);
+            self.sampling.note(took);
+            self.memory.count_turns(turns, took);
+        }
     }
 
     /// Returns the number of open connections.
@@ -472,3 +498,6 @@ const fn pack_token(fd: u32, generation: u32) -> Token {
 const fn unpack_token(token: Token) -> (u32, u32) {
     (token.0 as u32, (token.0 >> 32) as u32)
 }
+
+#[cfg(test)]
+mod tests;

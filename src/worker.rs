@@ -257,14 +257,15 @@ impl Worker {
             if self.reactor.handle_reports(&reports) {
                 self.receive_messages();
             }
-            self.reactor.work();
-            while let Some(slot) = self.reactor.next_lost_listener() {
-                self.send(FromWorker::ListenerLost { slot });
+            if self.reactor.work() {
+                while let Some(slot) = self.reactor.next_lost_listener() {
+                    self.send(FromWorker::ListenerLost { slot });
+                }
+                self.advance();
             }
             #[cfg(debug_assertions)]
             self.misbehaviour
                 .act(self.id, &mut self.channel, &self.reactor);
-            self.advance();
         }
         self.log_totals();
         leave_open(self.channel);

@@ -166,7 +166,7 @@ impl Snapshot {
     fn turns(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (name, help) = (
             "turn_duration_seconds",
-            "Duration of one event loop iteration, without waiting.",
+            "Duration of one event loop iteration, without waiting; short ones are sampled.",
         );
         if self.ever().next().is_none() {
             return Ok(());

@@ -8,6 +8,12 @@ use std::time::Duration;
 /// Size of a worker's scratch buffer in bytes: the maximum of one read.
 pub const SCRATCH_BYTES: usize = 65_536;
 
+/// Of short event loop iterations that only serve connections one in this many is measured.
+pub const TURNS_PER_SAMPLE: u64 = 64;
+
+/// An iteration is short below this; reading the clock costs less than a thousandth of it.
+pub const SHORT_TURN: Duration = Duration::from_micros(50);
+
 /// Descriptors of a process that are not connections and whose number does not grow: standard
 /// streams, log, epoll, waker, shared memory, control sockets, the pair of a handover.
 pub const FD_RESERVE: u32 = 64;

@@ -33,11 +33,14 @@ impl Reactor {
                 self.handle_report(fd, generation, event);
             } else if token == CONTROL {
                 control = true;
+                self.has_chores = true;
                 continue;
             } else if let Some(acceptor) = self.acceptors.iter_mut().find(|a| a.has(token)) {
                 acceptor.ready = true;
+                self.has_chores = true;
             } else {
                 self.note_link_ready(token);
+                self.has_chores = true;
             }
             worked = true;
         }

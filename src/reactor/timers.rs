@@ -19,8 +19,8 @@ pub const GRANULARITY: Duration = Duration::from_millis(8);
 /// A deadline may fire late by this fraction (1/n) of the time that was left when it was armed.
 pub const PRECISION: u64 = 32;
 
-const BUCKETS: usize = 1024;
-const WORDS: usize = BUCKETS / 64;
+const WORDS: usize = u16::BITS as usize;
+const BUCKETS: usize = WORDS * 64;
 /// End of a list; numbers are stored plus one, so that zero pages are empty lists.
 const NIL: u32 = 0;
 
@@ -28,7 +28,9 @@ const NIL: u32 = 0;
 #[derive(Debug)]
 pub struct Timers {
     heads: Vec<u32>,
+    /// Which buckets are not empty, and which of these words are not zero.
     occupied: [u64; WORDS],
+    occupied_words: u16,
     next: Vec<u32>,
     previous: Vec<u32>,
     /// When each number is due, in units of the granularity; 0 if it is not armed.
@@ -45,6 +47,7 @@ impl Timers {
         Self {
             heads: vec![NIL; BUCKETS],
             occupied: [0; WORDS],
+            occupied_words: 0,
             next: vec![NIL; count],
             previous: vec![NIL; count],
             due: vec![0; count],
@@ -69,6 +72,7 @@ impl Timers {
         }
         self.heads[bucket] = fd + 1;
         self.occupied[bucket / 64] |= 1 << (bucket % 64);
+        self.occupied_words |= 1 << (bucket / 64);
     }
 
     /// Removes the deadline of `fd`, if it has one.
@@ -88,7 +92,11 @@ impl Timers {
         let bucket = bucket_of(unit);
         self.heads[bucket] = next;
         if next == NIL {
-            self.occupied[bucket / 64] &= !(1 << (bucket % 64));
+            let word = &mut self.occupied[bucket / 64];
+            *word &= !(1 << (bucket % 64));
+            if *word == 0 {
+                self.occupied_words &= !(1 << (bucket / 64));
+            }
         }
     }
 
@@ -121,21 +129,21 @@ impl Timers {
     /// Returns when to call [`Timers::expire`] next. Possibly early, never late.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        let first = bucket_of(self.reached + 1);
-        // From `first` around the wheel and back into the part of its word that was masked off.
-        for step in 0..=WORDS {
-            let word = (first / 64 + step) % WORDS;
-            let mut bits = self.occupied[word];
-            if step == 0 {
-                bits &= u64::MAX << (first % 64);
-            }
-            if bits != 0 {
-                let bucket = word * 64 + bits.trailing_zeros() as usize;
-                let ahead = (bucket + BUCKETS - first) % BUCKETS;
-                return Some(at_unit(self.reached + 1 + ahead as u64));
-            }
+        if self.occupied_words == 0 {
+            return None;
         }
-        None
+        let first = bucket_of(self.reached + 1);
+        let mut word = first / 64;
+        let mut bits = self.occupied[word] & (u64::MAX << (first % 64));
+        if bits == 0 {
+            // Around the wheel, and back into the part of the first word that was masked off.
+            let later = self.occupied_words.rotate_right(word as u32 + 1);
+            word = (word + 1 + later.trailing_zeros() as usize) % WORDS;
+            bits = self.occupied[word];
+        }
+        let bucket = word * 64 + bits.trailing_zeros() as usize;
+        let ahead = (bucket + BUCKETS - first) % BUCKETS;
+        Some(at_unit(self.reached + 1 + ahead as u64))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The wait of the event loop: its end and its reports.
 //!
-//! Invariants: the wait ends no later than the next deadline; with `busy_poll` it polls for a while
+//! Invariants: the wait ends no later than the next deadline; a turn after which a deadline has
+//! passed, or with any report but those of connections, has chores; with `busy_poll` it polls for a while
 //! before it sleeps ([`Spin`](super::spin::Spin)), which is still one turn of the loop.
 //!
 //! It must not act on the reports.
@@ -29,15 +30,24 @@ impl Default for Reports {
 }
 
 impl Reactor {
-    /// Waits for readiness, for the next deadline or for `deadline`.
+    /// Waits for readiness, for the next deadline or for `deadline`, which is the worker's.
     ///
     /// # Errors
     /// What `epoll_wait` returned; interruptions are not errors.
     pub fn wait(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<()> {
-        if !self.busy_poll(reports, deadline)? {
-            self.poll(reports, self.timeout(deadline))?;
+        let due = self.chores_due(deadline);
+        if !self.busy_poll(reports, due)? {
+            let timeout = if self.ready.is_empty() {
+                due.map(|due| due.since(self.now))
+            } else {
+                Some(Duration::ZERO)
+            };
+            self.poll(reports, timeout)?;
         }
         self.now = clock::now();
+        // A worker with a deadline is about to stop, and the end of a connection may be its last.
+        self.has_chores =
+            deadline.is_some() || self.is_moving() || due.is_some_and(|due| due <= self.now);
         self.memory.count(Counter::Turns, 1);
         Ok(())
     }
@@ -56,17 +66,11 @@ impl Reactor {
     }
 
     /// Polls without sleeping, if there was work recently. Returns whether there were reports.
-    fn busy_poll(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<bool> {
-        if self.spin.duration.is_none() {
+    fn busy_poll(&mut self, reports: &mut Reports, due: Option<Tick>) -> io::Result<bool> {
+        if self.spin.duration.is_none() || !self.ready.is_empty() {
             return Ok(false);
         }
-        let due = match self.timeout(deadline) {
-            // There is work already.
-            Some(Duration::ZERO) => return Ok(false),
-            Some(timeout) => self.now + timeout,
-            None => self.spin.until,
-        };
-        let until = self.spin.until.min(due);
+        let until = due.map_or(self.spin.until, |due| due.min(self.spin.until));
         while self.now < until {
             self.poll(reports, Some(Duration::ZERO))?;
             if !reports.0.is_empty() {
@@ -77,21 +81,24 @@ impl Reactor {
         Ok(false)
     }
 
-    fn timeout(&self, deadline: Option<Tick>) -> Option<Duration> {
-        let accepts = self.is_accepting() && self.acceptors.iter().any(|a| a.ready);
-        if accepts || !self.ready.is_empty() {
-            return Some(Duration::ZERO);
+    /// Returns when a turn must do more than serve connections, if no report causes it earlier.
+    fn chores_due(&self, deadline: Option<Tick>) -> Option<Tick> {
+        // A burst may have left connections in a queue, which are not reported again.
+        if self.is_accepting() && self.acceptors.iter().any(|acceptor| acceptor.ready) {
+            return Some(self.now);
         }
-        let due = [
-            deadline,
-            self.gate.opens_at(),
-            self.timers.next_deadline(),
-            self.migration_due(),
-            self.lines.due(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()?;
-        Some(due.since(self.now))
+        let due = earlier(deadline, self.gate.opens_at());
+        let due = earlier(due, self.timers.next_deadline());
+        let due = earlier(due, self.lines.due());
+        earlier(due, self.migration_due())
+    }
+}
+
+/// Returns the earlier of two times, as far as there are any.
+#[inline]
+fn earlier(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }

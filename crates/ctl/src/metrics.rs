@@ -210,7 +210,8 @@ counters! {
         Reads = 10, "reads", "reads", "Successful receive calls.";
         Writes = 11, "writes", "writes", "Send calls that sent at least one byte.";
         Turns = 12, "turns", "turns", "Event loop iterations.";
-        BusyNs = 13, "busy_ns", "busy_ns", "Nanoseconds spent in turns, waiting not counted.";
+        BusyNs = 13, "busy_ns", "busy_ns",
+            "Nanoseconds spent in turns, waiting not counted; short turns are sampled.";
         StaleEvents = 14, "stale_events", "stale_events",
             "Readiness events for closed connections.";
     }
@@ -224,7 +225,7 @@ counters! {
             "closed", "connections_closed", "Closed connections, by reason.";
         Paused(PauseCause) = FIRST_PAUSED, "paused", "accept_pauses", "Accept pauses, by reason.";
         Took(TurnClass) = FIRST_TOOK, "turn_took_us", "turn_took_us",
-            "Turns, by how many microseconds their work took less than.";
+            "Turns, by how many microseconds they took less than; short ones are sampled.";
     }
 }
 
