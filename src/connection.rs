@@ -2,7 +2,9 @@
 //!
 //! A connection consists of its record in the working memory; this file holds the rules by which
 //! the record changes. [`drive`] serves a connection as far as readiness and budget allow,
-//! [`expire`] acts on its deadline, [`deadline`] returns it.
+//! [`expire`] acts on its deadline, [`deadline`] returns it. The ordinary case, an open connection
+//! with input and without pending output, can be served in two steps, with those of other
+//! connections between them: [`receive`] and [`answer`].
 //!
 //! Invariants:
 //! - every byte received is sent back once, in order, as [`service`] transformed it;
@@ -18,7 +20,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::memory::layout::{Flags, State};
-use crate::memory::{NoBuffer, Probe, Record, RecordMut};
+use crate::memory::{Hand, NoBuffer, Probe, Record, RecordMut};
 use crate::service;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
@@ -89,23 +91,56 @@ pub fn drive<P: Probe>(
     now: Tick,
 ) -> Outcome {
     let state = record.state();
-    let mut turn = Turn {
-        flags: record.flags(),
-        record,
-        stream,
-        rules,
-        now,
-    };
+    let mut turn = Turn::new(record, stream, rules, now);
     let outcome = match state {
-        State::Open => turn.relay(),
+        State::Open => turn.relay(rules.bytes_per_turn),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
         State::LingeringStop => turn.discard(CloseReason::Drained),
         State::AwaitingHeader => Outcome::Header,
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     };
-    let flags = turn.flags;
-    record.set_flags(flags);
-    outcome
+    turn.end(outcome)
+}
+
+/// The flags of a connection that [`receive`] serves.
+pub const ORDINARY: Flags = Flags::READABLE.with(Flags::WRITABLE);
+
+/// Receives once from the connection of `record`, which is open, owes nothing and has the flags
+/// [`ORDINARY`]. Returns `None` if the input is in hand: the share of the connection ends with
+/// [`answer`] then.
+#[inline(always)]
+pub fn receive<P: Probe>(
+    record: &mut RecordMut<'_, P>,
+    stream: &mut impl Stream,
+    rules: &Rules,
+    now: Tick,
+) -> Option<Outcome> {
+    let mut turn = Turn::new(record, stream, rules, now);
+    let outcome = match turn.receive() {
+        Ok(Some(_)) => return None,
+        Ok(None) => turn.relay(rules.bytes_per_turn),
+        Err(reason) => Outcome::Close(reason),
+    };
+    Some(turn.end(outcome))
+}
+
+/// Answers the input `hand` of the connection of `record`, and continues as [`drive`] does. Returns
+/// `None` if the connection owes nothing and only waits for input, as most do.
+#[inline(always)]
+pub fn answer<P: Probe>(
+    record: &mut RecordMut<'_, P>,
+    stream: &mut impl Stream,
+    rules: &Rules,
+    hand: Hand,
+    now: Tick,
+) -> Option<Outcome> {
+    let mut turn = Turn::new(record, stream, rules, now);
+    let outcome = match turn.reply(hand) {
+        Ok(()) if turn.flags == Flags::WRITABLE => None,
+        Ok(()) => Some(turn.relay(rules.bytes_per_turn.saturating_sub(hand.length()))),
+        Err(reason) => Some(Outcome::Close(reason)),
+    };
+    turn.end(outcome)
 }
 
 /// Returns when [`expire`] must be called for the connection of `record` if nothing happens to it.
@@ -212,10 +247,32 @@ enum Flushed {
     Blocked,
 }
 
-impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
+impl<'a, 'm, P: Probe, S: Stream> Turn<'a, 'm, P, S> {
+    #[inline(always)]
+    fn new(
+        record: &'a mut RecordMut<'m, P>,
+        stream: &'a mut S,
+        rules: &'a Rules,
+        now: Tick,
+    ) -> Self {
+        Self {
+            flags: record.flags(),
+            record,
+            stream,
+            rules,
+            now,
+        }
+    }
+
+    /// Stores the flags.
+    #[inline(always)]
+    fn end<T>(self, outcome: T) -> T {
+        self.record.set_flags(self.flags);
+        outcome
+    }
+
     #[inline]
-    fn relay(&mut self) -> Outcome {
-        let mut budget = self.rules.bytes_per_turn;
+    fn relay(&mut self, mut budget: u32) -> Outcome {
         loop {
             match self.flush() {
                 Ok(Flushed::Clear) => {}
@@ -232,7 +289,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
                 let state = State::LingeringStop;
                 return end_stream(self.record, self.stream, state, self.now);
             }
-            if budget == 0 {
+            if budget == 0 || self.record.must_wait() {
                 return Outcome::Again;
             }
             match self.exchange() {
@@ -263,7 +320,7 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
         let sent = match retry(|| self.stream.send(rest)) {
             Ok(sent) => sent,
             Err(error) => {
-                self.record.clear_in_hand();
+                self.record.end_call();
                 if error.kind() == io::ErrorKind::TimedOut {
                     // The kernel's own timeout for output that the peer does not read
                     // (TCP_USER_TIMEOUT).
@@ -286,30 +343,46 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
     /// Receives once, transforms and sends; returns the number of bytes received.
     #[inline]
     fn exchange(&mut self) -> Result<u32, CloseReason> {
+        let Some(hand) = self.receive()? else {
+            return Ok(0);
+        };
+        self.reply(hand)?;
+        Ok(hand.length())
+    }
+
+    /// Receives once; returns what is in hand then.
+    #[inline(always)]
+    fn receive(&mut self) -> Result<Option<Hand>, CloseReason> {
         let scratch = self.record.begin_receive();
-        let room = scratch.len();
         let received = match retry(|| self.stream.recv(scratch)) {
             Ok(received) => received,
             Err(error) => {
-                self.record.clear_in_hand();
+                self.record.end_call();
                 let announced = Flags::READABLE.with(Flags::READ_DRY);
-                return self.nothing_more(announced, &error).map(|()| 0);
+                return self.nothing_more(announced, &error).map(|()| None);
             }
         };
         if received == 0 {
-            self.record.clear_in_hand();
+            self.record.end_call();
             self.flags = self.flags.without(Flags::READABLE).with(Flags::PEER_ENDED);
-            return Ok(0);
+            return Ok(None);
         }
-        if received < room && !self.flags.has(Flags::READ_DRY) {
+        Ok(Some(self.record.end_receive(narrow(received), self.now)))
+    }
+
+    /// Transforms and sends what is in hand.
+    #[inline(always)]
+    fn reply(&mut self, hand: Hand) -> Result<(), CloseReason> {
+        if !hand.is_full() && !self.flags.has(Flags::READ_DRY) {
             // Everything was received, and new bytes raise a new edge.
             self.flags = self.flags.without(Flags::READABLE);
         }
-        let bytes = self.record.end_receive(narrow(received), self.now);
+        let bytes = self.record.bytes_in(hand);
         service::transform(bytes);
         let result = retry(|| self.stream.send(bytes));
+        let received = u64::from(hand.length());
         self.record.count(Counter::Reads, 1);
-        self.record.count(Counter::BytesIn, received as u64);
+        self.record.count(Counter::BytesIn, received);
         let sent = match result {
             Ok(sent) => sent,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -317,15 +390,13 @@ impl<P: Probe, S: Stream> Turn<'_, '_, P, S> {
             Err(error) => return Err(reason_of(&error)),
         };
         self.count_sent(sent);
-        if sent < received {
+        if (sent as u64) < received {
             self.flags = self.flags.without(Flags::WRITABLE);
             self.record.count(Counter::Backpressure, 1);
         }
-        match self.record.end_send(narrow(sent), narrow(received)) {
-            Ok(()) => Ok(narrow(received)),
-            // Sized so that it cannot happen: one buffer for every connection there may be.
-            Err(NoBuffer) => Err(CloseReason::SystemError),
-        }
+        // Sized so that it cannot happen: one buffer for every connection there may be.
+        let kept = self.record.end_send(hand, narrow(sent));
+        kept.map_err(|NoBuffer| CloseReason::SystemError)
     }
 
     /// Discards input until the peer closes: closing with unread input would reset the connection

@@ -13,10 +13,14 @@
 //!
 //! 1. receive: [`InHand::Recv`](layout::InHand::Recv) with length 0 *before* the call, after it the
 //!    bytes received, the length in hand, and only then is the scratch transformed and sent
-//!    ([`RecordMut::begin_receive`], [`RecordMut::end_receive`]);
-//! 2. a short send: the rest is copied to a buffer, *then* the record names it, *then* nothing is
-//!    in hand ([`RecordMut::end_send`]); while output is pending nothing is received;
-//! 3. flush: [`InHand::Flush`](layout::InHand::Flush), send, the record's offset, nothing in hand
+//!    ([`RecordMut::begin_receive`], [`RecordMut::end_receive`]). Up to [`HANDS`] connections are
+//!    in hand at once, each in a word of its own, and none in two. The words name parts of the
+//!    scratch that do not overlap: the bytes of one are not written again while any word is set,
+//!    except to transform them. Only the last of the words set may have the length 0, so each can
+//!    be repaired by itself: from its start and length and the kernel's counters of its connection;
+//! 2. a short send: the rest is copied to a buffer, *then* the record names it, *then* the word is
+//!    cleared ([`RecordMut::end_send`]); while output is pending nothing is received;
+//! 3. flush: [`InHand::Flush`](layout::InHand::Flush), send, the record's offset, the word cleared
 //!    ([`RecordMut::begin_flush`], [`RecordMut::end_flush`]); the end of the pending range never
 //!    moves meanwhile;
 //! 4. accept: the accepting mark, a record for each descriptor (pending output first, state last),
@@ -47,6 +51,7 @@
 
 mod counters;
 pub mod frozen;
+mod hands;
 pub mod layout;
 mod pool;
 mod record;
@@ -63,13 +68,14 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter, TurnClass};
 
 pub use counters::{Moves, counter, is_believable, moves, open_by, open_connections, room};
+pub use hands::Hand;
 pub use pool::WARM_BUFFERS;
 pub use record::{NoBuffer, Record, RecordMut};
 pub use store::{Probe, Unprobed};
 pub use unsent::{Corrupt, unsent};
 
 use counters::add;
-use layout::{Flags, Layout, MAGIC, State};
+use layout::{Flags, HANDS, Layout, MAGIC, State};
 use record::Entry;
 use store::store;
 
@@ -78,7 +84,10 @@ use store::store;
 pub struct Memory<P = Unprobed> {
     shared: SharedMemory,
     layout: Layout,
+    /// The layout's, computed once.
+    scratch: usize,
     pool: pool::Pool,
+    hands: hands::Hands,
     /// One more than the highest descriptor number ever recorded: reading records beyond it would
     /// only allocate pages of zeroes.
     used: u32,
@@ -130,7 +139,9 @@ impl<P: Probe> Memory<P> {
         let mut memory = Self {
             shared,
             layout,
+            scratch: layout.scratch(),
             pool: pool::Pool::new(layout.buffers),
+            hands: hands::Hands::default(),
             used: 0,
             probe,
         };
@@ -149,16 +160,32 @@ impl<P: Probe> Memory<P> {
     /// Returns the record of `fd`, to be written.
     #[inline]
     pub fn record_mut(&mut self, fd: u32) -> RecordMut<'_, P> {
-        let (words, bytes) = self.shared.split_at(self.layout.scratch());
+        let (words, bytes) = self.shared.split_at(self.scratch);
         RecordMut {
             record: Record::new(words.line(Layout::record(fd))),
             fd,
             layout: self.layout,
+            scratch: self.scratch,
             words,
             bytes,
             pool: &mut self.pool,
+            hands: &mut self.hands,
             probe: &mut self.probe,
         }
+    }
+
+    /// Returns the input in hand that is to be answered next.
+    #[inline]
+    #[must_use]
+    pub fn next_in_hand(&self) -> Option<Hand> {
+        self.hands.first().map(|(_, hand)| hand)
+    }
+
+    /// Returns whether what is in hand must be answered before anything more is received.
+    #[inline]
+    #[must_use]
+    pub fn must_answer(&self) -> bool {
+        self.hands.are_full()
     }
 
     /// Rule 4, before a burst of accepts.
@@ -241,7 +268,10 @@ impl<P: Probe> Memory<P> {
     }
 
     fn wipe(&mut self) -> io::Result<()> {
-        self.store(Layout::IN_HAND, 0, 0);
+        for word in 0..HANDS {
+            let (line, word) = Layout::in_hand(word);
+            self.store(line, word, 0);
+        }
         self.store(Layout::ACCEPTING, 0, 0);
         self.shared.clear_from(Layout::record(0))?;
         let layout = self.layout;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::memory::frozen::rescued;
-use uppercased::memory::layout::Layout;
+use uppercased::memory::layout::{HANDS, Layout};
 use uppercased::memory::{Memory, create, unsent};
 use uppercased::sys::shared::SharedMemory;
 
@@ -18,7 +18,7 @@ const LAYOUT: Layout = Layout {
 
 #[derive(Arbitrary, Debug)]
 struct Nonsense {
-    in_hand: u64,
+    in_hand: [u64; HANDS],
     accepting: u64,
     records: [[u64; 8]; 8],
     owed: u64,
@@ -32,7 +32,10 @@ fuzz_target!(|nonsense: Nonsense| {
     let write = |line: usize, word: usize, value: u64| {
         writer.line(line).0[word].store(value, Ordering::Relaxed);
     };
-    write(Layout::IN_HAND, 0, nonsense.in_hand);
+    for (word, value) in nonsense.in_hand.into_iter().enumerate() {
+        let (line, word) = Layout::in_hand(word);
+        write(line, word, value);
+    }
     write(Layout::ACCEPTING, 0, nonsense.accepting);
     for (fd, words) in (0..).zip(nonsense.records) {
         for (word, value) in words.into_iter().enumerate() {

@@ -8,6 +8,14 @@ use std::time::Duration;
 /// Size of a worker's scratch buffer in bytes: the maximum of one read.
 pub const SCRATCH_BYTES: usize = 65_536;
 
+/// Connections whose input is in hand at once: so many are received from, before the first of them
+/// is answered. With 1 each is answered before the next one is received from.
+pub const HANDS: usize = 16;
+
+/// Least room that a receive has in the scratch buffer beside the input in hand: half of it, so that
+/// a receive seldom fills its room and then needs a second call.
+pub const RECEIVE_ROOM_MIN: u32 = SCRATCH_BYTES as u32 / 2;
+
 /// Of short event loop iterations that only serve connections one in this many is measured.
 pub const TURNS_PER_SAMPLE: u64 = 64;
 

@@ -17,12 +17,12 @@
 //! It must not know how a frozen connection is sent, or when.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Flags, InHand, Layout, Pending, SCRATCH_BYTES, State};
+use super::layout::{Flags, InHand, Pending, SCRATCH_BYTES, State};
 use super::record::Entry;
+use super::unsent::in_hand_for;
 use super::{Corrupt, Memory, NoBuffer, Probe, Record, RecordMut, unsent};
 use uppercased_ctl::clock::Tick;
 
@@ -107,11 +107,10 @@ pub fn rescued<P: Probe>(
     let unsent = unsent(memory, fd, owed)?;
     let (received, sent) = memory.record(fd).bytes_moved();
     let rest = unsent.len() as u64;
-    let in_hand = memory.shared.line(Layout::IN_HAND).0[0].load(Ordering::Relaxed);
-    let moved = match InHand::unpack(in_hand) {
+    let moved = match in_hand_for(memory, fd)? {
         // Nothing was owed before the call, so everything counted before it was sent.
-        Some(InHand::Recv { fd: held, len: 0 }) if held == fd => sent.checked_add(rest),
-        _ => Some(received),
+        InHand::Recv { len: 0, .. } => sent.checked_add(rest),
+        InHand::Recv { .. } | InHand::Flush { .. } | InHand::Nothing => Some(received),
     };
     let moved = moved.and_then(|received| Some((received, received.checked_sub(rest)?)));
     let (bytes_in, bytes_out) = moved.ok_or(Corrupt("more is unsent than was received"))?;
@@ -165,9 +164,7 @@ impl<P: Probe> RecordMut<'_, P> {
             flags,
             generation,
         });
-        if self.is_in_hand() {
-            self.clear_in_hand();
-        }
+        self.settle();
         if let Some(replaced) = replaced {
             self.release(replaced.buffer);
         }

@@ -7,13 +7,13 @@
 use crate::sys::shared::LINE_BYTES;
 use uppercased_ctl::metrics::Counter;
 
-pub use crate::config::SCRATCH_BYTES;
+pub use crate::config::{HANDS, SCRATCH_BYTES};
 
 /// Identifies this layout; another version has another number.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
 
 const PAGE_BYTES: usize = 4096;
-const METRICS_LINES: usize = Counter::COUNT.div_ceil(LINE_BYTES / 8);
+const LINE_WORDS: usize = LINE_BYTES / 8;
 
 /// The three numbers that fix the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,17 +52,25 @@ impl Layout {
 
     /// The header line: magic, descriptors, buffers, bytes per buffer.
     pub const HEADER: usize = 0;
-    /// The line of the word in hand, the only line written several times per message.
-    pub const IN_HAND: usize = LINE_BYTES;
     /// The line of the accepting mark.
-    pub const ACCEPTING: usize = 2 * LINE_BYTES;
+    pub const ACCEPTING: usize = LINE_BYTES;
     /// The line with the progress of handovers: batches sent, settled and answered.
-    pub const MOVING: usize = 3 * LINE_BYTES;
+    pub const MOVING: usize = 2 * LINE_BYTES;
+
+    /// Returns the line of word `word` of those in hand, and its place there. These are the only
+    /// lines written several times per message.
+    #[inline]
+    #[must_use]
+    pub const fn in_hand(word: usize) -> (usize, usize) {
+        let line = word / LINE_WORDS;
+        (3 * LINE_BYTES + line * LINE_BYTES, word % LINE_WORDS)
+    }
 
     /// Returns the line that holds metrics cell `cell`.
     #[must_use]
     pub const fn metrics_line(cell: usize) -> usize {
-        4 * LINE_BYTES + (cell / 8) * LINE_BYTES
+        let line = HANDS.div_ceil(LINE_WORDS) + cell / LINE_WORDS;
+        3 * LINE_BYTES + line * LINE_BYTES
     }
 
     /// Returns the record of descriptor number `fd`: one cache line.
@@ -85,6 +93,19 @@ impl Layout {
         self.pool_offset() + buffer as usize * Self::STRIDE
     }
 
+    /// Returns the maximum number of bytes of a receive whose first byte is byte `start` of the
+    /// scratch buffer.
+    #[inline]
+    #[must_use]
+    pub const fn room_at(self, start: u32) -> u32 {
+        let left = (SCRATCH_BYTES as u32).saturating_sub(start);
+        if left < self.buffer_bytes {
+            left
+        } else {
+            self.buffer_bytes
+        }
+    }
+
     /// Returns the offset of pending output and its number of bytes.
     #[must_use]
     pub const fn pending(self, pending: Pending) -> (usize, usize) {
@@ -102,11 +123,11 @@ impl Layout {
 }
 
 const _: () = assert!(
-    4 * LINE_BYTES + METRICS_LINES * LINE_BYTES <= PAGE_BYTES,
+    Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= PAGE_BYTES,
     "header and metrics fit before the records"
 );
 
-/// The call that the worker has in hand at this instant.
+/// What the worker has in hand at this instant for one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InHand {
     /// Nothing.
@@ -115,6 +136,9 @@ pub enum InHand {
     Recv {
         /// The connection's descriptor number.
         fd: u32,
+        /// The first of them, counted from the scratch buffer's first byte: a multiple of
+        /// [`LINE_BYTES`].
+        start: u32,
         /// Bytes received; 0 from before the call until its result is stored.
         len: u32,
     },
@@ -126,13 +150,17 @@ pub enum InHand {
 }
 
 impl InHand {
-    /// Packs it into one word: kind 8 bits, length 24, descriptor 32.
+    /// Packs it into one word: kind 4 bits, start 11 (in lines), length 17, descriptor 32.
+    #[inline]
     #[must_use]
     pub const fn pack(self) -> u64 {
         match self {
             Self::Nothing => 0,
-            Self::Recv { fd, len } => (1 << 56) | ((len as u64) << 32) | fd as u64,
-            Self::Flush { fd } => (2 << 56) | fd as u64,
+            Self::Recv { fd, start, len } => {
+                let line = start as u64 / LINE_BYTES as u64;
+                (1 << 60) | (line << 49) | ((len as u64) << 32) | fd as u64
+            }
+            Self::Flush { fd } => (2 << 60) | fd as u64,
         }
     }
 
@@ -140,12 +168,24 @@ impl InHand {
     #[must_use]
     pub const fn unpack(word: u64) -> Option<Self> {
         let fd = (word & 0xffff_ffff) as u32;
-        let len = ((word >> 32) & 0xff_ffff) as u32;
-        match (word >> 56, len) {
-            (0, 0) if fd == 0 => Some(Self::Nothing),
-            (1, _) if len as usize <= SCRATCH_BYTES => Some(Self::Recv { fd, len }),
-            (2, 0) => Some(Self::Flush { fd }),
+        let len = ((word >> 32) & 0x1_ffff) as u32;
+        let start = ((word >> 49) & 0x7ff) as u32 * LINE_BYTES as u32;
+        match (word >> 60, start, len) {
+            (0, 0, 0) if fd == 0 => Some(Self::Nothing),
+            (1, ..) if (start + len) as usize <= SCRATCH_BYTES => {
+                Some(Self::Recv { fd, start, len })
+            }
+            (2, 0, 0) => Some(Self::Flush { fd }),
             _ => None,
+        }
+    }
+
+    /// Returns the connection's descriptor number.
+    #[must_use]
+    pub const fn fd(self) -> Option<u32> {
+        match self {
+            Self::Nothing => None,
+            Self::Recv { fd, .. } | Self::Flush { fd } => Some(fd),
         }
     }
 }
@@ -329,7 +369,25 @@ impl Head {
         generation: 0,
     };
 
+    /// The bits of the port in the word.
+    pub const PORT: u64 = 0xffff << 16;
+
+    /// Returns the flags in a word.
+    #[inline]
+    #[must_use]
+    pub const fn flags_of(word: u64) -> Flags {
+        Flags((word >> 8) as u8)
+    }
+
+    /// Returns a word with other flags.
+    #[inline]
+    #[must_use]
+    pub const fn with_flags(word: u64, flags: Flags) -> u64 {
+        (word & !(0xff << 8)) | ((flags.0 as u64) << 8)
+    }
+
     /// Packs it into one word.
+    #[inline]
     #[must_use]
     pub const fn pack(self) -> u64 {
         self.state as u64
@@ -344,7 +402,7 @@ impl Head {
         match State::unpack((word & 0xff) as u8) {
             Some(state) => Some(Self {
                 state,
-                flags: Flags((word >> 8) as u8),
+                flags: Self::flags_of(word),
                 port: (word >> 16) as u16,
                 generation: (word >> 32) as u32,
             }),
@@ -366,6 +424,7 @@ mod tests {
             buffers: 3,
             buffer_bytes: 5000,
         };
+        assert!(Layout::in_hand(HANDS - 1).0 < Layout::metrics_line(0));
         assert!(Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= Layout::record(0));
         assert!(Layout::record(999) + LINE_BYTES <= layout.scratch());
         assert!(layout.scratch() + SCRATCH_BYTES <= layout.buffer(0));
@@ -394,13 +453,17 @@ mod tests {
         fn every_value_survives_packing(
             fd: u32,
             len in 0..=SCRATCH_BYTES as u32,
+            line in 0..SCRATCH_BYTES / LINE_BYTES,
             buffer in 0..=Layout::MAX_BUFFERS,
             end in 1..=SCRATCH_BYTES as u32,
             port: u16,
             generation: u32,
             flags: u8,
         ) {
-            for in_hand in [InHand::Nothing, InHand::Recv { fd, len }, InHand::Flush { fd }] {
+            let start = (line * LINE_BYTES) as u32;
+            let len = len.min(SCRATCH_BYTES as u32 - start);
+            let received = InHand::Recv { fd, start, len };
+            for in_hand in [InHand::Nothing, received, InHand::Flush { fd }] {
                 prop_assert_eq!(InHand::unpack(in_hand.pack()), Some(in_hand));
             }
             let pending = Pending { buffer, offset: end / 2, end };

@@ -13,7 +13,8 @@ use std::ops::Deref;
 use std::sync::atomic::Ordering;
 
 use super::counters::add;
-use super::layout::{Flags, Head, InHand, Layout, Pending, State};
+use super::hands::{Hand, Hands};
+use super::layout::{Flags, HANDS, Head, InHand, Layout, Pending, State};
 use super::pool::Pool;
 use super::store::{Probe, Unprobed, store};
 use crate::sys::shared::{Bytes, Line, Words};
@@ -33,7 +34,7 @@ const ADDRESS: usize = 6;
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     words: &'a Line,
-    head: Head,
+    head: u64,
 }
 
 /// A record, to be written by its owner.
@@ -42,9 +43,11 @@ pub struct RecordMut<'a, P = Unprobed> {
     pub(super) record: Record<'a>,
     pub(super) fd: u32,
     pub(super) layout: Layout,
+    pub(super) scratch: usize,
     pub(super) words: Words<'a>,
     pub(super) bytes: Bytes<'a>,
     pub(super) pool: &'a mut Pool,
+    pub(super) hands: &'a mut Hands,
     pub(super) probe: &'a mut P,
 }
 
@@ -67,33 +70,56 @@ pub(super) struct Entry {
 pub struct NoBuffer;
 
 impl<'a> Record<'a> {
-    /// Returns the record in line `words`. A first word that no [`Head`] packs to reads as free.
+    /// Returns the record in line `words`.
     #[inline]
     pub(super) fn new(words: &'a Line) -> Self {
-        let word = words.0[HEAD].load(Ordering::Relaxed);
-        let head = Head::unpack(word).unwrap_or(Head::FREE);
+        let head = words.0[HEAD].load(Ordering::Relaxed);
         Self { words, head }
+    }
+
+    /// Returns the first word, which reads as free if no [`Head`] packs to it.
+    #[inline]
+    const fn head(&self) -> Head {
+        match Head::unpack(self.head) {
+            Some(head) => head,
+            None => Head::FREE,
+        }
+    }
+
+    /// Returns whether it is an open connection of `generation` with exactly the flags `flags`, and
+    /// no output is pending.
+    #[inline]
+    #[must_use]
+    pub fn is_open_with(&self, generation: u32, flags: Flags) -> bool {
+        let expected = Head {
+            state: State::Open,
+            flags,
+            port: 0,
+            generation,
+        };
+        let differs = (self.head ^ expected.pack()) & !Head::PORT;
+        differs | self.load(PENDING) == 0
     }
 
     /// Returns the state.
     #[inline]
     #[must_use]
     pub const fn state(&self) -> State {
-        self.head.state
+        self.head().state
     }
 
     /// Returns the state of the connection between two readiness reports.
     #[inline]
     #[must_use]
     pub const fn flags(&self) -> Flags {
-        self.head.flags
+        Head::flags_of(self.head)
     }
 
     /// Distinguishes the connection from earlier ones with the same descriptor number.
     #[inline]
     #[must_use]
     pub const fn generation(&self) -> u32 {
-        self.head.generation
+        self.head().generation
     }
 
     /// Returns the output that the kernel has not accepted yet.
@@ -127,7 +153,7 @@ impl<'a> Record<'a> {
     pub fn peer(&self) -> SocketAddr {
         let high = u128::from(self.load(ADDRESS)) << 64;
         let address = Ipv6Addr::from_bits(high | u128::from(self.load(ADDRESS + 1)));
-        SocketAddr::new(address.to_canonical(), self.head.port)
+        SocketAddr::new(address.to_canonical(), self.head().port)
     }
 
     #[inline]
@@ -153,57 +179,86 @@ impl<P: Probe> RecordMut<'_, P> {
         self.fd
     }
 
-    /// Rule 1, before the call: returns the scratch buffer, in hand for this connection.
-    #[inline]
+    /// Rule 1, before the call: returns room in the scratch buffer, in hand for this connection.
+    ///
+    /// # Panics
+    /// If the words in hand are used up; see [`Memory::must_answer`](super::Memory::must_answer).
+    #[inline(always)]
     pub fn begin_receive(&mut self) -> &mut [u8] {
         debug_assert!(
             self.pending().is_none(),
             "nothing is received while output is pending"
         );
-        self.set_in_hand(InHand::Recv {
-            fd: self.fd,
-            len: 0,
-        });
-        self.scratch()
+        debug_assert!(!self.is_in_hand(), "a connection is in one word only");
+        let (word, start) = self.hands.next();
+        let (fd, len) = (self.fd, 0);
+        self.set_in_hand(word, InHand::Recv { fd, start, len });
+        let room = self.layout.room_at(start) as usize;
+        self.bytes.range(self.scratch + start as usize, room)
     }
 
-    /// Rule 1, after the call: returns the `len` bytes received, to be transformed in place and
-    /// sent.
-    #[inline]
-    pub fn end_receive(&mut self, len: u32, now: Tick) -> &mut [u8] {
+    /// Rule 1, after the call: `len` bytes were received; they are transformed in place
+    /// ([`RecordMut::bytes_in`]) and sent.
+    #[inline(always)]
+    pub fn end_receive(&mut self, len: u32, now: Tick) -> Hand {
         // Counted first: once the length is in hand, the count is known to include it.
         self.add(BYTES_IN, len);
-        self.set_in_hand(InHand::Recv { fd: self.fd, len });
+        let (word, start) = self.hands.next();
+        let fd = self.fd;
+        self.set_in_hand(word, InHand::Recv { fd, start, len });
         self.store(LAST_PROGRESS, now.as_nanos());
-        self.bytes.range(self.layout.scratch(), len as usize)
+        self.hands.hold(fd, len, self.layout.room_at(start))
     }
 
-    /// Rule 2: of the `len` bytes received, the kernel accepted the first `sent`; keeps the rest.
+    /// Returns the bytes of `hand`.
+    #[inline(always)]
+    pub fn bytes_in(&mut self, hand: Hand) -> &mut [u8] {
+        let at = self.scratch + hand.start as usize;
+        self.bytes.range(at, hand.len as usize)
+    }
+
+    /// Rule 2: of the bytes of `hand`, which is the next to be answered, the kernel accepted the
+    /// first `sent`; keeps the rest.
     ///
     /// # Errors
     /// [`NoBuffer`] if the pool is empty; the rest is then in hand until
     /// [`RecordMut::begin_close`].
-    #[inline]
-    pub fn end_send(&mut self, sent: u32, len: u32) -> Result<(), NoBuffer> {
+    #[inline(always)]
+    pub fn end_send(&mut self, hand: Hand, sent: u32) -> Result<(), NoBuffer> {
         self.add(BYTES_OUT, sent);
-        if sent < len {
-            self.keep_rest(sent, len)?;
+        if sent < hand.len {
+            self.keep_rest(hand, sent)?;
         }
-        self.clear_in_hand();
+        if let Some((word, next)) = self.hands.first() {
+            debug_assert_eq!(next, hand, "hands are answered in order");
+            self.set_in_hand(word, InHand::Nothing);
+            self.hands.release();
+        }
         Ok(())
     }
 
-    /// Clears the call in hand: it moved no byte, or its bytes are accounted for.
+    /// Clears the call in hand, which moved no byte.
+    #[inline(always)]
+    pub fn end_call(&mut self) {
+        let (word, _) = self.hands.next();
+        self.set_in_hand(word, InHand::Nothing);
+    }
+
+    /// Returns whether input of other connections, or earlier input of this one, is in hand: the
+    /// scratch buffer is in use, and this connection must wait.
     #[inline]
-    pub fn clear_in_hand(&mut self) {
-        self.set_in_hand(InHand::Nothing);
+    #[must_use]
+    pub const fn must_wait(&self) -> bool {
+        !self.hands.is_empty()
     }
 
     /// Rule 3, before the call: returns the pending output, in hand; `None` if there is none.
     #[inline]
     pub fn begin_flush(&mut self) -> Option<&[u8]> {
         let pending = self.pending()?;
-        self.set_in_hand(InHand::Flush { fd: self.fd });
+        debug_assert!(!self.is_in_hand(), "a connection is in one word only");
+        let (word, _) = self.hands.next();
+        self.set_in_hand(word, InHand::Flush { fd: self.fd });
         let (at, length) = self.layout.pending(pending);
         Some(self.bytes.range(at, length))
     }
@@ -227,15 +282,16 @@ impl<P: Probe> RecordMut<'_, P> {
             }
             None => {}
         }
-        self.clear_in_hand();
+        self.end_call();
         done
     }
 
     /// Returns the scratch buffer, for bytes that are not sent.
     #[inline]
     pub fn scratch(&mut self) -> &mut [u8] {
+        debug_assert!(self.hands.is_empty(), "the scratch buffer is in use");
         let length = self.layout.buffer_bytes as usize;
-        self.bytes.range(self.layout.scratch(), length)
+        self.bytes.range(self.scratch, length)
     }
 
     /// Rule 6, before the call: the stream is ended from here; `state` is the reason why it
@@ -253,9 +309,7 @@ impl<P: Probe> RecordMut<'_, P> {
     /// zero, the connection is to be reset, because an end of stream would hide the loss.
     pub fn begin_close(&mut self) -> u64 {
         self.set_state(State::Closing);
-        if self.is_in_hand() {
-            self.clear_in_hand();
-        }
+        self.settle();
         let (received, sent) = self.bytes_moved();
         received.saturating_sub(sent)
     }
@@ -269,7 +323,7 @@ impl<P: Probe> RecordMut<'_, P> {
         self.set_head(Head {
             state: State::Free,
             flags: Flags::default(),
-            ..self.head
+            ..self.head()
         });
     }
 
@@ -296,7 +350,7 @@ impl<P: Probe> RecordMut<'_, P> {
         self.store_address(client.ip());
         self.set_head(Head {
             port: client.port(),
-            ..self.head
+            ..self.head()
         });
     }
 
@@ -313,10 +367,11 @@ impl<P: Probe> RecordMut<'_, P> {
     }
 
     /// Replaces the flags; stores nothing if they are the same.
-    #[inline]
+    #[inline(always)]
     pub fn set_flags(&mut self, flags: Flags) {
-        if self.head.flags != flags {
-            self.set_head(Head { flags, ..self.head });
+        if self.flags() != flags {
+            self.record.head = Head::with_flags(self.head, flags);
+            self.store(HEAD, self.record.head);
         }
     }
 
@@ -342,12 +397,27 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    pub(super) fn is_in_hand(&self) -> bool {
-        let word = self.words.line(Layout::IN_HAND).0[0].load(Ordering::Relaxed);
-        match InHand::unpack(word) {
-            Some(InHand::Recv { fd, .. } | InHand::Flush { fd }) => fd == self.fd,
-            Some(InHand::Nothing) | None => false,
+    /// Clears what is in hand for this connection, whoever stored it.
+    pub(super) fn settle(&mut self) {
+        for word in 0..HANDS {
+            if self.holds(word) {
+                self.set_in_hand(word, InHand::Nothing);
+            }
         }
+        let next = self.hands.first();
+        if next.is_some_and(|(_, hand)| hand.fd == self.fd) {
+            self.hands.release();
+        }
+    }
+
+    pub(super) fn is_in_hand(&self) -> bool {
+        (0..HANDS).any(|word| self.holds(word))
+    }
+
+    fn holds(&self, word: usize) -> bool {
+        let (line, word) = Layout::in_hand(word);
+        let word = self.words.line(line).0[word].load(Ordering::Relaxed);
+        InHand::unpack(word).and_then(InHand::fd) == Some(self.fd)
     }
 
     /// Frees a buffer that no record names.
@@ -361,10 +431,10 @@ impl<P: Probe> RecordMut<'_, P> {
     }
 
     #[cold]
-    fn keep_rest(&mut self, sent: u32, len: u32) -> Result<(), NoBuffer> {
+    fn keep_rest(&mut self, hand: Hand, sent: u32) -> Result<(), NoBuffer> {
         let buffer = self.pool.take().ok_or(NoBuffer)?;
-        let rest = len - sent;
-        let from = self.layout.scratch() + sent as usize;
+        let rest = hand.len - sent;
+        let from = self.scratch + (hand.start + sent) as usize;
         self.bytes
             .copy(from, self.layout.buffer(buffer), rest as usize);
         let pending = Pending {
@@ -386,20 +456,23 @@ impl<P: Probe> RecordMut<'_, P> {
         self.store(ADDRESS + 1, bits as u64);
     }
 
-    #[inline]
-    fn set_in_hand(&mut self, in_hand: InHand) {
-        let line = self.words.line(Layout::IN_HAND);
-        store(self.probe, line, 0, in_hand.pack());
+    #[inline(always)]
+    fn set_in_hand(&mut self, word: usize, in_hand: InHand) {
+        let (line, word) = Layout::in_hand(word);
+        store(self.probe, self.words.line(line), word, in_hand.pack());
     }
 
     fn set_state(&mut self, state: State) {
-        self.set_head(Head { state, ..self.head });
+        self.set_head(Head {
+            state,
+            ..self.head()
+        });
     }
 
     #[inline]
     fn set_head(&mut self, head: Head) {
-        self.record.head = head;
-        self.store(HEAD, head.pack());
+        self.record.head = head.pack();
+        self.store(HEAD, self.record.head);
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use super::layout::{InHand, Pending};
+use super::layout::{InHand, Pending, SCRATCH_BYTES};
 use super::record::{HEAD, PENDING};
 use super::*;
 
@@ -27,11 +27,10 @@ fn record_holds_peer_and_counts() {
     memory.open(5, 1, peer(), Tick::from_millis(3), State::Open);
     memory.end_accept();
     memory.record_mut(5).begin_receive()[..4].copy_from_slice(b"abcd");
-    memory
-        .record_mut(5)
-        .end_receive(4, Tick::from_millis(9))
-        .make_ascii_uppercase();
-    memory.record_mut(5).end_send(1, 4).unwrap();
+    let hand = memory.record_mut(5).end_receive(4, Tick::from_millis(9));
+    let mut record = memory.record_mut(5);
+    record.bytes_in(hand).make_ascii_uppercase();
+    record.end_send(hand, 1).unwrap();
     assert_eq!(memory.record(5).peer(), peer());
     assert_eq!(memory.record(5).bytes_moved(), (4, 1));
     assert_eq!(memory.record(5).last_progress(), Tick::from_millis(9));
@@ -70,8 +69,8 @@ fn empty_pool_leaves_rest_in_hand() {
     let mut memory = Memory::adopt(create(layout).unwrap(), layout).unwrap();
     memory.open(3, 1, peer(), Tick::ZERO, State::Open);
     memory.record_mut(3).begin_receive()[..2].copy_from_slice(b"xy");
-    memory.record_mut(3).end_receive(2, Tick::ZERO);
-    assert_eq!(memory.record_mut(3).end_send(1, 2), Err(NoBuffer));
+    let hand = memory.record_mut(3).end_receive(2, Tick::ZERO);
+    assert_eq!(memory.record_mut(3).end_send(hand, 1), Err(NoBuffer));
     assert_eq!(unsent(&mut memory, 3, 1).unwrap(), b"Y");
 }
 
@@ -80,21 +79,26 @@ fn corrupt_words_are_refused() {
     let mut memory = memory();
     memory.open(3, 1, peer(), Tick::ZERO, State::Open);
     memory.record_mut(3).begin_receive();
-    memory.record_mut(3).end_receive(2, Tick::ZERO);
+    let _ = memory.record_mut(3).end_receive(2, Tick::ZERO);
     assert!(unsent(&mut memory, 3, 3).is_err());
     let too_much = LAYOUT.buffer_bytes + 1;
-    let in_hand = InHand::Recv {
-        fd: 3,
-        len: too_much,
-    };
-    memory.store(Layout::IN_HAND, 0, in_hand.pack());
+    let received = |start, len| InHand::Recv { fd: 3, start, len }.pack();
+    let (line, last) = Layout::in_hand(HANDS - 1);
+    memory.store(Layout::in_hand(0).0, 0, received(0, too_much));
     assert!(
         unsent(&mut memory, 3, too_much.into()).is_err(),
         "found by fuzzing"
     );
-    memory.store(Layout::IN_HAND, 0, 9 << 56);
+    let end = SCRATCH_BYTES as u32 - 64;
+    memory.store(Layout::in_hand(0).0, 0, received(end, 0));
+    assert!(unsent(&mut memory, 3, 65).is_err(), "beyond the buffer");
+    assert_eq!(unsent(&mut memory, 3, 64), Ok(vec![0; 64]));
+    memory.store(line, last, received(0, 2));
+    assert!(unsent(&mut memory, 3, 0).is_err(), "in hand twice");
+    memory.store(line, last, 9 << 60);
     assert!(unsent(&mut memory, 3, 0).is_err());
-    memory.record_mut(3).clear_in_hand();
+    memory.store(line, last, 0);
+    memory.record_mut(3).settle();
     memory.store(Layout::record(3), PENDING, u64::MAX);
     assert!(unsent(&mut memory, 3, 0).is_err());
     let beyond = Pending {

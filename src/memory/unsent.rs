@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::layout::{Head, InHand, Layout, Pending, State};
+use super::layout::{HANDS, Head, InHand, Layout, Pending, State};
 use super::record::{HEAD, PENDING};
 use super::{Memory, Probe};
 use crate::service;
@@ -20,8 +20,8 @@ pub struct Corrupt(pub &'static str);
 /// whenever its writer stopped.
 ///
 /// `owed` is computed from the kernel's own counters: bytes read from the connection less bytes
-/// written to it, those of a PROXY header left out. It is needed for the one connection in hand;
-/// for every other the record is exact. Nothing is unsent on a connection that lingers, is being
+/// written to it, those of a PROXY header left out. It is needed for the connections in hand; for
+/// every other the record is exact. Nothing is unsent on a connection that lingers, is being
 /// closed or does not exist.
 ///
 /// # Errors
@@ -35,12 +35,10 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
     if head.state != State::Open {
         return Ok(Vec::new());
     }
-    let word = load(memory, Layout::IN_HAND, 0);
-    let in_hand = InHand::unpack(word).ok_or(Corrupt("what is in hand means nothing"))?;
-    let (at, length) = match in_hand {
-        InHand::Recv { fd: held, len } if held == fd => in_scratch(memory.layout, len, owed)?,
-        InHand::Flush { fd: held } if held == fd => in_flush(memory, fd, owed)?,
-        InHand::Nothing | InHand::Recv { .. } | InHand::Flush { .. } => {
+    let (at, length) = match in_hand_for(memory, fd)? {
+        InHand::Recv { start, len, .. } => in_scratch(memory.layout, start, len, owed)?,
+        InHand::Flush { .. } => in_flush(memory, fd, owed)?,
+        InHand::Nothing => {
             let pending = checked_pending(memory, fd)?;
             match pending {
                 Some(pending) => memory.layout.pending(pending),
@@ -53,16 +51,37 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
     Ok(bytes)
 }
 
-fn in_scratch(layout: Layout, len: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
-    if len > layout.buffer_bytes {
+/// Returns what is in hand for connection `fd`.
+///
+/// # Errors
+/// [`Corrupt`] if a word is invalid, or two of them name `fd`.
+pub(super) fn in_hand_for<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<InHand, Corrupt> {
+    let mut found = InHand::Nothing;
+    for word in 0..HANDS {
+        let (line, word) = Layout::in_hand(word);
+        let in_hand = InHand::unpack(load(memory, line, word));
+        let in_hand = in_hand.ok_or(Corrupt("what is in hand means nothing"))?;
+        if in_hand.fd() == Some(fd) {
+            if found != InHand::Nothing {
+                return Err(Corrupt("a connection is in hand twice"));
+            }
+            found = in_hand;
+        }
+    }
+    Ok(found)
+}
+
+fn in_scratch(layout: Layout, first: u32, len: u32, owed: u64) -> Result<(usize, usize), Corrupt> {
+    let room = layout.room_at(first);
+    if len > room {
         return Err(Corrupt("more was received than one read takes"));
     }
-    let bound = if len == 0 { layout.buffer_bytes } else { len };
+    let bound = if len == 0 { room } else { len };
     let owed = u32::try_from(owed).ok().filter(|&owed| owed <= bound);
     let owed = owed.ok_or(Corrupt("more is owed than was received"))?;
     // Length still unknown: nothing was sent yet, so all bytes received are unsent.
     let start = if len == 0 { 0 } else { len - owed };
-    Ok((layout.scratch() + start as usize, owed as usize))
+    Ok((layout.scratch() + (first + start) as usize, owed as usize))
 }
 
 fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, usize), Corrupt> {

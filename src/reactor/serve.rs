@@ -1,8 +1,13 @@
 //! The part of a turn in which connections are driven: which ones, and in which order.
 //!
-//! A connection with a readiness report is driven at once; one that used up its budget in the last
-//! turn is queued and driven after those. Invariants: no connection is driven twice in a turn; a
-//! report for an earlier connection with the same descriptor number is counted and dropped.
+//! A report of an ordinary connection (open, with input, without pending output) causes a receive;
+//! several of these are in hand before the first is answered, because the kernel's code for each
+//! call then runs several times in a row. Before anything else is driven they are all answered. A
+//! connection with any other report is driven at once; one that used up its budget in the last turn
+//! is queued and driven after those.
+//!
+//! Invariants: no connection is driven twice in a turn; a report for an earlier connection with the
+//! same descriptor number is counted and dropped; nothing is in hand after the reports.
 //!
 //! It must not interpret bytes: `connection` does.
 
@@ -10,14 +15,11 @@ use std::io;
 
 use mio::event::Event;
 
-use super::timers::Timers;
 use super::{CONTROL, NO_GENERATION, Reactor, Reports, unpack_token};
-use crate::connection::{self, Outcome, Rules};
+use crate::connection::{self, ORDINARY, Outcome};
 use crate::log::event;
-use crate::memory::RecordMut;
 use crate::memory::layout::{Flags, State};
 use crate::sys::socket::Socket;
-use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::Counter;
 
 impl Reactor {
@@ -30,7 +32,7 @@ impl Reactor {
             let token = event.token();
             let (fd, generation) = unpack_token(token);
             if generation != NO_GENERATION {
-                self.handle_report(fd, generation, event);
+                self.handle_report(fd, generation, readiness_of(event));
             } else if token == CONTROL {
                 control = true;
                 self.has_chores = true;
@@ -44,6 +46,7 @@ impl Reactor {
             }
             worked = true;
         }
+        self.answer_hands();
         if worked {
             self.spin.worked(self.now);
         }
@@ -51,31 +54,54 @@ impl Reactor {
         control
     }
 
+    /// Receives from the connection of a report, if it is ordinary.
+    #[inline]
+    pub(super) fn handle_report(&mut self, fd: u32, generation: u32, readiness: Flags) {
+        let mut record = self.memory.record_mut(fd);
+        if readiness != ORDINARY || !record.is_open_with(generation, Flags::WRITABLE) {
+            return self.handle_odd_report(fd, generation, readiness);
+        }
+        record.set_flags(ORDINARY);
+        let mut socket = Traced(Socket::numbered(fd));
+        let outcome = connection::receive(&mut record, &mut socket, &self.rules, self.now);
+        if let Some(outcome) = outcome {
+            self.conclude(fd, outcome);
+        } else if self.memory.must_answer() {
+            self.answer_hands();
+        }
+    }
+
+    /// Answers everything in hand, in the order of its receipt.
+    #[inline]
+    pub(super) fn answer_hands(&mut self) {
+        while let Some(hand) = self.memory.next_in_hand() {
+            let fd = hand.fd();
+            let mut record = self.memory.record_mut(fd);
+            let mut socket = Traced(Socket::numbered(fd));
+            let outcome = connection::answer(&mut record, &mut socket, &self.rules, hand, self.now);
+            match outcome {
+                Some(outcome) => self.conclude(fd, outcome),
+                None if self.rules.idle_timeout.is_some() => self.arm(fd),
+                None => {}
+            }
+        }
+    }
+
     /// Records the readiness that a report carries, and drives the connection unless its turn is
     /// still to come: no connection is driven twice in a turn.
-    #[inline]
-    fn handle_report(&mut self, fd: u32, generation: u32, event: &Event) {
+    fn handle_odd_report(&mut self, fd: u32, generation: u32, readiness: Flags) {
         let mut record = self.memory.record_mut(fd);
         let gone = matches!(record.state(), State::Free | State::Closing | State::Handed);
         if record.generation() != generation || gone {
             return record.count(Counter::StaleEvents, 1);
         }
-        let mut flags = record.flags();
-        if event.is_readable() || event.is_priority() {
-            flags = flags.with(Flags::READABLE);
-        }
-        if event.is_writable() {
-            flags = flags.with(Flags::WRITABLE);
-        }
-        if event.is_read_closed() || event.is_error() || event.is_priority() {
-            flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
-        }
+        let flags = record.flags().with(readiness);
         record.set_flags(flags);
         // A connection that is only writable and owes nothing has no work.
         let has_work = flags.has(Flags::READABLE) || record.pending().is_some();
         if has_work && !flags.has(Flags::QUEUED) {
-            let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
-            self.apply(fd, outcome);
+            self.answer_hands();
+            self.drive(fd);
         }
     }
 
@@ -90,8 +116,7 @@ impl Reactor {
             // If it is not, it was closed since, and possibly opened again under the same number.
             if flags.has(Flags::QUEUED) {
                 record.set_flags(flags.without(Flags::QUEUED));
-                let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
-                self.apply(fd, outcome);
+                self.drive(fd);
             }
         }
     }
@@ -103,6 +128,15 @@ impl Reactor {
             record.set_flags(flags.with(Flags::QUEUED));
             self.ready.push_back(fd);
         }
+    }
+
+    /// Arms the timer of connection `fd` if it continues, and acts on the outcome.
+    #[inline]
+    fn conclude(&mut self, fd: u32, outcome: Outcome) {
+        if matches!(outcome, Outcome::Waiting | Outcome::Again) {
+            self.arm(fd);
+        }
+        self.apply(fd, outcome);
     }
 
     /// Acts on the outcome for connection `fd`.
@@ -120,14 +154,20 @@ impl Reactor {
     /// Drives connection `fd`.
     pub(super) fn drive(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
-        let outcome = drive(&mut record, &mut self.timers, &self.rules, self.now);
-        self.apply(fd, outcome);
+        let mut socket = Traced(Socket::numbered(fd));
+        let outcome = connection::drive(&mut record, &mut socket, &self.rules, self.now);
+        self.conclude(fd, outcome);
     }
 
-    /// Arms the timer of connection `fd`, if it has a deadline.
+    /// Arms the timer of connection `fd`, if it has a deadline, unless it fires in time already.
+    #[inline]
     pub(super) fn arm(&mut self, fd: u32) {
-        let record = self.memory.record_mut(fd);
-        arm(&record, &mut self.timers, &self.rules, self.now);
+        let record = self.memory.record(fd);
+        if let Some(due) = connection::deadline(&record, &self.rules)
+            && !self.timers.is_armed_by(fd, due, self.now)
+        {
+            self.timers.arm(fd, due, self.now);
+        }
     }
 
     /// Acts on the deadlines that have passed.
@@ -152,36 +192,28 @@ impl Reactor {
         let record = &mut self.memory.record_mut(fd);
         let was_nobodys = record.state() == State::AwaitingHeader;
         let outcome = connection::expire(record, &mut socket, &self.rules, self.now);
-        if matches!(outcome, Outcome::Waiting | Outcome::Again) {
-            arm(record, &mut self.timers, &self.rules, self.now);
-        }
         if was_nobodys {
             // Its stream was ended by a stop: until it closes it counts for its proxy.
             self.count_source(fd);
         }
-        self.apply(fd, outcome);
+        self.conclude(fd, outcome);
     }
 }
 
-/// Drives the connection of `record`, and arms its timer if it continues.
+/// Returns the readiness that a report carries.
 #[inline]
-fn drive(record: &mut RecordMut<'_>, timers: &mut Timers, rules: &Rules, now: Tick) -> Outcome {
-    let mut socket = Traced(Socket::numbered(record.fd()));
-    let outcome = connection::drive(record, &mut socket, rules, now);
-    if matches!(outcome, Outcome::Waiting | Outcome::Again) {
-        arm(record, timers, rules, now);
+fn readiness_of(event: &Event) -> Flags {
+    let mut flags = Flags::default();
+    if event.is_readable() || event.is_priority() {
+        flags = flags.with(Flags::READABLE);
     }
-    outcome
-}
-
-/// Arms the timer of the connection of `record`, unless it fires in time already.
-#[inline]
-fn arm(record: &RecordMut<'_>, timers: &mut Timers, rules: &Rules, now: Tick) {
-    if let Some(due) = connection::deadline(record, rules)
-        && !timers.is_armed_by(record.fd(), due, now)
-    {
-        timers.arm(record.fd(), due, now);
+    if event.is_writable() {
+        flags = flags.with(Flags::WRITABLE);
     }
+    if event.is_read_closed() || event.is_error() || event.is_priority() {
+        flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
+    }
+    flags
 }
 
 /// A socket that logs its bytes at trace level, as received and as sent.

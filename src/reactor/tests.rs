@@ -3,16 +3,17 @@
 //! In most tests a client keeps the loop busy, so that every turn brings reports of connections
 //! only: whatever else is due must be done all the same.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
+use crate::connection::ORDINARY;
 use crate::listener;
-use crate::memory::layout::Layout;
+use crate::memory::layout::{HANDS, Layout, SCRATCH_BYTES};
 use crate::memory::{self, counter};
 use crate::wire::Listen;
 
@@ -60,6 +61,7 @@ impl Stage {
         let mut reports = Reports::default();
         self.reactor.wait(&mut reports, deadline).unwrap();
         self.reactor.handle_reports(&reports);
+        assert_eq!(self.reactor.memory.next_in_hand(), None);
         self.reactor.work()
     }
 
@@ -83,14 +85,18 @@ impl Stage {
         }
     }
 
-    /// Returns a new client that the loop has accepted.
-    fn client(&mut self) -> TcpStream {
+    /// Returns a new client that the loop has accepted, its descriptor number and generation.
+    fn client(&mut self) -> (TcpStream, u32, u32) {
         let client = connect(self.address);
+        let before: Vec<u32> = self.reactor.memory.occupied().collect();
         let open = self.reactor.open;
         self.busy_until(|reactor| reactor.open > open);
         // The new connection is reported as writable.
         self.busy_turn();
-        client
+        let mut occupied = self.reactor.memory.occupied();
+        let fd = occupied.find(|fd| !before.contains(fd)).unwrap();
+        let generation = self.reactor.memory.record(fd).generation();
+        (client, fd, generation)
     }
 
     fn count(&self, which: Counter) -> u64 {
@@ -103,6 +109,13 @@ fn connect(address: SocketAddr) -> TcpStream {
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.set_nodelay(true).unwrap();
     client
+}
+
+#[track_caller]
+fn expect(client: &mut TcpStream, answer: &[u8]) {
+    let mut received = vec![0; answer.len()];
+    client.read_exact(&mut received).unwrap();
+    assert!(received == answer, "another answer");
 }
 
 #[test]
@@ -136,7 +149,7 @@ fn deadline_is_met_amid_traffic() {
         ..Config::default()
     };
     let mut stage = Stage::new(&config, 10);
-    let _silent = stage.client();
+    let (_silent, ..) = stage.client();
     stage.busy_until(|reactor| reactor.open == 1);
     let idle = Counter::Closed(CloseReason::IdleTimeout);
     assert_eq!(stage.count(idle), 1);
@@ -186,4 +199,101 @@ fn channel_report_causes_chores() {
     assert!(!stage.busy_turn());
     there.write_all(b"m").unwrap();
     assert!(stage.busy_turn());
+}
+
+#[test]
+fn many_clients_are_answered_in_order() {
+    let mut stage = Stage::new(&Config::default(), 100);
+    let mut clients: Vec<TcpStream> = (0..2 * HANDS + 3).map(|_| stage.client().0).collect();
+    let message = |client: usize| vec![b'a' + (client % 26) as u8; 1 + 100 * client];
+    // Beside those with a message one fills the scratch buffer several times, one ends its stream
+    // after a message, one without any, one resets its connection.
+    let large = vec![b'z'; 3 * SCRATCH_BYTES];
+    for (number, client) in clients.iter_mut().enumerate() {
+        match number {
+            3 => client.write_all(&large).unwrap(),
+            5 => client.shutdown(Shutdown::Write).unwrap(),
+            7 => {
+                client.write_all(&message(7)).unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+            }
+            9 => {
+                socket2::SockRef::from(&*client)
+                    .set_linger(Some(Duration::ZERO))
+                    .unwrap();
+                *client = connect(stage.address);
+            }
+            _ => client.write_all(&message(number)).unwrap(),
+        }
+    }
+    stage.busy_turn();
+    stage.busy_until(|reactor| reactor.ready.is_empty());
+    for (number, client) in clients.iter_mut().enumerate() {
+        match number {
+            3 => {
+                // The kernel's buffers may not have room for all of it at once.
+                client.set_nonblocking(true).unwrap();
+                let (mut answer, mut part) = (Vec::new(), vec![0; SCRATCH_BYTES]);
+                while answer.len() < large.len() {
+                    match client.read(&mut part) {
+                        Ok(count) => answer.extend_from_slice(&part[..count]),
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                            stage.busy_turn();
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                assert!(answer == large.to_ascii_uppercase());
+            }
+            5 => assert_eq!(client.read(&mut [0]).unwrap(), 0),
+            7 => {
+                expect(client, &message(7).to_ascii_uppercase());
+                assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            }
+            9 => {}
+            _ => expect(client, &message(number).to_ascii_uppercase()),
+        }
+    }
+    let reset = Counter::Closed(CloseReason::PeerReset);
+    stage.busy_until(|reactor| counter(reactor.memory.shared(), reset) == 1);
+    assert_eq!(stage.count(Counter::Closed(CloseReason::PeerClosed)), 2);
+}
+
+#[test]
+fn connection_reported_twice_is_answered_in_order() {
+    let mut stage = Stage::new(&Config::default(), 10);
+    let (mut first, fd, generation) = stage.client();
+    let (mut second, other, others) = stage.client();
+    first.write_all(b"ab").unwrap();
+    second.write_all(b"yz").unwrap();
+    stage.reactor.handle_report(fd, generation, ORDINARY);
+    stage.reactor.handle_report(other, others, ORDINARY);
+    if HANDS > 2 {
+        let next = stage.reactor.memory.next_in_hand();
+        assert_eq!(next.map(memory::Hand::fd), Some(fd));
+    }
+    first.write_all(b"cd").unwrap();
+    let again = ORDINARY.with(Flags::READ_DRY);
+    stage.reactor.handle_report(fd, generation, again);
+    stage.reactor.answer_hands();
+    expect(&mut second, b"YZ");
+    stage.busy_until(|reactor| reactor.ready.is_empty());
+    expect(&mut first, b"ABCD");
+}
+
+#[test]
+fn stale_and_queued_reports_receive_nothing() {
+    let mut stage = Stage::new(&Config::default(), 10);
+    let (mut client, fd, generation) = stage.client();
+    client.write_all(b"ab").unwrap();
+    let reads = stage.count(Counter::Reads);
+    stage.reactor.handle_report(fd, generation + 1, ORDINARY);
+    assert_eq!(stage.count(Counter::StaleEvents), 1);
+    stage.reactor.enqueue(fd);
+    stage.reactor.handle_report(fd, generation, ORDINARY);
+    stage.reactor.answer_hands();
+    assert_eq!(stage.count(Counter::Reads), reads, "its turn comes later");
+    stage.busy_turn();
+    expect(&mut client, b"AB");
+    assert_eq!(stage.count(Counter::Reads), reads + 2);
 }

@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use crate::model::script::{Memory, Op, Terms, World};
 use crate::model::server::{Server, fresh_memory};
-use crate::model::{Event, Kernel, Meanwhile, Stopped, Stops, Wire};
+use crate::model::{Event, Kernel, Meanwhile, NOTHING, Stopped, Stops, Wire};
 use crate::strategy;
 use proptest::prelude::*;
 use uppercased::connection::Rules;
 use uppercased::memory::frozen::{Phase, rescued};
-use uppercased::memory::layout::{Flags, InHand, Layout, State};
+use uppercased::memory::layout::{Flags, HANDS, InHand, Layout, State};
 use uppercased::memory::unsent;
 use uppercased::sys::shared::SharedMemory;
 use uppercased_ctl::metrics::CloseReason;
@@ -61,7 +61,8 @@ fn points(terms: Terms, ops: &[Op]) -> u64 {
 
 /// Checks the memory of a worker that has just died, as read by `reader`.
 fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), String> {
-    let accepting = word(memory, Layout::ACCEPTING) != 0;
+    check_hands(memory)?;
+    let accepting = word(memory, Layout::ACCEPTING, 0) != 0;
     let mut buffers = BTreeSet::new();
     for fd in 0..memory.layout().descriptors {
         let state = memory.record(fd).state();
@@ -116,6 +117,25 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
     Ok(())
 }
 
+/// Checks what is in hand: no connection has two words, no two ranges overlap, and only the last
+/// receive may have an unknown length. So each word can be repaired by itself.
+fn check_hands(memory: &Memory) -> Result<(), String> {
+    let (mut held, mut end) = (BTreeSet::new(), 0);
+    for in_hand in hands(memory) {
+        if !in_hand.fd().is_none_or(|fd| held.insert(fd)) {
+            return Err(format!("{in_hand:?}: its connection is in hand twice"));
+        }
+        if let InHand::Recv { start, len, .. } = in_hand {
+            if start < end {
+                return Err(format!("{in_hand:?} begins before {end}"));
+            }
+            let room = memory.layout().room_at(start);
+            end = start + if len == 0 { room } else { len };
+        }
+    }
+    Ok(())
+}
+
 /// Checks the rest of the record, which may be another connection's if stores are out of order.
 fn check_counts(memory: &mut Memory, fd: u32, client: usize, wire: &Wire) -> Result<(), String> {
     let Some(found) = rescued(memory, fd, wire.owed() as u64).unwrap() else {
@@ -137,13 +157,32 @@ fn sound(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
 
 /// Reads with a fault: uses the stored length, not the kernel's counters.
 fn trusting_the_length(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
-    let at = match InHand::unpack(word(memory, Layout::IN_HAND)) {
-        Some(InHand::Recv { fd: held, len }) if held == fd => {
-            (memory.layout().scratch(), len as usize)
+    match in_hand_of(memory, fd) {
+        InHand::Recv { start, len, .. } => {
+            let at = memory.layout().scratch() + start as usize;
+            bytes(memory, (at, len as usize))
         }
-        _ => return recorded(memory, fd),
+        InHand::Nothing | InHand::Flush { .. } => recorded(memory, fd),
+    }
+}
+
+/// Reads with a fault: takes every input in hand to begin where the scratch buffer does.
+fn ignoring_the_start(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
+    let told = sound(memory, fd, owed);
+    let InHand::Recv { len, .. } = in_hand_of(memory, fd) else {
+        return told;
     };
-    bytes(memory, at)
+    let end = if len == 0 { told.len() } else { len as usize };
+    let at = memory.layout().scratch() + end - told.len();
+    bytes(memory, (at, told.len()))
+}
+
+/// Reads with a fault: knows only the first word in hand.
+fn ignoring_all_hands_but_one(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
+    if hands(memory)[0].fd() == Some(fd) {
+        return sound(memory, fd, owed);
+    }
+    recorded(memory, fd)
 }
 
 /// Reads with a fault: ignores the bytes in hand.
@@ -154,8 +193,7 @@ fn ignoring_the_hand(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
 /// Reads with a fault: recognizes a read only once its length was stored, as if no store preceded
 /// the call.
 fn ignoring_the_mark_before_the_call(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
-    let marked = Some(InHand::Recv { fd, len: 0 });
-    if InHand::unpack(word(memory, Layout::IN_HAND)) == marked {
+    if matches!(in_hand_of(memory, fd), InHand::Recv { len: 0, .. }) {
         return recorded(memory, fd);
     }
     sound(memory, fd, owed)
@@ -175,8 +213,23 @@ fn bytes(memory: &Memory, (at, length): (usize, usize)) -> Vec<u8> {
     view.split_at(0).1.range(at, length).to_ascii_uppercase()
 }
 
-fn word(memory: &Memory, line: usize) -> u64 {
-    memory.shared().line(line).0[0].load(Ordering::Relaxed)
+/// Returns what each word in hand names.
+fn hands(memory: &Memory) -> [InHand; HANDS] {
+    std::array::from_fn(|at| {
+        let (line, at) = Layout::in_hand(at);
+        InHand::unpack(word(memory, line, at)).unwrap()
+    })
+}
+
+/// Returns what is in hand for connection `fd`.
+fn in_hand_of(memory: &Memory, fd: u32) -> InHand {
+    let mut hands = hands(memory).into_iter();
+    let own = hands.find(|in_hand| in_hand.fd() == Some(fd));
+    own.unwrap_or(InHand::Nothing)
+}
+
+fn word(memory: &Memory, line: usize, at: usize) -> u64 {
+    memory.shared().line(line).0[at].load(Ordering::Relaxed)
 }
 
 /// Dies at every point of `ops` and checks the memory each time.
@@ -195,6 +248,7 @@ fn check_every_point(terms: Terms, ops: &[Op], reader: Reader) -> Result<u64, St
 fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
     let (mut world, death) = die_at(terms, ops, point);
     let Some(index) = death else {
+        world.countdown.arm(u64::MAX);
         return world.conclude();
     };
     world.replace(Server::rescued);
@@ -217,7 +271,7 @@ fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
         world.countdown.arm(u64::MAX);
         check(memory, kernel, sound).unwrap();
         repair(memory, kernel);
-        assert_eq!(word(memory, Layout::IN_HAND), 0);
+        assert_eq!(hands(memory), [InHand::Nothing; HANDS]);
         check(memory, kernel, ignoring_the_hand).unwrap();
         if !died_again {
             return;
@@ -226,8 +280,7 @@ fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
 }
 
 fn repair(memory: &mut Memory, kernel: &Kernel) {
-    let in_hand = InHand::unpack(word(memory, Layout::IN_HAND)).unwrap();
-    if let InHand::Recv { fd, .. } | InHand::Flush { fd } = in_hand {
+    for fd in hands(memory).into_iter().filter_map(InHand::fd) {
         let client = kernel.descriptors.get(&fd).copied();
         let owed = client.map(|client| kernel.wires[client].owed());
         let found = owed.and_then(|owed| rescued(memory, fd, owed as u64).unwrap());
@@ -236,7 +289,8 @@ fn repair(memory: &mut Memory, kernel: &Kernel) {
                 let generation = memory.record(fd).generation();
                 memory.thaw(fd, generation, &found).unwrap();
             }
-            None => memory.record_mut(fd).clear_in_hand(),
+            // Its close was in progress, and is finished: that clears its word.
+            None => drop(memory.record_mut(fd).begin_close()),
         }
     }
 }
@@ -328,6 +382,51 @@ fn rich_script() -> Vec<Op> {
     ]
 }
 
+/// Returns a script in which several connections are in hand at once.
+fn crowd_script() -> Vec<Op> {
+    let data = |client, len| Op::Event(Event::Data { client, len });
+    let room = |client, bytes| Op::Event(Event::Room { client, bytes });
+    let amid = |event| Op::Meanwhile(Meanwhile::Event(event));
+    let calm = Op::Meanwhile(NOTHING);
+    let mut ops = vec![Op::Event(Event::Connect); 6];
+    ops.push(Op::Turn);
+    ops.extend((0..6).map(|client| room(client, 60)));
+    ops.push(Op::Turn);
+    // Five short messages. More arrives meanwhile, and one call is interrupted.
+    ops.extend((0..5).map(|client| data(client, 5 + u16::from(client))));
+    ops.extend([calm, Op::Meanwhile(Meanwhile::Interrupted)]);
+    ops.push(amid(Event::Data { client: 0, len: 3 }));
+    ops.extend([Op::Turn, Op::Turn]);
+    // The third fills its room, and its rest comes before the last one's message.
+    ops.extend([data(0, 4), data(1, 9), data(2, 48), data(3, 6)]);
+    ops.extend([Op::Turn, Op::Turn]);
+    // After all are received: the second has reset its connection, the third has ended its stream,
+    // and the kernel refuses the send to the fourth. The fifth had ended its stream before, which
+    // leaves nothing in hand.
+    ops.extend([data(0, 7), data(1, 8), data(2, 9), data(3, 10)]);
+    ops.extend([data(5, 6), calm, calm]);
+    ops.push(amid(Event::Reset { client: 1 }));
+    ops.push(amid(Event::End { client: 2 }));
+    ops.extend([calm, calm, calm, calm]);
+    ops.extend([Op::Meanwhile(Meanwhile::Refused), Op::Turn, Op::Turn]);
+    ops.extend([data(0, 2), data(5, 3), Op::Event(Event::End { client: 4 })]);
+    ops.push(Op::Turn);
+    // The kernel accepts a part of each answer.
+    ops.extend([data(0, 16), data(5, 15), data(0, 16), data(5, 16)]);
+    ops.extend([Op::Turn, data(0, 10), data(5, 15), Op::Turn]);
+    ops.extend([data(0, 10), data(5, 15), Op::Turn, room(5, 9), Op::Turn]);
+    ops.extend([room(0, 1000), room(5, 1000), Op::Turn, Op::Turn]);
+    ops
+}
+
+/// Returns the scripts whose every point is tried.
+fn scripts() -> [(Terms, Vec<Op>); 2] {
+    [
+        (rich_terms(), rich_script()),
+        (rich_terms(), crowd_script()),
+    ]
+}
+
 fn rich_terms() -> Terms {
     Terms {
         rules: Rules {
@@ -361,8 +460,12 @@ fn any_script() -> impl Strategy<Value = (Terms, Vec<Op>)> {
 
 #[test]
 fn unsent_bytes_are_known_after_every_store() {
-    let points = check_every_point(rich_terms(), &rich_script(), sound).unwrap();
-    assert!(points > 400, "only {points} points to be killed at");
+    for (terms, ops) in scripts() {
+        let points = check_every_point(terms, &ops, sound).unwrap();
+        assert!(points > 400, "only {points} points to be killed at");
+    }
+    let (world, _) = die_at(rich_terms(), &crowd_script(), u64::MAX);
+    assert_eq!(world.server.most_in_hand, HANDS.min(5));
     let (world, _) = die_at(rich_terms(), &rich_script(), u64::MAX);
     let ends: BTreeSet<CloseReason> = world.server.ended.iter().map(|end| end.1).collect();
     let all = [
@@ -378,29 +481,33 @@ fn unsent_bytes_are_known_after_every_store() {
 
 #[test]
 fn successor_answers_every_byte_exactly_once() {
-    let (terms, ops) = (rich_terms(), rich_script());
-    for point in 0..=points(terms, &ops) {
-        rescue_at(terms, &ops, point);
+    for (terms, ops) in scripts() {
+        for point in 0..=points(terms, &ops) {
+            rescue_at(terms, &ops, point);
+        }
     }
 }
 
 #[test]
 fn interrupted_repair_can_be_repeated() {
-    let (terms, ops) = (rich_terms(), rich_script());
-    for point in 0..points(terms, &ops) {
-        repair_in_place(terms, &ops, point);
+    for (terms, ops) in scripts() {
+        for point in 0..points(terms, &ops) {
+            repair_in_place(terms, &ops, point);
+        }
     }
 }
 
 #[test]
 fn readers_omitting_a_rule_are_caught() {
-    let readers: [Reader; 3] = [
+    let readers: [Reader; 5] = [
         trusting_the_length,
+        ignoring_the_start,
         ignoring_the_hand,
+        ignoring_all_hands_but_one,
         ignoring_the_mark_before_the_call,
     ];
     for reader in readers {
-        let verdict = check_every_point(rich_terms(), &rich_script(), reader);
+        let verdict = check_every_point(rich_terms(), &crowd_script(), reader);
         assert!(verdict.is_err_and(|why| why.contains("is read as")));
     }
 }
@@ -417,8 +524,8 @@ fn handover_leaves_one_owner_after_every_store() {
         let now = world.kernel.now;
         sender.open(3, 1, ([192, 0, 2, 1], 80).into(), now, State::Open);
         sender.record_mut(3).begin_receive()[..4].copy_from_slice(b"ABCD");
-        sender.record_mut(3).end_receive(4, now);
-        sender.record_mut(3).end_send(1, 4).unwrap();
+        let hand = sender.record_mut(3).end_receive(4, now);
+        sender.record_mut(3).end_send(hand, 1).unwrap();
         world.countdown.arm(point);
         let died = dies(|| {
             let frozen = sender.record_mut(3).freeze().unwrap();

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::{Unprobed, WARM_BUFFERS, create};
 use super::*;
+use crate::memory::layout::Layout;
 
 const LAYOUT: Layout = Layout {
     descriptors: 8,
@@ -43,8 +44,8 @@ fn connection_migrates_at_every_byte_boundary() {
             State::Open,
         );
         from.record_mut(3).begin_receive()[..100].copy_from_slice(&message);
-        from.record_mut(3).end_receive(100, Tick::from_millis(1));
-        from.record_mut(3).end_send(sent / 2, 100).unwrap();
+        let hand = from.record_mut(3).end_receive(100, Tick::from_millis(1));
+        from.record_mut(3).end_send(hand, sent / 2).unwrap();
         from.record_mut(3).begin_flush().unwrap();
         from.record_mut(3)
             .end_flush(sent - sent / 2, Tick::from_millis(2));
@@ -167,7 +168,7 @@ fn thaw_repairs_bytes_in_hand() {
         State::Open,
     );
     memory.record_mut(3).begin_receive()[..4].copy_from_slice(b"abcd");
-    memory.record_mut(3).end_receive(4, Tick::ZERO);
+    let _ = memory.record_mut(3).end_receive(4, Tick::ZERO);
     let found = rescued(&mut memory, 3, 3).unwrap().unwrap();
     assert_eq!(
         (found.bytes_in, found.bytes_out, &*found.unsent),

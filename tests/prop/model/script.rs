@@ -101,7 +101,8 @@ impl World {
                 self.server.finish(&mut self.kernel);
                 // As in the event loop: between the reports and the work, so bytes that arrived
                 // since the last reports must be found without a report.
-                self.server.work(&mut self.kernel);
+                let ready = self.server.ready.len();
+                self.server.work(&mut self.kernel, ready);
                 self.check();
             }
             Op::HandOver => self.replace(Server::handed_over),
@@ -176,6 +177,7 @@ impl World {
                 None => assert_eq!(waiting, wire.owed(), "unsent bytes are pending"),
                 Some(_) => assert_eq!(waiting, 0),
             }
+            assert_eq!(memory.next_in_hand(), None, "all is answered");
             let has_turn = self.server.ready.contains(&fd);
             assert_eq!(has_turn, record.flags().has(Flags::QUEUED));
             let work = match record.state() {

@@ -1,10 +1,10 @@
-//! The event loop reduced to its rules: the reactor's `record`, `conclude` and `close` over the
-//! model kernel; and its replacement after its death.
+//! The event loop reduced to its rules: the reactor's `handle_report`, `answer_hands`, `conclude` and
+//! `close` over the model kernel; and its replacement after its death.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use uppercased::connection::{self, Outcome, Rules, Stream};
+use uppercased::connection::{self, ORDINARY, Outcome, Rules, Stream};
 use uppercased::handover::record::{BatchEncoder, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase, rescued};
 use uppercased::memory::layout::{Flags, Layout, State};
@@ -28,6 +28,11 @@ pub struct Server {
     pub ready: VecDeque<u32>,
     /// Ended connections: client and reason.
     pub ended: Vec<(usize, CloseReason)>,
+    /// The largest number of connections that were in hand at once.
+    pub most_in_hand: usize,
+    in_hand: usize,
+    /// Bytes received in this turn, by client.
+    shares: BTreeMap<usize, usize>,
     last_generation: u32,
 }
 
@@ -58,21 +63,26 @@ impl Server {
             rules,
             ready: VecDeque::new(),
             ended: Vec::new(),
+            most_in_hand: 0,
+            in_hand: 0,
+            shares: BTreeMap::new(),
             last_generation: 0,
         }
     }
 
-    /// Runs one turn: reports, ready connections, accepts, deadlines.
+    /// Runs one turn: reports, connections left over from the last turn, accepts, deadlines.
     pub fn turn(&mut self, kernel: &mut Kernel) {
+        let left_over = self.ready.len();
         for report in kernel.wait() {
-            self.record(report);
+            self.record(kernel, report);
         }
-        self.work(kernel);
+        self.answer_hands(kernel);
+        self.work(kernel, left_over);
     }
 
-    /// Runs the second half of a turn.
-    pub fn work(&mut self, kernel: &mut Kernel) {
-        for _ in 0..self.ready.len() {
+    /// Runs the second half of a turn, with the first `left_over` ready connections.
+    pub fn work(&mut self, kernel: &mut Kernel, left_over: usize) {
+        for _ in 0..left_over {
             let Some(fd) = self.ready.pop_front() else {
                 break;
             };
@@ -85,6 +95,7 @@ impl Server {
                 .set_flags(flags.without(Flags::QUEUED));
             self.drive(kernel, fd);
         }
+        self.shares.clear();
         self.accept(kernel);
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
@@ -251,8 +262,13 @@ impl Server {
         }
     }
 
-    fn record(&mut self, report: Report) {
+    fn record(&mut self, kernel: &mut Kernel, report: Report) {
         let fd = report.fd;
+        let ordinary = report.readable && report.writable && !report.dry;
+        let record = self.memory.record(fd);
+        if ordinary && record.is_open_with(report.generation, Flags::WRITABLE) {
+            return self.receive_one(kernel, fd);
+        }
         let mut record = self.memory.record_mut(fd);
         assert_eq!(record.generation(), report.generation);
         assert!(!matches!(record.state(), State::Free | State::Closing));
@@ -267,8 +283,10 @@ impl Server {
             flags = flags.with(Flags::READABLE).with(Flags::READ_DRY);
         }
         record.set_flags(flags);
-        if flags.has(Flags::READABLE) || record.pending().is_some() {
-            self.enqueue(fd);
+        let has_work = flags.has(Flags::READABLE) || record.pending().is_some();
+        if has_work && !flags.has(Flags::QUEUED) {
+            self.answer_hands(kernel);
+            self.drive(kernel, fd);
         }
     }
 
@@ -287,10 +305,49 @@ impl Server {
         let now = stream.kernel.now;
         let record = &mut self.memory.record_mut(fd);
         let outcome = connection::drive(record, stream, &self.rules, now);
-        let moved = kernel.wire(fd).consumed - before;
-        let most = self.rules.bytes_per_turn + self.memory.layout().buffer_bytes;
-        assert!(moved < most as usize, "{moved} bytes received in one turn");
+        self.check_share(kernel, fd, before);
         self.conclude(kernel, fd, outcome);
+    }
+
+    /// Receives from a connection, and answers all that is in hand if no more fits.
+    fn receive_one(&mut self, kernel: &mut Kernel, fd: u32) {
+        let before = kernel.wire(fd).consumed;
+        let stream = &mut Handle { kernel, fd };
+        let now = stream.kernel.now;
+        let record = &mut self.memory.record_mut(fd);
+        record.set_flags(ORDINARY);
+        let outcome = connection::receive(record, stream, &self.rules, now);
+        self.check_share(kernel, fd, before);
+        if let Some(outcome) = outcome {
+            return self.conclude(kernel, fd, outcome);
+        }
+        self.in_hand += 1;
+        self.most_in_hand = self.most_in_hand.max(self.in_hand);
+        if self.memory.must_answer() {
+            self.answer_hands(kernel);
+        }
+    }
+
+    fn answer_hands(&mut self, kernel: &mut Kernel) {
+        while let Some(hand) = self.memory.next_in_hand() {
+            let fd = hand.fd();
+            let before = kernel.wire(fd).consumed;
+            let stream = &mut Handle { kernel, fd };
+            let now = stream.kernel.now;
+            let record = &mut self.memory.record_mut(fd);
+            let outcome = connection::answer(record, stream, &self.rules, hand, now);
+            self.check_share(kernel, fd, before);
+            self.conclude(kernel, fd, outcome.unwrap_or(Outcome::Waiting));
+        }
+        self.in_hand = 0;
+    }
+
+    /// Checks that no connection receives more than its budget in one turn.
+    fn check_share(&mut self, kernel: &mut Kernel, fd: u32, before: usize) {
+        let share = self.shares.entry(kernel.descriptors[&fd]).or_default();
+        *share += kernel.wire(fd).consumed - before;
+        let most = self.rules.bytes_per_turn + self.memory.layout().buffer_bytes;
+        assert!(*share < most as usize, "{share} bytes received in one turn");
     }
 
     fn conclude(&mut self, kernel: &mut Kernel, fd: u32, outcome: Outcome) {
