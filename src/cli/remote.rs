@@ -12,7 +12,7 @@ use std::time::Duration;
 
 #[cfg(feature = "top")]
 use super::names::BAD_INPUT;
-use super::reply::{Error, Shown, Unsearched, print_negative, request_status};
+use super::reply::{Error, Shown, Unsearched, negative, request_status};
 use super::watch;
 use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
 #[cfg(feature = "top")]
@@ -21,7 +21,6 @@ use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Fou
 use uppercased_ctl::control::place::{Candidate, Environment};
 use uppercased_ctl::control::{Reply, Request};
 use uppercased_ctl::output::print;
-use uppercased_ctl::sampler::Answer;
 use uppercased_ctl::stderr::{self, write_error};
 
 /// A request to a running server.
@@ -45,7 +44,12 @@ pub(super) fn run(command: &RemoteCommand) -> ExitCode {
     match execute(command) {
         Ok(code) => code,
         Err(error) => {
-            write_error(&error.to_string());
+            let text = error.to_string();
+            if matches!(error, Error::Negative(..)) {
+                let _ = print(&format!("{text}\n"));
+            } else {
+                write_error(&text);
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -111,15 +115,12 @@ fn execute(command: &RemoteCommand) -> Result<ExitCode, Error> {
         | Request::Rotation { .. } => {}
     }
     let reply = client::ask(&path, &command.request, command.timeout, write_progress)?;
-    match (reply, &command.request) {
-        (Reply::Done(done), request) => {
-            let line = done.describe(request).ok_or(Error::UnexpectedReply)?;
-            Ok(print(&format!("{line}\n")))
-        }
-        (Reply::Failed(cause), _) => Ok(print_negative("failed", &cause)),
-        (Reply::Refused(cause), _) => Ok(print_negative("refused", &cause)),
-        (Reply::Status(_) | Reply::Progress(_), _) => Err(Error::UnexpectedReply),
-    }
+    let Reply::Done(done) = reply else {
+        return Err(negative(reply));
+    };
+    let line = done.describe(&command.request);
+    let line = line.ok_or(Error::UnexpectedReply)?;
+    Ok(print(&format!("{line}\n")))
 }
 
 /// Stops the server. The end of the connection is the end of the server only after the server has
@@ -135,9 +136,7 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
                 write_progress(&text);
             }
             Reply::Done(_) => begun = true,
-            Reply::Failed(cause) => return Ok(print_negative("failed", &cause)),
-            Reply::Refused(cause) => return Ok(print_negative("refused", &cause)),
-            Reply::Status(_) => return Err(Error::UnexpectedReply),
+            Reply::Failed(_) | Reply::Refused(_) | Reply::Status(_) => return Err(negative(reply)),
         }
     }
     if begun {
@@ -154,14 +153,10 @@ fn write_progress(progress: &str) {
 
 /// Reports, like the admin endpoint's `/readyz`, whether to send clients of_this_process, as an exit code.
 fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
-    match request_status(path, within)? {
-        Answer::Status(status, _) => Ok(match status.unready() {
-            None => print(&format!("{}\n", status.ready_words())),
-            Some(why) => print_negative("not ready", &why),
-        }),
-        Answer::Other(Reply::Failed(cause)) => Ok(print_negative("failed", &cause)),
-        Answer::Other(Reply::Refused(cause)) => Ok(print_negative("refused", &cause)),
-        Answer::Other(_) => Err(Error::UnexpectedReply),
+    let (status, _) = request_status(path, within)?;
+    match status.unready() {
+        None => Ok(print(&format!("{}\n", status.ready_words()))),
+        Some(why) => Err(Error::Negative("not ready", why)),
     }
 }
 

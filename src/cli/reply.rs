@@ -3,14 +3,13 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use super::names::BAD_INPUT;
+use uppercased_ctl::control::Reply;
 use uppercased_ctl::control::client::{Conversation, Error as AskError};
-use uppercased_ctl::escape::visible;
-use uppercased_ctl::output::print;
 use uppercased_ctl::sampler::{self, Answer};
+use uppercased_ctl::status::Status;
 
 /// How a status is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +51,9 @@ pub(super) enum Error {
         "cannot use the server's answer: it does not match the request; check the server's version"
     )]
     UnexpectedReply,
+    /// The server's result, which goes to standard output.
+    #[error("{0}: {1}")]
+    Negative(&'static str, String),
 }
 
 impl Error {
@@ -62,7 +64,7 @@ impl Error {
             | Self::NonePermitted(_)
             | Self::Several(_)
             | Self::Ask(AskError::Unreachable { .. }) => BAD_INPUT,
-            Self::Ask(_) | Self::Silent { .. } | Self::UnexpectedReply => 1,
+            Self::Ask(_) | Self::Silent { .. } | Self::UnexpectedReply | Self::Negative(..) => 1,
         }
     }
 }
@@ -80,21 +82,29 @@ impl fmt::Display for Unsearched {
     }
 }
 
-pub(super) fn print_negative(how: &str, cause: &str) -> ExitCode {
-    let _ = print(&format!("{how}: {}\n", visible(cause)));
-    ExitCode::FAILURE
+/// Returns the error for a reply that is not the requested result.
+pub(super) fn negative(reply: Reply) -> Error {
+    match reply {
+        Reply::Failed(cause) => Error::Negative("failed", cause),
+        Reply::Refused(cause) => Error::Negative("refused", cause),
+        Reply::Done(_) | Reply::Status(_) | Reply::Progress(_) => Error::UnexpectedReply,
+    }
 }
 
 /// Requests one status from a server.
-pub(super) fn request_status(path: &std::path::Path, within: Duration) -> Result<Answer, Error> {
+pub(super) fn request_status(
+    path: &std::path::Path,
+    within: Duration,
+) -> Result<(Box<Status>, Option<i32>), Error> {
     match sampler::request_status(path, Some(within)) {
         Err(AskError::TimedOut) => {
-            // The kernel completes the connection, whatever the server is doing.
             let asked = Conversation::open(path, Some(within)).ok();
             let server = asked.and_then(|asked| asked.server());
             Err(Error::Silent { within, server })
         }
-        answer => Ok(answer?),
+        Err(error) => Err(error.into()),
+        Ok(Answer::Status(status, server)) => Ok((status, server)),
+        Ok(Answer::Other(reply)) => Err(negative(reply)),
     }
 }
 

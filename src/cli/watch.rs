@@ -16,22 +16,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::SIGINT;
 
-use super::reply::{Error, Shown, print_negative, request_status};
+use super::reply::{Error, Shown, request_status};
 use crate::config::STATUS_RATES_SPAN;
 use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::control::Reply;
 use uppercased_ctl::control::client::Error as AskError;
 use uppercased_ctl::escape::visible;
 use uppercased_ctl::output::{self, print};
-use uppercased_ctl::sampler::{Answer, Sampler};
+use uppercased_ctl::sampler::Sampler;
 use uppercased_ctl::status::{Sample, SocketStatus, Sockets};
 use uppercased_ctl::stderr::write_error;
-
-/// One sample, or the reason why there is none.
-enum Outcome {
-    Sample(Box<Sample>),
-    Refused(String),
-}
 
 /// Shows the status of the server at `path`.
 pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<ExitCode, Error> {
@@ -41,15 +34,11 @@ pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<Exit
     }
     if !shown.json && shown.sockets.is_none() {
         // Another kind of reply would only be repeated.
-        if let Answer::Status(status, _) = request_status(path, within)? {
-            sampler.compare_with(*status);
-            wait_until(clock::now() + STATUS_RATES_SPAN);
-        }
+        let (status, _) = request_status(path, within)?;
+        sampler.compare_with(*status);
+        wait_until(clock::now() + STATUS_RATES_SPAN);
     }
-    let sample = match sample_once(&mut sampler, path, within)? {
-        Outcome::Sample(sample) => sample,
-        Outcome::Refused(cause) => return Ok(print_negative("refused", &cause)),
-    };
+    let sample = sample_once(&mut sampler, path, within)?;
     Ok(match sample.sockets.as_ref() {
         _ if shown.json => output::print_raw(json(&sample)?.as_bytes()),
         Some(sockets) if shown.sockets.is_some() => print_sockets(sockets),
@@ -57,14 +46,9 @@ pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<Exit
     })
 }
 
-fn sample_once(sampler: &mut Sampler, path: &Path, within: Duration) -> Result<Outcome, Error> {
-    match request_status(path, within)? {
-        Answer::Status(status, server) => {
-            Ok(Outcome::Sample(Box::new(sampler.complete(*status, server))))
-        }
-        Answer::Other(Reply::Refused(cause)) => Ok(Outcome::Refused(cause)),
-        Answer::Other(_) => Err(Error::UnexpectedReply),
-    }
+fn sample_once(sampler: &mut Sampler, path: &Path, within: Duration) -> Result<Sample, Error> {
+    let (status, server) = request_status(path, within)?;
+    Ok(sampler.complete(*status, server))
 }
 
 fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result<ExitCode, Error> {
@@ -74,8 +58,8 @@ fn watch(path: &Path, shown: Shown, within: Duration, every: Duration) -> Result
     let mut seen_before = false;
     loop {
         let sample = match sample_once(&mut sampler, path, within) {
-            Ok(Outcome::Sample(sample)) => sample,
-            Ok(Outcome::Refused(cause)) => return Ok(print_negative("refused", &cause)),
+            Ok(sample) => sample,
+            Err(error @ Error::Negative(..)) => return Err(error),
             Err(error) if !seen_before => return Err(error),
             Err(error) => {
                 write_error(&format!("cannot follow the server: {error}"));
