@@ -82,11 +82,7 @@ pub(super) fn socket_in(
     let named = environment
         .into_iter()
         .filter(|(name, _)| variable.as_deref().is_some_and(|variable| name == variable));
-    let facts = config::Facts {
-        cpus: 1,
-        lookup: &|_, _| Err("a command resolves no names".to_owned()),
-    };
-    let (config, _) = config::resolve(&config::from_environment(named)?, &facts)?;
+    let (config, _) = config::resolve(&config::from_environment(named)?, &config::Facts::NONE)?;
     Ok(match config.control {
         Control::Path(path) => Some(path),
         Control::Auto | Control::Off => None,

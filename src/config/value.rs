@@ -27,6 +27,14 @@ pub struct Facts<'a> {
     pub lookup: Lookup<'a>,
 }
 
+impl Facts<'static> {
+    /// Facts without a machine: one CPU, and no name service.
+    pub const NONE: Self = Self {
+        cpus: 1,
+        lookup: &|_, _| Err("it is a name, not an address".to_owned()),
+    };
+}
+
 impl fmt::Debug for Facts<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Facts")
