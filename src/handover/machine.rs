@@ -98,7 +98,7 @@ pub enum SenderAction {
 }
 
 /// The sending side.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Sender {
     last_sequence: u32,
     /// Batches in flight, oldest first, with their numbers of connections.
@@ -111,25 +111,13 @@ pub struct Sender {
     actions: VecDeque<SenderAction>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum SenderPhase {
+    #[default]
     Sending,
     /// No more batches; those in flight have to be resolved first.
     Settling(Option<HandoverEnd>),
     Over(Option<HandoverEnd>),
-}
-
-impl Default for Sender {
-    fn default() -> Self {
-        Self {
-            last_sequence: 0,
-            in_flight: VecDeque::new(),
-            staged: None,
-            stuck_cause: None,
-            phase: SenderPhase::Sending,
-            actions: VecDeque::new(),
-        }
-    }
 }
 
 impl Sender {
