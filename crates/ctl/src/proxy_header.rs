@@ -240,7 +240,7 @@ impl<'a> Iterator for Fields<'a> {
 /// Returns the checksum of `whole`, whose additional `fields` begin at `at`, with checksum fields
 /// as zero.
 fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
-    let mut sum = Crc32c::default();
+    let mut sum = Crc32c(u32::MAX);
     sum.take(&whole[..at]);
     for (kind, value) in Fields(fields).flatten() {
         let length = (value.len() as u16).to_be_bytes();
@@ -256,12 +256,6 @@ fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
 
 /// CRC-32C, bit by bit: it is computed at most once per connection, and only if the header has one.
 struct Crc32c(u32);
-
-impl Default for Crc32c {
-    fn default() -> Self {
-        Self(u32::MAX)
-    }
-}
 
 impl Crc32c {
     fn take(&mut self, bytes: &[u8]) {

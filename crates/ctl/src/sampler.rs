@@ -114,9 +114,8 @@ impl Sampler {
                 }
             }
         };
-        let age = u64::try_from(now.since(latest.at).as_millis());
         let sockets = Sockets {
-            age_ms: age.unwrap_or(u64::MAX),
+            age_ms: clock::millis(now.since(latest.at)),
             ..latest.sockets.clone()
         };
         self.sockets = Some(latest);

@@ -330,14 +330,6 @@ impl Reply {
     }
 }
 
-impl Done {
-    /// Returns `span` in milliseconds, as the protocol carries it.
-    #[must_use]
-    pub fn millis(span: Duration) -> u64 {
-        u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
 /// Splits received bytes into lines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incoming {

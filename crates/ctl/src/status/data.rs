@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::millis;
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::limits::UNSERVED_GRACE;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
@@ -322,7 +323,7 @@ impl Status {
                 return Some(format!("slot {id} lost a listener {age} ago"));
             }
             let known = matches!(&**queue, "served" | "lent" | "unbound" | "closed");
-            let grace = u64::try_from(UNSERVED_GRACE.as_millis()).unwrap_or(u64::MAX);
+            let grace = millis(UNSERVED_GRACE);
             let waits = !known && slot.unserved_ms >= grace;
             waits.then(|| format!("slot {id} is {}, its queue {queue}", slot.state))
         })
