@@ -296,12 +296,12 @@ fn status_watch_ends_with_server() {
         outcome.stderr.contains("cannot follow the server"),
         "{outcome:?}"
     );
-    let looks: Vec<Sample> = outcome
+    let samples: Vec<Sample> = outcome
         .stdout
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let rates: Vec<Option<f64>> = looks
+    let rates: Vec<Option<f64>> = samples
         .iter()
         .map(|sample| sample.rates.as_ref().map(|rates| rates.totals.accepted))
         .collect();

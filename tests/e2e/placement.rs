@@ -183,11 +183,11 @@ fn pinned_workers_keep_cpus_after_restarts_and_crashes() {
 #[track_caller]
 fn idle_time(worker: u32) -> Duration {
     // Several samples in a row, with pauses: a polling worker is not caught asleep.
-    let mut looks = 0;
+    let mut polls = 0;
     until("the worker sleeps", || {
         let sleeps = state(worker) == Some('S');
-        looks = if sleeps { looks + 1 } else { 0 };
-        looks == 40
+        polls = if sleeps { polls + 1 } else { 0 };
+        polls == 40
     });
     cpu_time(worker)
 }

@@ -174,7 +174,7 @@ impl<'a> World<'a> {
                 self.apply_event(event, tally);
             }
             self.apply_event(stop("SIGTERM"), tally);
-            self.look(tally);
+            self.handle_deadlines(tally);
         }
     }
 
@@ -195,7 +195,7 @@ impl<'a> World<'a> {
         }
         if self.rng.u8(0..16) == 0 {
             // A spurious wakeup.
-            self.look(tally);
+            self.handle_deadlines(tally);
             return;
         }
         let late = if self.rng.bool() {
@@ -207,7 +207,7 @@ impl<'a> World<'a> {
         match (deadline, self.kernel.next_due()) {
             (Some(deadline), due) if due.is_none_or(|due| deadline < due) => {
                 self.kernel.advance(deadline);
-                self.look(tally);
+                self.handle_deadlines(tally);
             }
             (_, Some(_)) => {
                 if let Some(event) = self.kernel.happen(self.rng) {
@@ -371,7 +371,7 @@ impl<'a> World<'a> {
         self.aftermath(false, tally);
     }
 
-    fn look(&mut self, tally: &mut Tally) {
+    fn handle_deadlines(&mut self, tally: &mut Tally) {
         let now = self.kernel.now();
         self.trace(&"handles its deadlines");
         self.machine.handle_timeout(now);
@@ -380,7 +380,7 @@ impl<'a> World<'a> {
     }
 
     /// Carries out the machine's actions, and checks everything.
-    fn aftermath(&mut self, looked: bool, tally: &mut Tally) {
+    fn aftermath(&mut self, timed_out: bool, tally: &mut Tally) {
         let now = self.kernel.now();
         self.swap_twin();
         let mut exec = false;
@@ -419,7 +419,7 @@ impl<'a> World<'a> {
             due == self.twin.poll_timeout(),
             "the restored twin has another deadline"
         );
-        self.laws.rest(&self.machine, now, looked);
+        self.laws.rest(&self.machine, now, timed_out);
         self.exit_due = self
             .laws
             .must_exit_by(self.kernel.delay_max(), SHELL_DELAY_MAX);

@@ -46,7 +46,7 @@ impl Baseline {
     pub fn of(server: &Server) -> Self {
         let mut before = None;
         until_some("what the server holds has settled", || {
-            let this = Self::look(server);
+            let this = Self::read(server);
             let settled = this.is_some() && this == before;
             before = this.clone();
             this.filter(|_| settled)
@@ -65,7 +65,7 @@ impl Baseline {
     pub fn assert_back_within(&self, server: &Server, within: Duration) {
         let mut now = None;
         let back = some_within(within, || {
-            now = Self::look(server).or_else(|| now.take());
+            now = Self::read(server).or_else(|| now.take());
             now.as_ref().filter(|now| self.admits(now)).map(|_| ())
         });
         let now = now.map_or_else(|| "never seen whole".to_owned(), |now| now.to_string());
@@ -91,7 +91,7 @@ impl Baseline {
     }
 
     /// Takes one sample; returns `None` if a process exits during it.
-    fn look(server: &Server) -> Option<Self> {
+    fn read(server: &Server) -> Option<Self> {
         let pids = server.worker_pids();
         let family = server.processes();
         let known = |pid: &u32| *pid == server.pid() || pids.contains(pid);

@@ -170,14 +170,14 @@ impl Walk {
         let before = self.machine.snapshot();
         let stale_before = self.machine.stale_events();
         self.asked += 1;
-        let mut looked = false;
+        let mut timed_out = false;
         match self.happening(letter) {
             Happening::Event(event) => {
                 self.laws.event(&event, self.now);
                 self.machine.handle(*event, self.now);
             }
             Happening::Look => {
-                looked = true;
+                timed_out = true;
                 if matches!(letter, Letter::Timeout)
                     && let Some(at) = self.machine.poll_timeout()
                 {
@@ -190,7 +190,7 @@ impl Walk {
         while let Some(action) = self.machine.poll_action() {
             self.laws.action(&action, self.now);
         }
-        self.laws.rest(&self.machine, self.now, looked);
+        self.laws.rest(&self.machine, self.now, timed_out);
         let after = self.machine.snapshot();
         if self.machine.stale_events() == stale_before {
             return before != after;

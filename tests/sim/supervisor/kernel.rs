@@ -90,7 +90,7 @@ pub(crate) struct Kernel {
     /// Handovers that never end by themselves, and whether the receiver is the cause.
     stalled: BTreeMap<WorkerId, bool>,
     /// Samples of handovers so far.
-    looks: u64,
+    checks: u64,
     /// Every process that was ever started.
     names: BTreeSet<WorkerId>,
     /// Number of the awaited pre-flight check.
@@ -125,7 +125,7 @@ impl Kernel {
             scheduled: 0,
             handovers: BTreeMap::new(),
             stalled: BTreeMap::new(),
-            looks: 0,
+            checks: 0,
             names: BTreeSet::new(),
             trial: None,
             told: Vec::new(),
@@ -511,14 +511,14 @@ impl Kernel {
 
     /// Reports the progress of a handover from shared memory; it grows while both sides are active.
     fn send_progress(&mut self, from: WorkerId, to: WorkerId) {
-        self.looks += 1;
+        self.checks += 1;
         let moves = !self.stalled.contains_key(&from) && self.is_well(from) && self.is_well(to);
         let receiver = self
             .stalled
             .get(&from)
             .copied()
             .unwrap_or_else(|| !self.is_well(to));
-        let answered = if moves { self.looks } else { 1 };
+        let answered = if moves { self.checks } else { 1 };
         let sent = answered + u64::from(receiver);
         let progress = Progress {
             sent,

@@ -256,13 +256,13 @@ impl Laws {
         }
     }
 
-    /// Checks the state after all actions have been issued. `looked` means that the machine has
+    /// Checks the state after all actions have been issued. `timed_out` means that the machine has
     /// just checked its deadlines.
-    pub(crate) fn rest(&mut self, machine: &Machine, now: Tick, looked: bool) {
+    pub(crate) fn rest(&mut self, machine: &Machine, now: Tick, timed_out: bool) {
         self.views_agree(machine);
         self.workers = machine.policy().workers;
         let timeout = machine.poll_timeout();
-        if looked {
+        if timed_out {
             law!(
                 timeout.is_none_or(|at| at > now),
                 "the loop would spin: due at {timeout:?}"

@@ -66,10 +66,10 @@ impl Laws {
             .is_some_and(|at| now < at + REBALANCE_REST);
         law!(!early, "a part moves too soon: {:?}", self.balance);
         // In each of the required samples, the sender has done the most work.
-        let looks = self.balance.told.len();
+        let checks = self.balance.told.len();
         law!(
-            looks > REBALANCE_LOOKS as usize,
-            "a part moves after {looks} samples"
+            checks > REBALANCE_LOOKS as usize,
+            "a part moves after {checks} samples"
         );
         let calls = |at: usize, worker: WorkerId| {
             let found = self.balance.told[at]
@@ -78,7 +78,7 @@ impl Laws {
                 .find(|it| it.worker == worker);
             found.map(|it| it.calls)
         };
-        for at in 1..looks {
+        for at in 1..checks {
             let done = |worker| Some(calls(at, worker)? - calls(at - 1, worker)?);
             let most = done(from);
             law!(most.is_some(), "{from} hands over a part but is new");
@@ -93,7 +93,7 @@ impl Laws {
             let found = self.balance.told[at].1.iter().find(|it| it.worker == to);
             found.map(|it| it.turns)
         };
-        let turned = turns(looks - 1) != turns(looks - 2);
+        let turned = turns(checks - 1) != turns(checks - 2);
         law!(turned, "{to} receives a part but made no turn lately");
         self.balance.moved = Some(now);
         self.balance.moving = Some((from, to, now));

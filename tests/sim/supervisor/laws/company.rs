@@ -398,8 +398,8 @@ impl Laws {
     /// Returns how many consecutive polls without a turn make a worker stalled.
     pub(super) fn hang_misses(&self) -> Option<u128> {
         let (limit, every) = (self.policy.hang_timeout?, self.check_interval()?);
-        let looks = limit.as_nanos().div_ceil(every.as_nanos());
-        Some(looks.max(u128::from(HANG_CHECKS)))
+        let checks = limit.as_nanos().div_ceil(every.as_nanos());
+        Some(checks.max(u128::from(HANG_CHECKS)))
     }
 
     pub(super) fn looked_at(&mut self, worker: WorkerId, now: Tick) {

@@ -736,11 +736,11 @@ impl Laws {
             self.canary_stood(now),
             "{release:?} is in force before the canary passed"
         );
-        let looks = |policy: &Policy| (policy.hang_timeout, policy.stall_check);
-        let before = looks(&self.policy);
+        let checks = |policy: &Policy| (policy.hang_timeout, policy.stall_check);
+        let before = checks(&self.policy);
         self.release = release;
         self.policy = self.policies[&release].clone();
-        if before != looks(&self.policy) {
+        if before != checks(&self.policy) {
             // Missed turns at one poll interval mean nothing at another.
             let all: Vec<WorkerId> = self.pulses.keys().copied().collect();
             for worker in all {
