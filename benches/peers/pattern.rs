@@ -172,9 +172,9 @@ pub(crate) const ALL: [Pattern; 17] = [
     beside("beside-32", "64 B × 50 beside bulk × 32", Kind::Stream, 32),
     beside(
         "beside-stalled",
-        "64 B × 50 beside 100 that never read",
+        "64 B × 50 beside 20 that never read",
         Kind::Stall,
-        100,
+        20,
     ),
 ];
 

@@ -1,17 +1,30 @@
 //! The servers to compare, and how each is started and stopped.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the servers under test do not report when they have closed what they started with"
+)]
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
+use uppercased_ctl::clock;
 
 use super::child::Child;
 use super::proc;
 use super::role;
+
+/// Time without a change after which the number of descriptors is a server's own, and the interval
+/// of the checks.
+const QUIET: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_millis(5);
 
 /// A server to be measured.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -237,7 +250,7 @@ impl Running {
         pids.extend(proc::children_of(child.pid())?);
         Ok(Self {
             port,
-            own_descriptors: proc::descriptors(&pids)?,
+            own_descriptors: settled_descriptors(&pids)?,
             pids,
             children: vec![child],
         })
@@ -270,6 +283,21 @@ impl Running {
             children,
         })
     }
+}
+
+/// Returns the number of descriptors of `pids` once it is constant: a supervisor closes some after
+/// it has printed its address.
+fn settled_descriptors(pids: &[u32]) -> io::Result<usize> {
+    let mut count = proc::descriptors(pids)?;
+    let mut since = clock::now();
+    while clock::now().since(since) < QUIET {
+        thread::sleep(CHECK_EVERY);
+        let present = proc::descriptors(pids)?;
+        if present != count {
+            (count, since) = (present, clock::now());
+        }
+    }
+    Ok(count)
 }
 
 impl Drop for Running {
