@@ -22,6 +22,7 @@ mod fleet;
 mod locks;
 pub mod machine;
 mod policy;
+mod progress;
 mod reaper;
 mod report;
 mod requests;
@@ -136,7 +137,7 @@ pub fn resume(args: Vec<OsString>) -> ExitCode {
 /// impossible, too.
 fn give_back(cause: &str) -> ExitCode {
     let error = match EarlierProgram::find() {
-        Ok(earlier) if earlier.cause.is_some() => "it is the earlier program itself".to_owned(),
+        Ok(earlier) if earlier.cause.is_some() => "this is the earlier binary".to_owned(),
         Ok(earlier) => match earlier.call_back(cause) {
             Ok(never) => match never {},
             Err(error) => error.to_string(),
@@ -144,8 +145,8 @@ fn give_back(cause: &str) -> ExitCode {
         Err(error) => error,
     };
     stderr::write_error(&format!(
-        "cannot go on with the running server ({cause}), nor give it back ({error}); its workers \
-         finish what they owe"
+        "cannot continue the running server: {cause}; cannot return to the earlier binary: {error}; \
+         its workers finish pending replies"
     ));
     ExitCode::FAILURE
 }
@@ -165,7 +166,7 @@ impl Supervisor {
             }
             Err(error) => {
                 // The workers see the end of their channels, finish their pending output and exit.
-                stderr::write_error(&format!("the supervisor's event loop failed: {error}"));
+                stderr::write_error(&format!("cannot wait for events: {error}"));
                 ExitCode::FAILURE
             }
         }
@@ -180,7 +181,7 @@ impl Supervisor {
         let mut more_orphans = false;
         let mut timers = Timers::default();
         loop {
-            self.carry_out();
+            self.execute();
             self.notify();
             if self.is_over() {
                 return Ok(self.verdict.take().unwrap_or(Verdict::Clean));
@@ -277,7 +278,7 @@ impl Supervisor {
             Some(Source::Announcement) => self.telemetry.on_ready(),
             Some(Source::AdminProcess) => self.admin_ended(),
             Some(Source::AdminChannel) => self.answer_admin(),
-            Some(Source::Barrier) => self.store_let_go(),
+            Some(Source::Barrier) => self.store_released(),
             Some(Source::Channel(serial)) => {
                 self.fleet.on_channel(serial, registry);
                 self.take_fleet_events();
@@ -295,9 +296,13 @@ impl Supervisor {
         while let Some(event) = self.fleet.poll_event() {
             match event {
                 fleet::Event::Machine(event) => self.happened(event),
-                fleet::Event::Exited { worker, how } => {
-                    let cause = self.reaper.cause_of(how, clock::now());
-                    self.happened(Event::Exited { worker, how, cause });
+                fleet::Event::Exited { worker, exit } => {
+                    let cause = self.reaper.cause_of(exit, clock::now());
+                    self.happened(Event::Exited {
+                        worker,
+                        exit,
+                        cause,
+                    });
                 }
                 fleet::Event::Draining {
                     worker,
@@ -354,7 +359,7 @@ impl Supervisor {
         // Its last messages come first.
         self.answer_admin();
         let now = clock::now();
-        let explain = |how| self.reaper.cause_of(how, now);
+        let explain = |exit| self.reaper.cause_of(exit, now);
         self.admin.on_exit(self.fleet.config(), now, explain);
     }
 }

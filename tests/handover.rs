@@ -318,8 +318,8 @@ fn connection_continues_from_every_state() {
     stage.loops[0].work();
     assert_eq!(stage.outcome(0), done(9));
     assert_eq!(stage.loops[0].open_connections(), 0);
-    assert_eq!(stage.count(0, Counter::MovedOut), 9);
-    assert_eq!(stage.count(1, Counter::MovedIn), 9);
+    assert_eq!(stage.count(0, Counter::MigratedOut), 9);
+    assert_eq!(stage.count(1, Counter::MigratedIn), 9);
     stage.until(|stage| stage.count(1, Counter::Closed(CloseReason::PeerReset)) == 2);
 
     // A second handover, in the present states.
@@ -786,8 +786,8 @@ fn stop_during_handover_resolves_connections_in_flight() {
     }
     stage.until(|stage| !stage.loops.iter().any(Reactor::is_moving));
     assert_eq!(stage.loops[0].handed_over(), None);
-    assert_eq!(stage.count(0, Counter::MovedOut), 200);
-    assert_eq!(stage.count(1, Counter::MovedIn), 200);
+    assert_eq!(stage.count(0, Counter::MigratedOut), 200);
+    assert_eq!(stage.count(1, Counter::MigratedIn), 200);
     // Every connection is answered and closed gracefully, wherever it is.
     for client in &mut clients {
         stage.until(|_| client.read() && client.ended);
@@ -943,8 +943,8 @@ fn partial_handover_leaves_both_serving() {
         stage.until(|_| clients.iter_mut().all(Client::read));
         clients.push(talking(&mut stage));
     }
-    assert_eq!(stage.count(0, Counter::MovedOut), 12);
-    assert_eq!(stage.count(1, Counter::MovedIn), 12);
+    assert_eq!(stage.count(0, Counter::MigratedOut), 12);
+    assert_eq!(stage.count(1, Counter::MigratedIn), 12);
     let newcomer = Client::new(other);
     newcomer.conclude(&mut stage);
     for client in clients {

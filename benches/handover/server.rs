@@ -111,8 +111,8 @@ impl Server {
         let reply = self.ask(request);
         let total = begun.elapsed();
         let Reply::Done(Done {
-            moved: migrated,
-            drained: 0,
+            migrated,
+            draining: 0,
             ..
         }) = reply
         else {
@@ -131,10 +131,10 @@ impl Server {
         let mut received = None;
         loop {
             let traffic = self.status().totals.traffic;
-            if received == Some(traffic.bytes_in) {
-                return traffic.bytes_in - traffic.bytes_out;
+            if received == Some(traffic.received_bytes) {
+                return traffic.received_bytes - traffic.sent_bytes;
             }
-            received = Some(traffic.bytes_in);
+            received = Some(traffic.received_bytes);
             std::thread::sleep(quiet);
         }
     }

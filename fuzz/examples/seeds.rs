@@ -192,7 +192,7 @@ fn control() -> Outcome<Vec<Vec<u8>>> {
         seeds.push(request.encode()?);
     }
     let done = uppercased_ctl::control::Done {
-        renewed: 2,
+        replaced: 2,
         workers: 2,
         ..Default::default()
     };

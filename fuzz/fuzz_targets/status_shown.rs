@@ -38,24 +38,24 @@ fn status() -> Value {
                 {"address": "127.0.0.1:1", "length": 3, "limit": 2, "inode": 55},
                 {"address": "[::1]:1", "length": 1, "limit": 9, "inode": 56},
             ],
-            "open": 9, "accepted": 20, "moved_in": 1, "moved_out": 2, "closed": counts,
-            "refused": {"denied": 4}, "untracked": 0, "bytes_in": 5, "bytes_out": 6,
+            "open": 9, "accepted": 20, "migrated_in": 1, "migrated_out": 2, "closed": counts,
+            "refused": {"denied": 4}, "untracked": 0, "received_bytes": 5, "sent_bytes": 6,
             "counters": {"reads": 5, "busy_ns": 70_000}, "accepted_percent": 50,
-            "open_percent": 50, "deaths": 1, "starts": durations, "handovers": durations,
-            "last_death": {"generation": 2, "how": "exit code 1", "cause": "why", "age_ms": 8},
+            "open_percent": 50, "crashes": 1, "starts": durations, "handovers": durations,
+            "last_crash": {"generation": 2, "exit": "exit code 1", "error": "why", "age_ms": 8},
             "successor": neighbour, "predecessor": neighbour,
         })
     };
     json!({
         "version": "1.2.3", "pid": 10, "uptime_ms": 12_345, "phase": "serving", "rotation": "drain",
         "operation": "a reload is in progress", "release": 2, "addresses": ["127.0.0.1:1"],
-        "operations": [{"what": "reload", "outcome": "done", "count": 1, "sum_us": 5}],
+        "operations": [{"operation": "reload", "result": "done", "count": 1, "sum_us": 5}],
         "last_operation": {
-            "what": "reload", "outcome": "failed", "cause": "c", "took_ms": 5, "age_ms": 6
+            "operation": "reload", "result": "failed", "error": "c", "duration_ms": 5, "age_ms": 6
         },
         "control": "/run/it.sock", "capacity": 100,
-        "admin": {"address": "127.0.0.1:2", "pid": 13, "agent": "127.0.0.1:3", "deaths": 2},
-        "totals": {"open": 9, "accepted": 20, "closed": counts, "deaths": 1},
+        "admin": {"address": "127.0.0.1:2", "pid": 13, "agent": "127.0.0.1:3", "crashes": 2},
+        "totals": {"open": 9, "accepted": 20, "closed": counts, "crashes": 1},
         "slots": [slot(0), slot(1)],
         "sockets": {
             "age_ms": 5000, "states": {"LISTEN": 2, "ESTABLISHED": 9}, "unaccepted": 1,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::supervisor::machine::{
-    Action, Boot, Death, Event, Generation, HandoverEnd, Load, Machine, Policy, Progress,
+    Action, Boot, ExitStatus, Event, Generation, HandoverEnd, Load, Machine, Policy, Progress,
     ReleaseId, RequestId, ReloadConnections, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
@@ -213,14 +213,14 @@ impl World {
             Step::Exited(who, well) => {
                 let worker = self.who(who);
                 self.alive.retain(|it| *it != worker);
-                let how = if well {
-                    Death::Exited(0)
+                let exit = if well {
+                    ExitStatus::Exited(0)
                 } else {
-                    Death::Signalled(9)
+                    ExitStatus::Signalled(9)
                 };
                 Event::Exited {
                     worker,
-                    how,
+                    exit,
                     cause: None,
                 }
             }

@@ -107,10 +107,10 @@ impl Collector for Snapshot {
             .map(|(code, count)| counted(vec![("code", code.to_string())], *count));
         let help = "Requests answered by this admin process.";
         family(encoder, "admin_requests", help, None, by_code.collect())?;
-        let deaths = status.admin.as_ref().map_or(0, |admin| admin.deaths);
-        let deaths = vec![counted(Labels::new(), deaths)];
+        let crashes = status.admin.as_ref().map_or(0, |admin| admin.crashes);
+        let crashes = vec![counted(Labels::new(), crashes)];
         let help = "Unexpected exits of admin processes.";
-        family(encoder, "admin_deaths", help, None, deaths)?;
+        family(encoder, "admin_crashes", help, None, crashes)?;
         if status.admin.as_ref().is_none_or(|it| it.agent.is_none()) {
             return Ok(());
         }
@@ -157,9 +157,9 @@ impl Snapshot {
         let limits = self.of_each_queue(|queue| queue.limit);
         let help = "Maximum connections waiting to be accepted.";
         family(encoder, "accept_queue_limit", help, None, limits)?;
-        let deaths = self.ever().map(|it| counted(of_slot(it), it.deaths));
+        let crashes = self.ever().map(|it| counted(of_slot(it), it.crashes));
         let help = "Unexpected worker exits.";
-        family(encoder, "worker_deaths", help, None, deaths.collect())
+        family(encoder, "worker_crashes", help, None, crashes.collect())
     }
 
     /// Durations of event loop turns, and with their sum each worker's busy time.
@@ -207,9 +207,12 @@ impl Snapshot {
         let all = OperationTimes::all_kinds().map(|kind| (kind, &never));
         let mut operations: BTreeMap<(&str, &str), &Durations> = all.collect();
         let happened = self.status.operations.iter();
-        operations.extend(happened.map(|it| ((&*it.what, &*it.outcome), &it.times)));
-        let operations = operations.into_iter().map(|((what, outcome), times)| {
-            let labels = vec![("what", what.to_owned()), ("outcome", outcome.to_owned())];
+        operations.extend(happened.map(|it| ((&*it.operation, &*it.result), &it.times)));
+        let operations = operations.into_iter().map(|((operation, result), times)| {
+            let labels = vec![
+                ("operation", operation.to_owned()),
+                ("result", result.to_owned()),
+            ];
             (labels, times)
         });
         let help = "Time from the request of an operation to its result.";
@@ -225,21 +228,21 @@ impl Snapshot {
     fn service_manager(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let manager = self.status.service_manager.iter();
         let tries = manager.clone().flat_map(|it| {
-            let outcomes = [("taken", it.taken), ("refused", it.refused)];
-            outcomes.map(|(outcome, count)| counted(vec![("outcome", outcome.to_owned())], count))
+            let results = [("sent", it.sent), ("refused", it.refused)];
+            results.map(|(result, count)| counted(vec![("result", result.to_owned())], count))
         });
         let help = "Messages to the service manager; a refused one is retried.";
         family(encoder, "notifications", help, None, tries.collect())?;
-        let waiting = manager.clone().map(|it| gauged(Labels::new(), it.waiting));
+        let waiting = manager.clone().map(|it| gauged(Labels::new(), it.pending));
         let help = "Messages waiting for the service manager.";
         family(
             encoder,
-            "notifications_waiting",
+            "notifications_pending",
             help,
             None,
             waiting.collect(),
         )?;
-        let fed = manager.map(|it| gauged(Labels::new(), it.unfed.is_none().into()));
+        let fed = manager.map(|it| gauged(Labels::new(), it.watchdog_paused.is_none().into()));
         let help = "Whether the service manager's watchdog, if there is one, is fed.";
         family(encoder, "watchdog_fed", help, None, fed.collect())
     }
@@ -274,7 +277,7 @@ impl Snapshot {
             }
         }
         for (first, samples) in families {
-            family(encoder, first.family(), first.meaning(), None, samples)?;
+            family(encoder, first.name().0, first.meaning(), None, samples)?;
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ events! {
         server_start_failed: ERROR "server start failed" [error]
             "With `log_format = \"json\"`, the error message of a failed start.";
         boot_failed: DEBUG "boot failed" [error]
-            "The machine's reason for a failed boot; the error message follows.";
+            "Why the boot failed; the error message follows.";
         server_ready: INFO "server ready" [address, workers, pid, version]
             "Every slot serves; with `boot = \"any\"`, the first one does and the others have been tried.";
         slot_without_worker: ERROR "slot has no worker" [slot, error]
@@ -74,7 +74,7 @@ events! {
         status_reported: INFO "status" [line]
             "One line of the status, at `SIGUSR1`.";
         addresses_not_written: DEBUG "addresses not written" [error]
-            "Standard output does not take the listening addresses.";
+            "Standard output does not accept the listening addresses.";
         log_lines_lost: WARN "log lines lost" [lines]
             "Standard error was full; written before the first line that found room again.";
     }
@@ -111,7 +111,7 @@ events! {
             "No process, channel or memory for it; the slot backs off.";
         worker_start_timed_out: ERROR "worker start timed out, killed" [slot, generation, duration_ms]
             "It was not ready within `start_timeout`; counts as a failure of the slot.";
-        worker_died: ERROR "worker died" [slot, generation, exit_code, signal, served_ms, error, lost_connections]
+        worker_died: ERROR "worker exited unexpectedly" [slot, generation, exit_code, signal, served_ms, error, lost_connections]
             "A worker exited unexpectedly. `served_ms` is missing if it never served.";
         worker_backing_off: WARN "worker crash-looping, restart delayed" [slot, delay_ms, failures]
             "The slot failed `failures` times in a row.";
@@ -132,7 +132,7 @@ events! {
         worker_draining: DEBUG "worker draining" [slot, generation, connections]
             "It has stopped accepting.";
         worker_stopped: INFO "worker stopped" [slot, generation]
-            "It exited as it was told to.";
+            "It exited on request.";
         worker_killed_idle: DEBUG "idle worker ended" [slot, generation, exit_code, signal]
             "It was killed during a stop with no connection open.";
         worker_cut_short: WARN "worker ended with open connections" [slot, generation, exit_code, signal, lost_connections]
@@ -216,9 +216,9 @@ events! {
         watchdog_resumed: INFO "watchdog fed again" []
             "Every queue is served again.";
         notify_blocked: WARN "notify socket blocked, retrying" [error]
-            "`NOTIFY_SOCKET` takes no messages; serving does not depend on it.";
+            "`NOTIFY_SOCKET` accepts no messages; serving does not depend on it.";
         notify_recovered: INFO "notify socket writable again" [refused]
-            "`refused` messages were tried in vain.";
+            "`refused` attempts to send had failed.";
         notify_unusable: WARN "notify socket unusable" [socket, error]
             "The service manager gets no messages.";
         fdstore_removal_unconfirmed: WARN "fd-store removal unconfirmed" [error]
@@ -227,7 +227,7 @@ events! {
     "Admin endpoint" {
         admin_ready: INFO "admin endpoint open" [address, agent, worker_pid]
             "The process that answers at `admin` and `agent` serves; serving clients does not depend on it.";
-        admin_died: ERROR "admin process died" [exit_code, signal, error, delay_ms]
+        admin_died: ERROR "admin process exited unexpectedly" [exit_code, signal, error, delay_ms]
             "It is started again after `delay_ms`.";
         admin_start_failed: ERROR "admin process start failed" [error, delay_ms]
             "Tried again after `delay_ms`.";
@@ -256,7 +256,7 @@ events! {
         control_request_received: DEBUG "control request received" [request, command, client_pid, client_uid]
             "A client asks for an operation.";
         control_request_refused: WARN "control request refused" [error, client_pid, client_uid]
-            "It is no request of this version.";
+            "It is not a request of this version.";
         control_client_refused: WARN "control client refused" [error, client_pid, client_uid]
             "Another user, or too many clients.";
         control_client_lost: WARN "control client lost" [error, client_pid, client_uid]
@@ -272,7 +272,7 @@ events! {
         control_client_left: DEBUG "control client disconnected" [request]
             "Before its request was answered.";
         control_reply_not_sent: ERROR "control reply not sent" [error]
-            "Too large, or no JSON: the client gets `failed`.";
+            "Too large, or not encodable: the client gets `failed`.";
     }
     "Lines of a worker (with its `slot`, `generation` and `pid`)" {
         accept_paused: WARN "accept paused" [reason, connections, error, times]
@@ -310,7 +310,7 @@ events! {
         oom_score_not_raised: DEBUG "oom score not raised" [error]
             "Also of the admin process. The supervisor may be killed for memory as soon as this process.";
         takeover_started: DEBUG "takeover started" [from_slot, from_generation, connections]
-            "Connections of another worker are about to come.";
+            "Connections of another worker are about to arrive.";
         takeover_finished: DEBUG "takeover finished" [connections]
             "Every connection has arrived.";
         takeover_failed: ERROR "takeover failed" [error, from_slot, from_generation]

@@ -67,9 +67,9 @@ pub fn is_believable(shared: &SharedMemory) -> bool {
 /// Returns the connections opened less those closed. Wraps, because the words may be
 /// anything.
 fn balance_of(count: impl Fn(Counter) -> u64) -> i64 {
-    let came = count(Counter::Accepted).wrapping_add(count(Counter::MovedIn));
+    let came = count(Counter::Accepted).wrapping_add(count(Counter::MigratedIn));
     let ended = CloseReason::ALL.into_iter().map(Counter::Closed);
-    let gone = ended.chain([Counter::MovedOut]);
+    let gone = ended.chain([Counter::MigratedOut]);
     gone.fold(came, |open, one| open.wrapping_sub(count(one)))
         .cast_signed()
 }

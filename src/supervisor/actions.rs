@@ -8,19 +8,19 @@ use uppercased_ctl::clock::{self, millis};
 use uppercased_ctl::identity::SlotId;
 
 use super::fleet::Spawn;
-use super::machine::{Action, Event, Life, Planned, Verdict};
+use super::machine::{Action, Event, Life, Verdict};
 use super::systemd::notify::{View, unhealthy};
 use super::{Supervisor, report};
 
 impl Supervisor {
-    pub(super) fn carry_out(&mut self) {
+    pub(super) fn execute(&mut self) {
         while let Some(action) = self.machine.poll_action() {
-            self.carry_out_one(action);
+            self.execute_one(action);
             self.take_fleet_events();
         }
     }
 
-    fn carry_out_one(&mut self, action: Action) {
+    fn execute_one(&mut self, action: Action) {
         match action {
             Action::Spawn {
                 worker,
@@ -96,7 +96,7 @@ impl Supervisor {
             Action::AbortPreflight => self.end_preflight(),
             Action::Exec => self.exec(),
             Action::Commit { release } => self.commit(release),
-            Action::Answer { request, answer } => self.answer(request, &answer),
+            Action::Answer { request, answer } => self.answer(request, answer),
             Action::Notice(notice) => {
                 report::notice(&notice, self.fleet.slots());
                 self.telemetry.note(&notice, clock::now());
@@ -119,13 +119,15 @@ impl Supervisor {
 
     /// Spreads new connections over all slots that listen.
     pub(super) fn spread(&self) {
-        self.fleet.spread(self.systemd.lets_go());
+        self.fleet.spread(self.systemd.is_releasing());
     }
 
     /// Handles the barrier: the service manager may have closed the listeners to be removed.
-    pub(super) fn store_let_go(&mut self) {
+    pub(super) fn store_released(&mut self) {
         // Scaling steers connections itself, and spreads them when it ends.
-        if self.systemd.on_ready() && self.machine.planned() != Some(Planned::Scaling) {
+        let operation = self.machine.operation_kind();
+        let scales = operation.is_some_and(|it| !it.replaces_workers());
+        if self.systemd.on_ready() && !scales {
             self.spread();
         }
     }
@@ -136,13 +138,11 @@ impl Supervisor {
         let view = View {
             life: machine.life(),
             // For a service manager, a queued operation has begun.
-            planned: if machine.renewal_is_pending() {
-                Some(Planned::Renewal)
-            } else {
-                machine.planned()
-            },
+            operation: machine
+                .pending_replacement()
+                .or_else(|| machine.operation_kind()),
         };
-        let excused = view.planned.is_some() || view.life != Life::Serving;
+        let excused = view.operation.is_some() || view.life != Life::Serving;
         // Taken out, because the status line is made from all other parts.
         let mut systemd = std::mem::take(&mut self.systemd);
         systemd.notify(

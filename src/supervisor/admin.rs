@@ -24,7 +24,7 @@ use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::status::Rotation;
 use uppercased_ctl::status::{AdminStatus, Status};
 
-use super::machine::Death;
+use super::machine::ExitStatus;
 use super::socket_file::{self, FileId, SocketFile};
 use super::subprocess::Ended;
 
@@ -44,9 +44,7 @@ const MESSAGES_PER_TURN: usize = 2 * (ADMIN_REQUESTS_MAX + AGENT_CLIENTS_MAX);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The HTTP address is not available.
-    #[error(
-        "cannot show health and metrics at {address}: {why}; choose another address with --admin"
-    )]
+    #[error("cannot listen on admin address {address}: {why}; choose another address with --admin")]
     Bind {
         /// The configured address.
         address: AdminAddr,
@@ -54,9 +52,7 @@ pub enum Error {
         why: String,
     },
     /// The agent check's address is not available.
-    #[error(
-        "cannot answer load balancers at {address}: {why}; choose another address with --agent"
-    )]
+    #[error("cannot listen on agent address {address}: {why}; choose another address with --agent")]
     AgentBind {
         /// The configured address.
         address: SocketAddr,
@@ -87,7 +83,7 @@ pub(crate) struct Saved {
     agent: Option<SavedListener>,
     rotation: Rotation,
     /// Of admin processes.
-    deaths: u64,
+    crashes: u64,
 }
 
 /// A socket that the process accepts from.
@@ -142,10 +138,10 @@ impl Admin {
         Ok(Self::over(http.transpose()?, agent.transpose()?, 0))
     }
 
-    fn over(http: Option<Listener>, agent: Option<Listener>, deaths: u64) -> Self {
+    fn over(http: Option<Listener>, agent: Option<Listener>, crashes: u64) -> Self {
         let now = clock::now();
         let seed = now.as_nanos() ^ u64::from(std::process::id());
-        let mut life = Life::new(now, seed, deaths);
+        let mut life = Life::new(now, seed, crashes);
         if http.is_none() && agent.is_none() {
             life.end();
         }
@@ -208,18 +204,18 @@ impl Admin {
         &mut self,
         config: &Config,
         now: Tick,
-        explain: impl FnOnce(Death) -> Option<String>,
+        explain: impl FnOnce(ExitStatus) -> Option<String>,
     ) {
-        let Some(how) = self.process.as_ref().and_then(AdminProcess::reap) else {
+        let Some(exit) = self.process.as_ref().and_then(AdminProcess::reap) else {
             return;
         };
         let named = self.process.take().and_then(AdminProcess::cause);
-        let cause = named.or_else(|| explain(how));
+        let cause = named.or_else(|| explain(exit));
         let delay = self.life.died(now, pace(config));
         event!(
             admin_died,
-            exit_code = how.exit_code(),
-            signal = how.signal(),
+            exit_code = exit.exit_code(),
+            signal = exit.signal(),
             error = cause,
             delay_ms = delay.as_millis()
         );
@@ -272,7 +268,7 @@ impl Admin {
                 .filter(|_| self.agent.is_some())
                 .map(AdminProcess::agent),
             pid: self.pid().map(i32::unsigned_abs),
-            deaths: self.life.deaths(),
+            crashes: self.life.crashes(),
             sandbox: process.and_then(|process| process.sandbox().cloned()),
         })
     }
@@ -282,7 +278,7 @@ impl Admin {
             http: self.http.as_ref().map(|http| http.save(kept)),
             agent: self.agent.as_ref().map(|agent| agent.save(kept)),
             rotation: self.rotation,
-            deaths: self.life.deaths(),
+            crashes: self.life.crashes(),
         }
     }
 
@@ -294,7 +290,7 @@ impl Admin {
     pub(crate) fn restore(saved: Saved, inherited: &mut Inherited) -> io::Result<Self> {
         let http = saved.http.map(|http| Listener::restore(http, inherited));
         let agent = saved.agent.map(|agent| Listener::restore(agent, inherited));
-        let mut restored = Self::over(http.transpose()?, agent.transpose()?, saved.deaths);
+        let mut restored = Self::over(http.transpose()?, agent.transpose()?, saved.crashes);
         restored.rotation = saved.rotation;
         Ok(restored)
     }

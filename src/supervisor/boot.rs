@@ -120,7 +120,7 @@ pub(super) fn check_account(config: &Config) -> Result<(), config::Error> {
     };
     if !accounts::is_root() {
         return Err(refused(
-            "only root can run workers as somebody else; start the server as root, or leave it out"
+            "only root can run workers as another user; start the server as root, or omit the setting"
                 .to_owned(),
         ));
     }

@@ -95,10 +95,10 @@ impl Supervisor {
     /// Returns why this program continues.
     fn replace_program(&mut self) -> String {
         let Some(passed) = self.upgrade.take_passed() else {
-            return "no program has passed the pre-flight".to_owned();
+            return "no binary has passed the preflight".to_owned();
         };
         if let Some(worker) = self.fleet.first_behind() {
-            return format!("{worker} does not read its channel");
+            return format!("{worker} does not read its messages");
         }
         let blocked = match SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK) {
             Ok(blocked) => blocked,
@@ -116,7 +116,7 @@ impl Supervisor {
     fn try_replace_program(&mut self, Passed { image, config }: Passed) -> String {
         let earlier = match Image::of_this_process() {
             Ok(earlier) => earlier,
-            Err(error) => return format!("cannot keep the running program: {error}"),
+            Err(error) => return format!("cannot keep the running binary open: {error}"),
         };
         self.signals.hold();
         let mut kept = Kept::default();

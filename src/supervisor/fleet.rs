@@ -38,7 +38,7 @@ use uppercased_ctl::status::Sandboxed;
 use crate::sys::shared::SharedMemory;
 
 use super::machine;
-use super::machine::Death;
+use super::machine::ExitStatus;
 use super::subprocess;
 use children::{Child, Unusable};
 use releases::{Release, Releases};
@@ -109,7 +109,7 @@ pub(crate) enum Event {
     Machine(machine::Event),
     Exited {
         worker: WorkerId,
-        how: Death,
+        exit: ExitStatus,
     },
     /// A worker has begun to stop with these connections open.
     Draining {
@@ -177,12 +177,12 @@ impl Fleet {
         let Some(child) = self.child(worker) else {
             return;
         };
-        let Some(how) = child.process.reap() else {
+        let Some(exit) = child.process.reap() else {
             return;
         };
         child.process.unwatch(registry);
         self.slots[worker.slot.index()].remove(worker);
-        self.events.push_back(Event::Exited { worker, how });
+        self.events.push_back(Event::Exited { worker, exit });
     }
 
     pub(crate) fn deadline(&self) -> Option<Tick> {

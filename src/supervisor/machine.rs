@@ -60,17 +60,17 @@ pub use exchange::{
 };
 pub(super) use phase::Phase;
 use plan::Operation;
-pub use plan::Planned;
 pub use policy::{Boot, KILL_GRACE, Policy, ReloadConnections};
 use queue::Pending;
-pub use slot::{LastDeath, Queue, SlotView, WorkerView};
+pub use slot::{LastCrash, Queue, SlotView, WorkerView};
 use slot::{Slot, SlotState};
 pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
 use trials::Balance;
 use uppercased_ctl::clock::Tick;
 pub use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 pub use uppercased_ctl::identity::{ReleaseId, RequestId};
-pub use worker::{Death, KillReason, Progress};
+pub use uppercased_ctl::operation::OperationKind;
+pub use worker::{ExitStatus, KillReason, Progress};
 use worker::{Worker, WorkerState};
 
 /// The phase of a server, as far as it matters to the process that started it.
@@ -111,7 +111,7 @@ pub struct Machine {
     /// A worker of a slot that is yet to be added must have a later generation than this.
     born_before: Generation,
     /// Total failures of slots that have left, by number. Entries of existing slots are ignored.
-    former_deaths: Vec<u32>,
+    former_crashes: Vec<u32>,
     /// Not fetched yet.
     actions: VecDeque<Action>,
     stale_events: u64,
@@ -134,7 +134,7 @@ impl Machine {
             pending: Pending::default(),
             balance: Balance::default(),
             born_before,
-            former_deaths: Vec::new(),
+            former_crashes: Vec::new(),
             policy,
             rng: fastrand::Rng::with_seed(seed),
             phase: Phase::Idle,
@@ -171,7 +171,7 @@ impl Machine {
             pending,
             balance,
             born_before,
-            former_deaths,
+            former_crashes,
             actions,
             stale_events,
             repairs,
@@ -189,7 +189,7 @@ impl Machine {
             pending,
             balance,
             born_before,
-            former_deaths,
+            former_crashes,
             actions,
             stale_events,
             repairs,
@@ -210,9 +210,11 @@ impl Machine {
             Event::Ready { worker } => self.ready(*worker, now),
             Event::StartFailed { worker, cause } => self.start_failed(*worker, cause, now),
             Event::SpawnFailed { worker, cause } => self.spawn_failed(*worker, cause, now),
-            Event::Exited { worker, how, cause } => {
-                self.exited(*worker, *how, cause.as_deref(), now)
-            }
+            Event::Exited {
+                worker,
+                exit,
+                cause,
+            } => self.exited(*worker, *exit, cause.as_deref(), now),
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
             Event::ChannelClosed { worker } => self.channel_closed(*worker, now),
             Event::Stop { by } => self.stop(by, now),
@@ -331,7 +333,7 @@ impl Machine {
             pending: self.pending.clone(),
             balance: self.balance.clone(),
             born_before: self.born_before,
-            former_deaths: self.former_deaths.clone(),
+            former_crashes: self.former_crashes.clone(),
             actions: self.actions.clone(),
             stale_events: self.stale_events,
             repairs: self.repairs,
@@ -345,8 +347,8 @@ impl Machine {
 
     /// Returns the total failures of a slot that has left; 0 if it never existed.
     #[must_use]
-    pub fn deaths_before(&self, slot: SlotId) -> u32 {
-        self.former_deaths.get(slot.index()).copied().unwrap_or(0)
+    pub fn crashes_before(&self, slot: SlotId) -> u32 {
+        self.former_crashes.get(slot.index()).copied().unwrap_or(0)
     }
 
     /// Returns the release in force: that of a new worker while no other is being rolled out.
@@ -422,7 +424,7 @@ impl Machine {
 
     fn end_if_empty(&mut self, verdict: Verdict) {
         if self.slots.iter().all(|slot| slot.workers.is_empty()) {
-            self.forget_beginning("the server stops");
+            self.forget_beginning("the server is stopping");
             self.phase = Phase::Ended;
             self.actions.push_back(Action::Exit(verdict));
         }

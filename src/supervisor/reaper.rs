@@ -1,4 +1,4 @@
-//! Reaps killed children and orphans, and finds the causes of deaths.
+//! Reaps killed children and orphans, and finds the causes of crashes.
 //!
 //! A killed process usually exits at once, but one that waits for a disk or a file server does not.
 //! No part of the supervisor waits for it: its pidfd reports the exit, and an exec passes it on.
@@ -19,7 +19,7 @@ use crate::log::event;
 use crate::sys::fd::{Inherited, Kept};
 use uppercased_ctl::clock::{self, Tick};
 
-use super::machine::Death;
+use super::machine::ExitStatus;
 use super::subprocess::{self, Ended, Subprocess};
 use super::tokens::Source;
 use evidence::Evidence;
@@ -111,8 +111,8 @@ impl Reaper {
     }
 
     /// Returns the cause of a child's exit status, if there is evidence.
-    pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
-        self.evidence.cause_of(how, now)
+    pub(crate) fn cause_of(&mut self, exit: ExitStatus, now: Tick) -> Option<String> {
+        self.evidence.cause_of(exit, now)
     }
 
     pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {

@@ -13,7 +13,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter};
 use super::fleet::children::Child;
 use super::fleet::resources::SlotResources;
 use super::fleet::totals::Totals;
-use super::machine::{Answer, Death, Notice};
+use super::machine::{Answer, ExitStatus, Notice, OperationKind};
 
 /// Logs the start: every check has passed, and the first worker is about to start.
 pub(super) fn starting(config: &Config, ignored: &[String]) {
@@ -72,21 +72,24 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 duration_ms = took.as_millis()
             );
         }
-        Notice::OperationStarted { what, request } => {
-            event!(operation_started, operation = what, request = request.0);
+        Notice::OperationStarted { operation, request } => {
+            event!(operation_started, %operation, request = request.0);
         }
-        Notice::OperationEnded { what, answer } => operation_ended(what, answer),
-        Notice::NotBegun { what, cause } => {
-            event!(operation_not_prepared, operation = what, error = cause);
+        Notice::OperationEnded { operation, answer } => operation_ended(*operation, answer),
+        Notice::NotBegun { operation, cause } => {
+            event!(operation_not_prepared, %operation, error = cause);
         }
-        Notice::RequestPending { what, request } => {
-            event!(request_pending, operation = what, request = request.0);
+        Notice::RequestPending { operation, request } => {
+            event!(request_pending, %operation, request = request.0);
         }
-        Notice::OperationCancelled { what, by } => {
-            event!(operation_cancelled, operation = what, reason = by);
+        Notice::OperationCancelled { operation, by } => {
+            event!(operation_cancelled, %operation, reason = by);
         }
-        Notice::RequestWithdrawn { what, request } => {
-            event!(request_withdrawn, operation = what, request = request.0);
+        Notice::CancelRefused { cause } => {
+            event!(operation_refused, operation = "cancel", error = cause);
+        }
+        Notice::RequestWithdrawn { operation, request } => {
+            event!(request_withdrawn, %operation, request = request.0);
         }
         Notice::HandoverStarted { from, to } => {
             event!(
@@ -186,7 +189,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         Notice::WorkerDied {
             worker,
-            how,
+            exit,
             served_for,
             cause,
         } => {
@@ -194,8 +197,8 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 worker_died,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                exit_code = how.exit_code(),
-                signal = how.signal(),
+                exit_code = exit.exit_code(),
+                signal = exit.signal(),
                 served_ms = served_for.map(|span| span.as_millis()),
                 error = cause,
                 lost_connections = lost(worker)
@@ -203,7 +206,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         Notice::WorkerStopped {
             worker,
-            how: Death::Exited(0),
+            exit: ExitStatus::Exited(0),
         } => {
             event!(
                 worker_stopped,
@@ -211,20 +214,20 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 generation = worker.generation.0
             );
         }
-        Notice::WorkerStopped { worker, how } => match lost(worker) {
+        Notice::WorkerStopped { worker, exit } => match lost(worker) {
             0 => event!(
                 worker_killed_idle,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                exit_code = how.exit_code(),
-                signal = how.signal()
+                exit_code = exit.exit_code(),
+                signal = exit.signal()
             ),
             connections => event!(
                 worker_cut_short,
                 slot = worker.slot.0,
                 generation = worker.generation.0,
-                exit_code = how.exit_code(),
-                signal = how.signal(),
+                exit_code = exit.exit_code(),
+                signal = exit.signal(),
                 lost_connections = connections
             ),
         },
@@ -379,7 +382,7 @@ fn rebalance_ended(
                 duration_ms = took_ms
             );
         }
-        HandoverEnd::PeerGone => "the other worker is gone",
+        HandoverEnd::PeerGone => "the receiver exited",
         HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => cause.as_str(),
     };
     event!(
@@ -402,59 +405,29 @@ pub(super) fn draining(worker: WorkerId, connections: u32) {
     );
 }
 
-/// Returns the progress message of a notice for clients that wait for an operation; `None`: there
-/// is none.
-pub(super) fn progress(notice: &Notice) -> Option<String> {
-    Some(match notice {
-        Notice::WorkerStandingBy { worker, took } => {
-            format!("{worker} stands by after {took:.0?}")
-        }
-        Notice::WorkerReady { worker, took } => format!("{worker} serves after {took:.0?}"),
-        Notice::HandoverEnded {
-            from,
-            moved,
-            left,
-            end,
-            took,
-        } => match end {
-            HandoverEnd::Done => format!("{from}: {moved} connections moved in {took:.1?}"),
-            HandoverEnd::PeerGone => {
-                format!("{from} serves on: the worker that was to follow it is gone")
-            }
-            HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => {
-                format!("{from}: {moved} connections moved, {left} could not ({cause})")
-            }
-        },
-        Notice::OperationCancelled { by, .. } => format!("cancelled by {by}: rolling back"),
-        Notice::RollingBack { cause, slots } => format!("{cause}: {slots} slots go back"),
-        Notice::WorkerDied { worker, how, .. } => format!("{worker} died: {how}"),
-        _ => return None,
-    })
-}
-
 /// Logs the result of an operation.
-fn operation_ended(what: &str, answer: &Answer) {
+fn operation_ended(operation: OperationKind, answer: &Answer) {
     match answer {
         Answer::Done(done) => event!(
             operation_done,
-            operation = what,
-            replaced = done.renewed,
+            %operation,
+            replaced = done.replaced,
             workers = done.workers,
-            migrated = done.moved,
-            draining = done.drained,
-            duration_ms = done.took.as_millis()
+            migrated = done.migrated,
+            draining = done.draining,
+            duration_ms = done.duration_ms
         ),
-        Answer::Refused { cause } => event!(operation_refused, operation = what, error = cause),
-        Answer::Failed { cause } => event!(operation_failed, operation = what, error = cause),
+        Answer::Refused { cause } => event!(operation_refused, %operation, error = cause),
+        Answer::Failed { cause } => event!(operation_failed, %operation, error = cause),
     }
 }
 
 /// Returns the failure of an operation in one line, if it failed.
-pub(super) fn failure(what: &str, answer: &Answer) -> Option<String> {
+pub(super) fn failure(operation: OperationKind, answer: &Answer) -> Option<String> {
     match answer {
         Answer::Done(_) => None,
-        Answer::Refused { cause } => Some(format!("{what} refused: {cause}")),
-        Answer::Failed { cause } => Some(format!("{what} failed: {cause}")),
+        Answer::Refused { cause } => Some(format!("{operation} refused: {cause}")),
+        Answer::Failed { cause } => Some(format!("{operation} failed: {cause}")),
     }
 }
 
@@ -466,7 +439,7 @@ pub(super) fn ended(totals: &Totals) {
         received_bytes = totals.count(Counter::BytesIn),
         sent_bytes = totals.count(Counter::BytesOut),
         abandoned_bytes = totals.count(Counter::BytesAbandoned),
-        migrated = totals.count(Counter::MovedOut),
+        migrated = totals.count(Counter::MigratedOut),
         lost_connections = totals.count(Counter::Closed(CloseReason::WorkerDied))
     );
 }

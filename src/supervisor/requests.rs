@@ -6,7 +6,7 @@ use crate::fault;
 use crate::log::{self, event};
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
-use uppercased_ctl::clock::{self, millis};
+use uppercased_ctl::clock;
 use uppercased_ctl::control::{Done, Options, Reply, Request};
 use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
 use uppercased_ctl::status::Rotation;
@@ -14,6 +14,7 @@ use uppercased_ctl::status::Rotation;
 use super::fleet::releases::{Release, check_memory};
 use super::machine::{Answer, Event, Life, Notice, Policy, ScaleTo, Wanted};
 use super::policy::policy;
+use super::progress::Progress;
 use super::{Supervisor, boot, control, report, signals};
 
 impl Supervisor {
@@ -74,7 +75,8 @@ impl Supervisor {
             // The end of the connection is the answer: it stays open until the server exits.
             Request::Stop => {
                 let registry = self.poll.registry();
-                self.control.progress(id, "stopping", registry);
+                let stopping = Progress::Stopping.to_string();
+                self.control.progress(id, &stopping, registry);
                 let by = "the control socket".to_owned();
                 self.happened(Event::Stop { by });
             }
@@ -245,12 +247,16 @@ impl Supervisor {
     }
 
     /// Answers a request whose operation has ended, and drops releases that no slot runs.
-    pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
-        let mut reply = reply_of(answer);
-        if let Reply::Done(done) = &mut reply {
-            done.drained = self.draining_connections();
-            done.closed_after_ms = millis(self.config().drain_timeout);
-        }
+    pub(super) fn answer(&mut self, request: RequestId, answer: Answer) {
+        let reply = match answer {
+            // Some may have ended since.
+            Answer::Done(done) => Reply::Done(Done {
+                draining: self.draining_connections(),
+                ..done
+            }),
+            Answer::Failed { cause } => Reply::Failed(cause),
+            Answer::Refused { cause } => Reply::Refused(cause),
+        };
         self.reply(request, reply);
         if self.machine.operation().is_none() {
             let workers = self.machine.slots().flat_map(|slot| {
@@ -275,27 +281,33 @@ impl Supervisor {
         let registry = self.poll.registry();
         match notice {
             Notice::OperationStarted { request, .. } => self.control.set_asking(*request),
-            Notice::OperationEnded { what, answer } => {
+            Notice::OperationEnded { operation, answer } => {
                 // A refused operation has not begun: the client of another still gets its progress.
                 if !matches!(answer, Answer::Refused { .. }) {
                     self.control.set_asking(RequestId::NOBODY);
                 }
-                self.systemd.set_failure(report::failure(what, answer));
+                self.systemd
+                    .set_failure(report::failure(*operation, answer));
             }
-            Notice::NotBegun { what, cause } => {
-                let failure = format!("{what} refused: {cause}");
+            Notice::NotBegun { operation, cause } => {
+                let failure = format!("{operation} refused: {cause}");
                 self.systemd.set_failure(Some(failure));
             }
+            Notice::CancelRefused { cause } => {
+                self.systemd
+                    .set_failure(Some(format!("cancel refused: {cause}")));
+            }
             Notice::RequestPending { request, .. } => {
-                let waits_for = self.machine.operation();
-                let waits_for = waits_for.as_deref().unwrap_or("it waits for old workers");
-                let text = format!("waiting: {waits_for}");
-                self.control.progress(*request, &text, registry);
+                let operation = self.machine.operation();
+                let obstacle = operation.as_deref().unwrap_or("old workers still drain");
+                let waiting = Progress::Waiting { obstacle }.to_string();
+                self.control.progress(*request, &waiting, registry);
             }
             _ => {}
         }
-        if let Some(text) = report::progress(notice) {
-            self.control.progress_of_operation(&text, registry);
+        if let Some(step) = Progress::of(notice) {
+            self.control
+                .progress_of_operation(&step.to_string(), registry);
         }
     }
 
@@ -310,20 +322,5 @@ impl Supervisor {
             slot: slot.id,
             generation: slot.generation,
         })
-    }
-}
-
-fn reply_of(answer: &Answer) -> Reply {
-    match answer {
-        Answer::Done(done) => Reply::Done(Done {
-            renewed: done.renewed,
-            workers: done.workers,
-            moved: done.moved,
-            drained: done.drained,
-            took_ms: millis(done.took),
-            closed_after_ms: 0,
-        }),
-        Answer::Failed { cause } => Reply::Failed(cause.clone()),
-        Answer::Refused { cause } => Reply::Refused(cause.clone()),
     }
 }

@@ -47,7 +47,7 @@ impl Supervisor {
         let earlier = EarlierProgram::find()?;
         let mut inherited = Inherited::default();
         let state = earlier.take_state(&mut inherited);
-        let state = state.map_err(|error| format!("the state is not there: {error}"))?;
+        let state = state.map_err(|error| format!("cannot find the state: {error}"))?;
         let (state, machine) = State::read(state).map_err(|error| error.to_string())?;
         fault::fail("supervisor.resume").map_err(|error| error.to_string())?;
         // The earlier program, called back, keeps its configuration.
@@ -62,7 +62,7 @@ impl Supervisor {
             nofile.map_err(|error| format!("cannot raise the descriptor limit: {error}"))?;
         let restored = Self::restore(state, machine, &mut inherited, (args, nofile));
         let mut supervisor = restored
-            .map_err(|error| format!("cannot take over what the earlier program had: {error}"))?;
+            .map_err(|error| format!("cannot adopt the state of the earlier binary: {error}"))?;
 
         // The point of no return: nothing below can fail.
         inherited.close();
@@ -136,9 +136,9 @@ impl Supervisor {
 /// may block is read again.
 fn config_of(state: &State) -> Result<Config, String> {
     let config = state.resolved.clone();
-    let config = config.ok_or("the state has no configuration for this program")?;
+    let config = config.ok_or("the state has no configuration for this binary")?;
     let config: Config = serde_json::from_value(config)
-        .map_err(|error| format!("the configuration cannot be read: {error}"))?;
+        .map_err(|error| format!("cannot read the configuration: {error}"))?;
     verify(&config).map_err(|error| error.to_string())?;
     let fits = state.check_config(&config);
     fits.map_err(|error| error.to_string())?;

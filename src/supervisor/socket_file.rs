@@ -33,7 +33,7 @@ use uppercased_ctl::control::place::{self, Environment};
 pub enum Error {
     /// Another server listens there.
     #[error(
-        "cannot take orders at {}: {} has that socket; stop it or choose another path with \
+        "cannot listen on control socket {}: {} listens there; stop it or choose another path with \
          --control", path.display(), owner(*pid)
     )]
     InUse {
@@ -44,7 +44,7 @@ pub enum Error {
     },
     /// The path exists and is not a socket.
     #[error(
-        "cannot take orders at {}: it exists and is no socket; choose another path with --control",
+        "cannot listen on control socket {}: the file is not a socket; choose another path with --control",
         path.display()
     )]
     NotASocket {
@@ -53,12 +53,12 @@ pub enum Error {
     },
     /// The environment names no directory.
     #[error(
-        "no directory for a control socket: XDG_RUNTIME_DIR is not set; name one with --control"
+        "cannot choose a control socket: XDG_RUNTIME_DIR is not set; name a path with --control"
     )]
     NoPlace,
     /// The system refused an operation.
     #[error(
-        "cannot take orders at {}: {operation}: {source}; choose another path with --control",
+        "cannot listen on control socket {}: cannot {operation}: {source}; choose another path with --control",
         path.display()
     )]
     System {
@@ -75,9 +75,9 @@ impl Error {
     /// Returns the cause alone, for a socket other than the control socket.
     pub(crate) fn why(&self) -> String {
         match self {
-            Self::InUse { pid, .. } => format!("{} has that socket", owner(*pid)),
-            Self::NotASocket { .. } => "it exists and is no socket".to_owned(),
-            Self::NoPlace => "there is no directory for it".to_owned(),
+            Self::InUse { pid, .. } => format!("{} listens there", owner(*pid)),
+            Self::NotASocket { .. } => "the file is not a socket".to_owned(),
+            Self::NoPlace => "no directory for it".to_owned(),
             Self::System {
                 operation, source, ..
             } => format!("{operation}: {source}"),
@@ -156,7 +156,7 @@ impl Turn {
             .open(lock)?;
         let opened = file.metadata()?;
         if !opened.is_file() || opened.uid() != geteuid().as_raw() {
-            let why = format!("{} is another user's", lock.display());
+            let why = format!("{} belongs to another user", lock.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -196,7 +196,7 @@ fn make_directory(directory: &Path, root: bool) -> Result<(), Error> {
         .recursive(true)
         .mode(if root { 0o755 } else { 0o700 })
         .create(directory)
-        .map_err(refused(directory, "make the directory"))
+        .map_err(refused(directory, "create the directory"))
 }
 
 /// Binds `path`, for its owner only, replacing a socket at which no server answers.
@@ -222,7 +222,7 @@ fn bind_within(path: &Path, patience: Duration) -> Result<(UnixListener, SocketF
         bound => bound,
     };
     let listener = bound.map_err(refused(path, "bind"))?;
-    let file = SocketFile::made(path).map_err(refused(path, "look at the socket"))?;
+    let file = SocketFile::made(path).map_err(refused(path, "inspect the socket"))?;
     Ok((listener, file))
 }
 
@@ -237,7 +237,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 
 /// Removes a socket whose server is dead, and no other file.
 fn make_room(path: &Path) -> Result<(), Error> {
-    let there = fs::symlink_metadata(path).map_err(refused(path, "look at it"))?;
+    let there = fs::symlink_metadata(path).map_err(refused(path, "inspect the file"))?;
     if !there.file_type().is_socket() {
         return Err(Error::NotASocket {
             path: PathBuf::from(path),

@@ -69,15 +69,15 @@ pub(super) enum Error {
          {reads}; stop the server and start it anew"
     )]
     Wire { found: u16, reads: u16 },
-    #[error("the running server's state cannot be read ({0})")]
+    #[error("cannot read the running server's state: {0}")]
     Format(#[from] serde_json::Error),
-    #[error("the running server's state cannot be read ({0})")]
+    #[error("cannot read the running server's state: {0}")]
     System(#[from] io::Error),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    #[error("the running server's state contradicts itself ({0})")]
+    #[error("cannot use the running server's state: {0}")]
     Contradiction(&'static str),
-    #[error("the configuration as the new program reads it does not fit: {0}")]
+    #[error("cannot use the configuration with the new binary: {0}")]
     Config(#[from] NeedsStop),
 }
 
@@ -93,7 +93,7 @@ impl State {
     /// # Errors
     /// The cause, in one line.
     pub(super) fn write(&self) -> Result<OwnedFd, String> {
-        let failed = |error: io::Error| format!("cannot write the state down: {}", explain(&error));
+        let failed = |error: io::Error| format!("cannot save the state: {}", explain(&error));
         let bytes = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
         let name = c"uppercased-state";
         let memfd = memfd_create(name, MFdFlags::MFD_CLOEXEC);
@@ -145,7 +145,7 @@ impl State {
         let state: Self = serde_json::from_slice(bytes)?;
         let machine = Machine::restore(state.machine.clone())?;
         if machine.slots().count() != state.fleet.slot_count() {
-            return Err(Error::Contradiction("slots and what they have differ"));
+            return Err(Error::Contradiction("slots and resources differ"));
         }
         state.config()?;
         Ok((state, machine))

@@ -3,11 +3,11 @@
 use crate::fault;
 use crate::log::event;
 use uppercased_ctl::clock::{self, Tick, millis};
-use uppercased_ctl::identity::WorkerId;
-use uppercased_ctl::status::{LastDeath, Neighbour, SlotStatus, Status};
+use uppercased_ctl::identity::{RequestId, WorkerId};
+use uppercased_ctl::status::{LastCrash, Neighbour, SlotStatus, Status};
 
 use super::Supervisor;
-use super::machine::{Life, Queue, SlotView, WorkerView};
+use super::machine::{Life, OperationKind, Queue, SlotView, WorkerView};
 
 impl Supervisor {
     pub(super) fn status(&self) -> Status {
@@ -19,7 +19,7 @@ impl Supervisor {
             rotation: self.admin.rotation().name().to_owned(),
             capacity: self.fleet.capacity(),
             operation: self.machine.operation(),
-            pending: self.machine.pending(),
+            pending: self.machine.pending().into_iter().map(described).collect(),
             release: self.fleet.in_force_id(),
             addresses: self
                 .fleet
@@ -76,7 +76,7 @@ impl Supervisor {
     fn former_slot(&self, slot: SlotStatus) -> SlotStatus {
         let times = self.telemetry.times_of(slot.slot);
         SlotStatus {
-            deaths: self.machine.deaths_before(slot.slot).into(),
+            crashes: self.machine.crashes_before(slot.slot).into(),
             starts: times.starts,
             handovers: times.handovers,
             ..slot
@@ -111,14 +111,14 @@ impl Supervisor {
                 Queue::Unbound | Queue::Served | Queue::Lent { .. } | Queue::Closed => 0,
             },
             lent_to,
-            deaths: slot.deaths.into(),
+            crashes: slot.crashes.into(),
             starts: times.starts,
             handovers: times.handovers,
-            last_death: slot.last_death.map(|death| LastDeath {
-                generation: death.worker.generation,
-                how: death.how.map(|how| how.to_string()),
-                cause: death.cause.clone(),
-                age_ms: millis(now.since(death.at)),
+            last_crash: slot.last_crash.map(|crash| LastCrash {
+                generation: crash.worker.generation,
+                exit: crash.exit.map(|exit| exit.to_string()),
+                error: crash.cause.clone(),
+                age_ms: millis(now.since(crash.at)),
             }),
             successor: slot.successor.as_ref().map(|it| self.neighbour(it)),
             predecessor: slot.predecessors.last().map(|it| self.neighbour(it)),
@@ -135,4 +135,13 @@ impl Supervisor {
             open: self.fleet.open_connections(worker.worker).into(),
         }
     }
+}
+
+/// Returns a queued request as the status shows it.
+fn described((operation, request): (OperationKind, RequestId)) -> String {
+    let source = match request {
+        RequestId::NOBODY => "signal",
+        _ => "command",
+    };
+    format!("{operation} ({source})")
 }

@@ -20,7 +20,7 @@ use crate::sys::image::{Image, Process};
 use crate::wire::{Envelope, Message};
 use uppercased_ctl::identity::WorkerId;
 
-use super::machine::Death;
+use super::machine::ExitStatus;
 use super::tokens::Source;
 
 /// See the module's text. `S` is a [`Channel`], or its socket once the process is to be killed.
@@ -144,12 +144,14 @@ impl<S: AsFd> Subprocess<S> {
     }
 
     /// Reaps the process; returns `None` while it runs.
-    pub(crate) fn reap(&self) -> Option<Death> {
+    pub(crate) fn reap(&self) -> Option<ExitStatus> {
         match self.process.reap() {
             Ok(None) => None,
-            Ok(Some(WaitStatus::Exited(_, code))) => Some(Death::Exited(code)),
-            Ok(Some(WaitStatus::Signaled(_, signal, _))) => Some(Death::Signalled(signal as i32)),
-            Ok(Some(_)) | Err(_) => Some(Death::Unknown),
+            Ok(Some(WaitStatus::Exited(_, code))) => Some(ExitStatus::Exited(code)),
+            Ok(Some(WaitStatus::Signaled(_, signal, _))) => {
+                Some(ExitStatus::Signalled(signal as i32))
+            }
+            Ok(Some(_)) | Err(_) => Some(ExitStatus::Unknown),
         }
     }
 

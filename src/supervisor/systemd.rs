@@ -61,9 +61,7 @@ struct Manager {
 /// Counts of this instance, across all its programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
-    /// Messages accepted.
-    taken: u64,
-    /// Messages refused.
+    sent: u64,
     refused: u64,
 }
 
@@ -175,8 +173,8 @@ impl Systemd {
     }
 
     /// Returns whether the service manager may still have listeners of slots that have left.
-    pub(crate) fn lets_go(&self) -> bool {
-        self.0.as_ref().is_some_and(Manager::lets_go)
+    pub(crate) fn is_releasing(&self) -> bool {
+        self.0.as_ref().is_some_and(Manager::is_releasing)
     }
 
     /// Handles a readable barrier. Returns whether the service manager has closed every listener
@@ -193,18 +191,18 @@ impl Systemd {
     pub(crate) fn status(&self) -> Option<ServiceManagerStatus> {
         let manager = self.0.as_ref()?;
         Some(ServiceManagerStatus {
-            taken: manager.counts.taken,
+            sent: manager.counts.sent,
             refused: manager.counts.refused,
-            waiting: manager.notifier.waiting(),
-            lets_go: manager.lets_go(),
-            unfed: manager.notifier.withheld().map(str::to_owned),
+            pending: manager.notifier.waiting(),
+            releasing: manager.is_releasing(),
+            watchdog_paused: manager.notifier.withheld().map(str::to_owned),
         })
     }
 
     pub(crate) fn save(&self) -> Saved {
         let saved = self.0.as_ref().map(|manager| Saved {
             removals: manager.notifier.removals(),
-            barrier: manager.lets_go(),
+            barrier: manager.is_releasing(),
             counts: manager.counts,
         });
         saved.unwrap_or_default()
@@ -269,7 +267,7 @@ impl Manager {
             let sent = self.send(&message.text(), &along);
             drop(along);
             match sent {
-                Ok(()) => self.note_taken(&message),
+                Ok(()) => self.note_sent(&message),
                 Err(error) => {
                     if self.refused == 0 {
                         event!(notify_blocked, %error);
@@ -282,8 +280,8 @@ impl Manager {
         }
     }
 
-    fn note_taken(&mut self, message: &Message) {
-        self.counts.taken += 1;
+    fn note_sent(&mut self, message: &Message) {
+        self.counts.sent += 1;
         if self.refused > 0 {
             event!(notify_recovered, refused = self.refused);
             self.refused = 0;
@@ -308,7 +306,7 @@ impl Manager {
         Ok(())
     }
 
-    fn lets_go(&self) -> bool {
+    fn is_releasing(&self) -> bool {
         self.barrier.is_some()
     }
 
@@ -365,7 +363,7 @@ fn open(name: &OsStr) -> io::Result<(OwnedFd, SocketAddrUnix)> {
         _ => {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "no such kind of address",
+                "unsupported kind of address",
             ));
         }
     };

@@ -72,7 +72,7 @@ impl Telemetry {
     pub(crate) fn status(&self, now: Tick) -> Status {
         Status {
             uptime_ms: millis(now.since(self.started)),
-            operations: self.times.operations(),
+            operations: self.times.operations().to_vec(),
             last_operation: self.times.last_operation(now),
             ..Status::default()
         }

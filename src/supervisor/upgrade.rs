@@ -24,7 +24,7 @@ use crate::sys::image::Image;
 use crate::wire::{Envelope, FromPreflight, ToPreflight};
 use uppercased_ctl::identity::RequestId;
 
-use super::machine::Death;
+use super::machine::ExitStatus;
 use super::subprocess::{Ended, Subprocess};
 use super::tokens::Source;
 
@@ -119,7 +119,7 @@ impl Upgrade {
     pub(crate) fn open_program(&self) -> Result<Image, String> {
         Image::open(&self.program).map_err(|error| {
             let program = self.program.display();
-            format!("cannot open the program {program}: {error}; is it installed?")
+            format!("cannot open the binary {program}: {error}; install it")
         })
     }
 
@@ -155,7 +155,7 @@ impl Upgrade {
         let child = self.start(&image, ToPreflight::TakeOver, &[state.as_fd()]);
         let child = child.map_err(|error| {
             let program = self.program.display();
-            format!("cannot try the program {program}: {error}")
+            format!("cannot check the binary {program}: {error}")
         })?;
         self.watch(Task::TakeOver { image }, child, registry)?;
         fault::point("supervisor.preflight");
@@ -192,7 +192,7 @@ impl Upgrade {
                 }
                 Err(cause) => {
                     let program = self.program.display();
-                    Event::Failed(format!("the program {program}: {cause}"))
+                    Event::Failed(format!("cannot upgrade to {program}: {cause}"))
                 }
             },
         };
@@ -269,18 +269,18 @@ impl Upgrade {
     fn watch(&mut self, task: Task, child: Child, registry: &Registry) -> Result<(), String> {
         let watched = child.watch(registry, Source::PreflightChannel, Source::PreflightProcess);
         self.stage = Stage::Running { task, child };
-        watched.map_err(|error| format!("it cannot be watched: {error}"))
+        watched.map_err(|error| format!("cannot watch it: {error}"))
     }
 }
 
 /// Parses a configuration that this same program has sent as data.
 fn checked(config: serde_json::Value) -> Result<Config, String> {
-    let failed = |cause: String| format!("the configuration came back damaged: {cause}");
+    let failed = |cause: String| format!("cannot decode the configuration: {cause}");
     let config = serde_json::from_value(config).map_err(|error| failed(error.to_string()))?;
     verify(&config).map_err(|error| failed(error.to_string()))?;
     Ok(config)
 }
 
-fn ended_early(how: Death) -> String {
-    format!("it ended before it had shown that it can take over: {how}")
+fn ended_early(exit: ExitStatus) -> String {
+    format!("it exited before the preflight completed: {exit}")
 }

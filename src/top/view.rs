@@ -182,7 +182,7 @@ impl Screen<'_> {
             status.phase,
             age(status.uptime_ms),
             status.release,
-            short(status.totals.deaths),
+            short(status.totals.crashes),
         );
         self.line(title, Palette::strong());
         if let Some((why, seconds)) = model.error(now) {
@@ -304,8 +304,8 @@ fn totals(sample: &Sample) -> String {
     let Rate {
         accepted,
         messages,
-        bytes_in,
-        bytes_out,
+        received_bytes,
+        sent_bytes,
         busy: used,
     } = rates.totals;
     format!(
@@ -313,8 +313,8 @@ fn totals(sample: &Sample) -> String {
         per_second(accepted),
         per_second(messages),
         busy(used, sample.status.slots.len()),
-        per_second(bytes_in),
-        per_second(bytes_out),
+        per_second(received_bytes),
+        per_second(sent_bytes),
     )
 }
 
@@ -443,10 +443,10 @@ impl Cell {
             Column::Queue => short(slot.waiting()),
             Column::Accepted => of(|rate| per_second(rate.accepted)),
             Column::Messages => of(|rate| per_second(rate.messages)),
-            Column::BytesIn => of(|rate| per_second(rate.bytes_in)),
-            Column::BytesOut => of(|rate| per_second(rate.bytes_out)),
+            Column::BytesIn => of(|rate| per_second(rate.received_bytes)),
+            Column::BytesOut => of(|rate| per_second(rate.sent_bytes)),
             Column::Busy => of(|rate| percent(rate.busy)),
-            Column::Crashes => short(slot.deaths),
+            Column::Crashes => short(slot.crashes),
         };
         self.aligned(&text)
     }

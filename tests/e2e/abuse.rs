@@ -101,7 +101,7 @@ fn source_limit_refuses_excess_connection() {
     first.pop();
     until("its place is available", || is_served(FIRST, addr));
     let totals = &server.status_json()["totals"];
-    assert_eq!(totals["moved_in"], 4, "{totals}");
+    assert_eq!(totals["migrated_in"], 4, "{totals}");
     assert!(totals["refused"]["per_source_limit"].as_u64() >= Some(3));
     let screen = server.command(&["status"]).expect_success().stdout;
     assert!(screen.contains("\nrefused      "), "{screen}");

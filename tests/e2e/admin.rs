@@ -169,14 +169,17 @@ fn counters_match_clients_across_crash_and_reload() {
             worker_of(&server, 0).signal(Signal::SIGKILL);
             until("the crash is counted and the slot serves again", || {
                 let text = scrape(address);
-                sum(&text, "uppercased_worker_deaths_total") == 1
+                sum(&text, "uppercased_worker_crashes_total") == 1
                     && get(address, "/readyz").0 == 200
             });
         }
     }
     let (code, body) = get(address, "/status");
     let shown: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-    assert_eq!((code, &shown["totals"]["bytes_in"]), (200, &sent.into()));
+    assert_eq!(
+        (code, &shown["totals"]["received_bytes"]),
+        (200, &sent.into())
+    );
     assert!(server.stop().success());
 }
 
@@ -188,7 +191,7 @@ fn counters_never_decrease_when_slots_leave() {
     let address = admin(&server);
     worker_of(&server, 2).signal(Signal::SIGKILL);
     until("the crash is counted and the slot serves again", || {
-        sum(&scrape(address), "uppercased_worker_deaths_total") == 1
+        sum(&scrape(address), "uppercased_worker_crashes_total") == 1
             && get(address, "/readyz").0 == 200
     });
     let of_last = |text: &str| {
@@ -235,10 +238,10 @@ fn counters_never_decrease_when_slots_leave() {
     let clients = clients.max(serve_some(Some(taken)));
     let text = compare("they serve again");
     assert_eq!(sum(&text, "uppercased_connections_accepted_total"), clients);
-    assert_eq!(sum(&text, "uppercased_worker_deaths_total"), 1);
+    assert_eq!(sum(&text, "uppercased_worker_crashes_total"), 1);
     let status = server.status_json();
     assert_eq!(status["totals"]["accepted"], clients);
-    assert_eq!(status["totals"]["deaths"], 1);
+    assert_eq!(status["totals"]["crashes"], 1);
     assert!(server.stop().success());
 }
 
@@ -306,12 +309,12 @@ fn admin_process_is_replaced_after_crash() {
     });
     assert!(wait_gone(first, DEADLINE));
     assert_eq!(get(address, "/healthz"), (200, "ok\n".to_owned()));
-    assert_eq!(server.status_json()["admin"]["deaths"], 1);
-    assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
+    assert_eq!(server.status_json()["admin"]["crashes"], 1);
+    assert_eq!(sum(&scrape(address), "uppercased_admin_crashes_total"), 1);
     assert_eq!(server.worker_pids(), workers);
     // The setting survives an upgrade.
     server.upgrade().expect_success();
-    assert_eq!(sum(&scrape(address), "uppercased_admin_deaths_total"), 1);
+    assert_eq!(sum(&scrape(address), "uppercased_admin_crashes_total"), 1);
     client.roundtrip(b"still here");
     assert!(server.stop().success());
     assert!(wait_gone(second, DEADLINE));
@@ -451,7 +454,7 @@ fn admin_process_serves_many_large_responses() {
             scope.spawn(ask);
         }
     });
-    assert_eq!(server.status_json()["admin"]["deaths"], 0);
+    assert_eq!(server.status_json()["admin"]["crashes"], 0);
     assert!(server.stop().success());
 }
 

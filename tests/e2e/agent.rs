@@ -169,7 +169,7 @@ fn agent_reports_unserved_queue_after_delay() {
     let server = start(&["--backoff-initial=1m", "--backoff-max=1m"]);
     let agent = agent(&server);
     worker_of(&server, 0).signal(Signal::SIGKILL);
-    server.wait_log(|line| line.contains("worker died"));
+    server.wait_log(|line| line.contains("worker exited unexpectedly"));
     for _ in 0..20 {
         assert!(reply(agent).starts_with("ready up "));
     }
@@ -212,7 +212,7 @@ fn agent_survives_silent_clients_and_crash() {
     assert!(process.wait_gone(DEADLINE));
     // The listener stays open, so no connection is refused meanwhile.
     assert!(reply(agent).starts_with("ready up "));
-    assert_eq!(server.status_json()["admin"]["deaths"], 1);
+    assert_eq!(server.status_json()["admin"]["crashes"], 1);
 }
 
 #[test]

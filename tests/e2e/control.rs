@@ -126,7 +126,8 @@ fn request(stream: &UnixStream) -> Option<String> {
     Some(line).filter(|line| !line.is_empty())
 }
 
-const DONE: &str = r#"{"done":{"renewed":4,"workers":6,"moved":10000,"drained":0,"took_ms":312}}"#;
+const DONE: &str =
+    r#"{"done":{"replaced":4,"workers":6,"migrated":10000,"draining":0,"duration_ms":312}}"#;
 
 #[test]
 fn command_separates_result_from_progress() {

@@ -176,7 +176,7 @@ fn dying_predecessor_leaves_queue_to_successor() {
         let clients = Clients::of(&planned);
         let answered = planned.server.reload();
         // It died before it could report the end of the handover; the result includes this.
-        answered.expect_failure("ended before it had handed everything over");
+        answered.expect_failure("exited before the end of its handover");
         until_all_serve(&planned);
         planned.workers().assert_replaced_since(&before);
         assert_new_clients_are_served(&planned);
@@ -209,7 +209,7 @@ fn unmovable_connections_stay_or_drain() {
     let before = planned.workers();
     let clients = Clients::of(&planned);
     planned.install(Image::copy(planned.folder()).with_faults("receiver.decode=fail"));
-    planned.server.reload().expect_failure("cannot move");
+    planned.server.reload().expect_failure("cannot migrate");
     planned.workers().assert_untouched_since(&before);
     assert_new_clients_are_served(&planned);
 

@@ -271,8 +271,8 @@ fn successor_takes_over_and_predecessor_exits() {
     serves(&mut clients);
     let mut late = Client::connect(slot.addr());
     late.roundtrip(b"late");
-    assert_eq!(new.count(Counter::MovedIn), 21);
-    assert_eq!(old.count(Counter::MovedOut), 21);
+    assert_eq!(new.count(Counter::MigratedIn), 21);
+    assert_eq!(old.count(Counter::MigratedOut), 21);
     clients.push(late);
     for client in &mut clients {
         client.half_close();
@@ -348,13 +348,13 @@ fn dead_sender_leaves_sent_connections_with_receiver() {
         hand_over(&mut old, &mut new, false);
         assert!(!old.expect_exit().success());
         if arrives {
-            new.until(Counter::MovedIn, 4);
+            new.until(Counter::MigratedIn, 4);
             serves(&mut clients);
         }
         let mut newcomer = Client::connect(slot.addr());
         newcomer.roundtrip(b"newcomer");
         assert_eq!(
-            new.count(Counter::MovedIn),
+            new.count(Counter::MigratedIn),
             if arrives { 4 } else { 0 },
             "{point}"
         );
@@ -398,7 +398,7 @@ fn worker_without_room_leaves_rest_to_peer() {
     assert_eq!(result.moved + result.left, 4);
     assert!(result.moved > 0 && result.left > 0, "{result:?}");
     assert!(matches!(result.end, HandoverEnd::Incomplete { .. }));
-    new.until(Counter::MovedIn, u64::from(result.moved));
+    new.until(Counter::MigratedIn, u64::from(result.moved));
     serves(&mut clients);
     // All of them return to the old worker, which accepts again.
     hand_over(&mut new, &mut old, false);
@@ -483,7 +483,10 @@ fn stop_during_handover_ends_both_workers() {
     drop(clients);
     assert!(old.expect_exit().success());
     assert!(new.expect_exit().success());
-    let moved = [old.count(Counter::MovedOut), new.count(Counter::MovedIn)];
+    let moved = [
+        old.count(Counter::MigratedOut),
+        new.count(Counter::MigratedIn),
+    ];
     assert_eq!(moved[0], moved[1]);
     for worker in [&old, &new] {
         assert_eq!(memory::open_connections(&worker.memory), 0);

@@ -21,9 +21,9 @@ fn stalled_worker_is_replaced_and_queue_served() {
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"served by the successor");
     server.wait_log_from(mark, |line| line.contains("worker unresponsive"));
-    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     assert!(
-        died.contains("SIGKILL") && died.contains("stood still"),
+        died.contains("SIGKILL") && died.contains("event loop stalled"),
         "{died}"
     );
     assert!(hung.is_gone());

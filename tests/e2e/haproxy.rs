@@ -404,6 +404,6 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     passing.finish().assert_clean();
     for (server, host) in [(&first, 1), (&second, 2)] {
         assert_knew_its_clients(server, host);
-        assert!(server.status_json()["totals"]["moved_in"].as_u64() > Some(0));
+        assert!(server.status_json()["totals"]["migrated_in"].as_u64() > Some(0));
     }
 }

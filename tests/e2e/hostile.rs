@@ -44,7 +44,7 @@ fn provoke(planned: &Planned) -> (TcpStream, Value) {
     let slot = until_some("a dead worker", || {
         let status = server.status_json();
         let mut slots = status["slots"].as_array()?.iter();
-        slots.find(|it| it["last_death"].is_object()).cloned()
+        slots.find(|it| it["last_crash"].is_object()).cloned()
     });
     until("every slot serves", || {
         planned.workers().0.iter().all(|it| it.state == "serving")
@@ -76,20 +76,20 @@ fn assert_well(planned: &Planned) {
         let layers = slot["sandbox"]["layers"].as_array();
         assert!(layers.is_some_and(|layers| layers.len() > 2), "{slot}");
     }
-    assert_eq!(status["totals"]["deaths"], 1, "{status}");
+    assert_eq!(status["totals"]["crashes"], 1, "{status}");
 }
 
 #[test]
 fn forged_messages_end_worker_and_are_ignored() {
     for (what, why) in [
-        ("ready", "says more than it was asked"),
-        ("handover", "says more than it was asked"),
-        ("another", "it calls itself"),
+        ("ready", "exceeded its message quota"),
+        ("handover", "exceeded its message quota"),
+        ("another", "it claims to be"),
         ("noise", "does not begin with the magic bytes"),
     ] {
         let planned = with_misbehaviour(what);
         let (_client, slot) = provoke(&planned);
-        let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
+        let cause = slot["last_crash"]["error"].as_str().unwrap_or_default();
         assert!(cause.contains(why), "{what}: {slot}");
         assert_well(&planned);
     }
@@ -101,8 +101,8 @@ fn message_flood_costs_supervisor_nothing() {
     let supervisor = planned.server.pid();
     let before = resident_bytes(supervisor);
     let (_client, slot) = provoke(&planned);
-    let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
-    assert!(cause.contains("says more than it was asked"), "{slot}");
+    let cause = slot["last_crash"]["error"].as_str().unwrap_or_default();
+    assert!(cause.contains("exceeded its message quota"), "{slot}");
     let grown = resident_bytes(supervisor).saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes");
     assert_well(&planned);
@@ -114,8 +114,8 @@ fn message_flood_costs_supervisor_nothing() {
 fn lingering_connection_never_blocks_supervisor() {
     let planned = with_misbehaviour("linger");
     let (_does_not_read, slot) = provoke(&planned);
-    let cause = slot["last_death"]["cause"].as_str().unwrap_or_default();
-    assert!(cause.contains("says more than it was asked"), "{slot}");
+    let cause = slot["last_crash"]["error"].as_str().unwrap_or_default();
+    assert!(cause.contains("exceeded its message quota"), "{slot}");
     assert_well(&planned);
 }
 
@@ -187,10 +187,10 @@ fn invalid_worker_memory_is_ignored() {
 /// Connects a client to a worker and waits until the worker has been replaced.
 #[track_caller]
 fn provoke_and_forget(planned: &Planned) -> TcpStream {
-    let deaths = |planned: &Planned| planned.server.status_json()["totals"]["deaths"].as_u64();
-    let before = deaths(planned);
+    let crashes = |planned: &Planned| planned.server.status_json()["totals"]["crashes"].as_u64();
+    let before = crashes(planned);
     let client = TcpStream::connect(planned.server.addr()).expect("connect");
-    until("another death", || deaths(planned) > before);
+    until("another death", || crashes(planned) > before);
     until("every slot serves", || {
         planned.workers().0.iter().all(|it| it.state == "serving")
     });

@@ -50,7 +50,7 @@ fn info_log_covers_server_and_no_client() {
         let ready = line_of(&format!(" INFO worker ready {who}"));
         assert_eq!(number(ready, "worker_pid"), u64::from(worker.pid()));
     }
-    let died = line_of(" ERROR worker died slot=0 generation=1 ");
+    let died = line_of(" ERROR worker exited unexpectedly slot=0 generation=1 ");
     assert!(died.contains("signal=SIGKILL"), "{died}");
     line_of(" INFO server stopping reason=SIGTERM ");
     line_of(" INFO worker stopped slot=0 generation=2");

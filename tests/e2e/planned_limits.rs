@@ -349,7 +349,10 @@ fn prove(effort: &Effort) {
     assert_kept(server);
     // Both cases occurred.
     assert!(done.beyond > 0 && done.refused > 0, "{done:?}");
-    assert!(count(server, "paused.connection_limit") > 0, "never full");
+    assert!(
+        count(server, "accept_pauses.connection_limit") > 0,
+        "never full"
+    );
     assert!(count(server, "backpressure") >= effort.residents.slow as u64);
     // The last workers have had more clients than the first ones, so compare new ones.
     server.reload().expect_success();

@@ -97,7 +97,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
     counters.wait_open(readers.len() as u64 + 1);
     let mark = server.log_len();
     push_until_reset(&readers);
-    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     let explained = died.contains("SIGKILL") && died.contains("out of memory (oom_kill in ");
     assert!(explained, "{died}");
     assert_eq!(group.kills(), 1, "it was the kernel");
@@ -112,10 +112,10 @@ fn oom_killed_worker_is_replaced_with_cause() {
         Client::connect(server.addr()).roundtrip(b"and so are new ones");
     }
     let status = server.status_json();
-    assert_eq!(status["totals"]["deaths"], 1, "{status}");
+    assert_eq!(status["totals"]["crashes"], 1, "{status}");
     assert_eq!(status["totals"]["closed"]["worker_died"], lost, "{status}");
     let slots = status["slots"].as_array().expect("its slots").iter();
-    let mut causes = slots.filter_map(|slot| slot["last_death"]["cause"].as_str());
+    let mut causes = slots.filter_map(|slot| slot["last_crash"]["error"].as_str());
     assert!(causes.any(|it| it.contains("out of memory")), "{status}");
     counters.wait_open(1);
     before.assert_back(&server);

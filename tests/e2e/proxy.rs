@@ -239,7 +239,7 @@ fn assert_refused_so_far(server: &Server, expected: &BTreeMap<&str, u64>) {
     assert_eq!(totals["refused"], serde_json::json!(expected), "{totals}");
     let count: u64 = expected.values().sum();
     assert_eq!(totals["closed"], serde_json::json!({ "refused": count }));
-    assert_eq!(totals["bytes_in"], 0, "{totals}");
+    assert_eq!(totals["received_bytes"], 0, "{totals}");
     for cause in expected.keys() {
         let cause = format!("reason={cause}");
         let line = server.wait_log(|line| line.contains(&cause));
@@ -349,7 +349,7 @@ fn halves_and_clients_move(by: &str) {
     Counters::of(&server).wait_open(1 + halves.len() as u64);
     let from = server.log_len();
     server.command(&[by]).expect_success();
-    let moved = server.status_json()["totals"]["moved_in"].clone();
+    let moved = server.status_json()["totals"]["migrated_in"].clone();
     assert_eq!(moved, 1 + halves.len(), "all of them");
     for (proxy, rest) in &mut halves {
         proxy.send_all(rest);
@@ -513,7 +513,7 @@ fn only_named_listeners_require_headers() {
     for _ in 0..2 {
         let mark = server.log_len();
         worker_of(&server, 1).signal(Signal::SIGKILL);
-        server.wait_log_from(mark, |line| line.contains("worker died"));
+        server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     }
     server.wait_log(|line| line.contains("queue lent to sibling"));
     both_are_as_told();

@@ -120,7 +120,7 @@ fn busy_connections_spread_without_byte_errors() {
         while_talking(&mut clients, |exchanges| {
             // Within the threshold: the other worker has at least three of eight.
             let spread = some_within(PATIENCE, || {
-                let moved = counters.by_slot(Counter::MovedIn);
+                let moved = counters.by_slot(Counter::MigratedIn);
                 (moved[0] >= 3).then_some(moved)
             });
             assert!(spread.is_some(), "{:?}", server.log());
@@ -129,8 +129,8 @@ fn busy_connections_spread_without_byte_errors() {
                 exchanges.load(Ordering::Relaxed) > at + 400
             });
         });
-        let out = counters.by_slot(Counter::MovedOut);
-        assert_eq!(out[1], counters.by_slot(Counter::MovedIn)[0]);
+        let out = counters.by_slot(Counter::MigratedOut);
+        assert_eq!(out[1], counters.by_slot(Counter::MigratedIn)[0]);
         server.wait_log(|line| line.contains(" rebalance finished ") && line.contains("migrated="));
         let now = open(&server);
         assert!(now[0] >= 3 && now[1] >= 3, "{now:?}");

@@ -273,7 +273,7 @@ fn invalid_reload_is_refused_and_changes_nothing() {
     }
     planned.configure("");
     std::fs::remove_file(planned.program()).unwrap();
-    server.reload().expect_failure("cannot open the program");
+    server.reload().expect_failure("cannot open the binary");
     planned.workers().assert_untouched_since(&before);
     client.roundtrip(b"after");
     planned.install_good();
@@ -293,7 +293,7 @@ fn second_operation_is_refused_while_one_runs() {
             .into_iter()
             .filter(|word| !word.is_empty())
             .collect();
-        server.command(&command).expect_failure("under way");
+        server.command(&command).expect_failure("in progress");
     }
     let status = server.status_json();
     assert!(
@@ -312,7 +312,7 @@ fn second_operation_is_refused_while_one_runs() {
     first
         .wait()
         .expect_failure("stop")
-        .expect_failure("slot 1 generation 1 died");
+        .expect_failure("slot 1: worker exited unexpectedly");
     assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
 }
 
@@ -339,7 +339,7 @@ fn drain_mode_keeps_connections_until_they_end() {
     for client in &mut clients {
         client.roundtrip(b"still with the old one");
     }
-    server.reload().expect_failure("left with them");
+    server.reload().expect_failure("still draining");
     for mut client in clients {
         client.half_close();
         client.expect_eof();
@@ -442,7 +442,7 @@ fn late_failure_rolls_back_with_connections() {
     planned.install(image);
     let answered = server.reload().expect_failure("exit code 3");
     assert!(
-        answered.stdout.contains("ran before") || answered.stderr.contains("ran before"),
+        answered.stdout.contains("old release") || answered.stderr.contains("old release"),
         "{answered:?}"
     );
     let after = planned.workers();
@@ -497,5 +497,5 @@ fn hanging_resolution_never_stops_supervision() {
     let command = server.start_command(&["reload"]);
     until("the configuration is being read", being_read);
     assert_eq!(server.stop().code(), Some(0));
-    command.wait().expect_failure("the server stops");
+    command.wait().expect_failure("the server is stopping");
 }

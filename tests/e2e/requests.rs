@@ -119,7 +119,9 @@ fn waiting_command_is_answered_after_its_turn() {
     let server = &planned.server;
     let first = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("operation started"));
-    server.command(&["scale", "+1"]).expect_failure("under way");
+    server
+        .command(&["scale", "+1"])
+        .expect_failure("in progress");
     let second = server.start_command(&["scale", "+1", "--wait"]);
     until("it to wait", || {
         pending(&planned) == ["scale to 3 (command)"]
@@ -158,8 +160,8 @@ fn stop_refuses_waiting_command() {
     let second = server.start_command(&["upgrade", "--wait"]);
     until("it to wait", || !pending(&planned).is_empty());
     server.signal(Signal::SIGTERM);
-    first.wait().expect_failure("the server stops");
-    second.wait().expect_failure("the server stops");
+    first.wait().expect_failure("the server is stopping");
+    second.wait().expect_failure("the server is stopping");
     assert_eq!(server.wait_exit(Duration::from_secs(20)).code(), Some(0));
 }
 
@@ -209,7 +211,7 @@ fn cancel_keeps_workers_about_to_leave() {
 fn relative_path_follows_renamed_directory() {
     let parent = tempfile::tempdir().expect("a folder of its own");
     let [before, after] = ["app", "app.old"].map(|name| parent.path().join(name));
-    std::fs::create_dir(&before).expect("make the directory");
+    std::fs::create_dir(&before).expect("create the directory");
     Image::copy(parent.path()).replace(&before.join("uppercased"));
     std::fs::write(before.join("u.toml"), "bake_time = \"0s\"\n").expect("write it");
     let server = Server::builder()

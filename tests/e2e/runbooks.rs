@@ -62,7 +62,7 @@ fn operator_rolls_out() {
     let answered = server.reload().expect_success();
     runbook.quotes("reloaded 2 workers in ", &answered.stdout);
     runbook.quotes("1 connection migrated, 0 draining", &answered.stdout);
-    runbook.quotes(" generation 2 stands by after ", &answered.stderr);
+    runbook.quotes(": new worker ready (", &answered.stderr);
     client.roundtrip(b"with the new configuration");
 
     planned.install(Image::copy(planned.folder()).with_faults("version=0.2.0"));
@@ -96,8 +96,8 @@ fn operator_rolls_back() {
     let answered = server.upgrade();
     assert_eq!(answered.code, 1, "{answered:?}");
     for words in [
-        "failed: the new worker of slot 0 failed",
-        "every worker runs what it ran before; the supervisor itself runs the new program",
+        "failed: the new worker of slot 0 exited",
+        "every worker runs the old release; the supervisor runs the new binary",
     ] {
         runbook.quotes(words, &answered.stdout);
     }
@@ -123,8 +123,8 @@ fn worker_keeps_dying() {
     for generation in 1..=2 {
         let start = server.log_len();
         worker_of(&server, 0).signal(Signal::SIGKILL);
-        let died = server.wait_log_from(start, |line| line.contains("worker died"));
-        runbook.quotes("ERROR worker died slot=0 generation=", &died);
+        let died = server.wait_log_from(start, |line| line.contains("worker exited unexpectedly"));
+        runbook.quotes("ERROR worker exited unexpectedly slot=0 generation=", &died);
         assert!(
             died.contains(&format!("generation={generation} ")),
             "{died}"
@@ -155,7 +155,7 @@ fn worker_keeps_dying() {
     runbook.quotes("reloaded 2 workers in ", &answered.stdout);
     let recalled = server.wait_log(|line| line.contains("queue recalled"));
     runbook.quotes("INFO queue recalled slot=0 from_slot=1", &recalled);
-    assert_eq!(server.status_json()["totals"]["deaths"], 2);
+    assert_eq!(server.status_json()["totals"]["crashes"], 2);
 }
 
 #[test]

@@ -204,8 +204,8 @@ fn escaping_worker_is_killed_with_cause() {
         let before = planned.workers();
         let answered = server.reload();
         assert_eq!(answered.code, 1, "{what}: {answered:?}");
-        let died = server.wait_log_from(mark, |line| line.contains("worker died"));
-        let error = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        let died = server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
+        let error = died.contains("SIGSYS") && died.contains("sandbox refused");
         assert!(error, "{what}: {died}");
         until_all_serve(&planned);
         planned.workers().assert_untouched_since(&before);
@@ -223,7 +223,7 @@ fn panic_in_sandbox_aborts_worker() {
     planned.install(Image::copy(planned.folder()).with_faults(plan));
     assert_eq!(server.reload().code, 1);
     server.wait_log_from(mark, |line| line.contains("worker panicked"));
-    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     assert!(died.contains("SIGABRT"), "{died}");
 }
 
@@ -238,12 +238,12 @@ fn escaping_serving_worker_is_counted_and_replaced() {
     planned.install(Image::copy(planned.folder()).with_faults(plan));
     let _answered = server.reload();
     server.wait_log_from(mark, |line| {
-        line.contains("worker died") && line.contains("SIGSYS")
+        line.contains("worker exited unexpectedly") && line.contains("SIGSYS")
     });
     until_all_serve(&planned);
     let status = server.status_json();
-    assert!(status["totals"]["deaths"].as_u64() >= Some(1), "{status}");
-    let how = status["slots"][0]["last_death"]["how"].as_str();
+    assert!(status["totals"]["crashes"].as_u64() >= Some(1), "{status}");
+    let how = status["slots"][0]["last_crash"]["exit"].as_str();
     assert!(how.is_some_and(|how| how.contains("SIGSYS")), "{status}");
 }
 
@@ -346,7 +346,7 @@ fn admin_process_sandboxes_all_its_threads() {
     }
     let status = server.status_json();
     assert_eq!(status["admin"]["sandbox"], status["slots"][0]["sandbox"]);
-    assert_eq!(status["admin"]["deaths"], 0);
+    assert_eq!(status["admin"]["crashes"], 0);
 }
 
 /// Its user may not connect to the control socket, through which it could stop the server; its
@@ -376,13 +376,13 @@ fn escaping_admin_process_is_killed() {
         let plan = format!("admin.sandboxed=violate:{what}");
         let server = Server::builder().args(QUICK).args(["--admin=0"]);
         let server = server.env("FAULT_POINTS", plan).start();
-        let died = server.wait_log(|line| line.contains("admin process died"));
-        let error = died.contains("SIGSYS") && died.contains("sandbox does not allow");
+        let died = server.wait_log(|line| line.contains("admin process exited unexpectedly"));
+        let error = died.contains("SIGSYS") && died.contains("sandbox refused");
         assert!(error, "{what}: {died}");
         Client::connect(server.addr()).roundtrip(b"served on");
         let status = server.status_json();
-        assert!(status["admin"]["deaths"].as_u64() >= Some(1), "{status}");
-        assert_eq!(status["totals"]["deaths"], 0, "{status}");
+        assert!(status["admin"]["crashes"].as_u64() >= Some(1), "{status}");
+        assert_eq!(status["totals"]["crashes"], 0, "{status}");
     }
 }
 
@@ -429,7 +429,7 @@ fn reload_updates_sandbox_of_admin_process() {
         Some(admin_pid(&server)).filter(|pid| *pid != first)
     });
     assert_eq!(kernel_field(second, "Seccomp"), "0");
-    assert_eq!(server.status_json()["admin"]["deaths"], 0, "it was wanted");
+    assert_eq!(server.status_json()["admin"]["crashes"], 0, "it was wanted");
     assert!(shown(&server, "/readyz").starts_with("HTTP/1.1 200"));
 }
 

@@ -94,20 +94,21 @@ fn rates_continue_while_workers_are_replaced() {
     assert!(find(lines, 0, |look| look["rates"].is_null()).is_some());
     client.roundtrip(&pattern(0, 1000));
     let busy = find(lines, 0, |look| {
-        look["rates"]["totals"]["bytes_in"].as_f64() > Some(0.0)
+        look["rates"]["totals"]["received_bytes"].as_f64() > Some(0.0)
     });
     let busy = busy.expect("what was sent shows as a rate");
     let span_ms = busy["rates"]["span_ms"].as_u64().unwrap();
     assert!(span_ms > 0, "{busy}");
-    let counted = busy["rates"]["totals"]["bytes_in"].as_f64().unwrap() * span_ms as f64 / 1000.0;
+    let counted =
+        busy["rates"]["totals"]["received_bytes"].as_f64().unwrap() * span_ms as f64 / 1000.0;
     assert!(counted <= 1000.5, "{busy}");
 
     server.reload().expect_success();
     server.upgrade().expect_success();
     client.roundtrip(&pattern(0, 1000));
     let status = server.status_json();
-    assert_eq!(status["last_operation"]["what"], "upgrade");
-    assert_eq!(status["last_operation"]["outcome"], "done");
+    assert_eq!(status["last_operation"]["operation"], "upgrade");
+    assert_eq!(status["last_operation"]["result"], "done");
     for slot in status["slots"].as_array().unwrap() {
         // The first worker, and one each for the reload and the upgrade.
         assert_eq!(slot["starts"]["count"], 3, "{slot}");
@@ -117,7 +118,7 @@ fn rates_continue_while_workers_are_replaced() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|one| one["what"].as_str().unwrap())
+        .map(|one| one["operation"].as_str().unwrap())
         .collect();
     assert_eq!(what, ["reload", "upgrade"]);
     let screen = server.command(&["status"]).expect_success().stdout;
@@ -127,7 +128,9 @@ fn rates_continue_while_workers_are_replaced() {
     for line in lines.all() {
         let look: Value = serde_json::from_str(&line).unwrap();
         let span_ms = look["rates"]["span_ms"].as_u64().unwrap_or(0);
-        let rate = look["rates"]["totals"]["bytes_in"].as_f64().unwrap_or(0.0);
+        let rate = look["rates"]["totals"]["received_bytes"]
+            .as_f64()
+            .unwrap_or(0.0);
         assert!(rate * span_ms as f64 / 1000.0 <= 2000.5, "{line}");
     }
     server.stop();

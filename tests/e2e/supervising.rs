@@ -186,7 +186,7 @@ fn crash_costs_only_connections_of_worker() {
         client.expect_open();
         client.roundtrip(b"nothing happened here");
     }
-    let died = server.wait_log_from(mark, |line| line.contains("worker died"));
+    let died = server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     assert!(died.contains("slot=0 generation=1 "), "{died}");
     assert!(died.contains("signal=SIGKILL"), "{died}");
     assert!(
@@ -370,7 +370,9 @@ fn worker_stalled_at_start_is_replaced() {
     }
     let (mark, outcome) = hung.expect("one of many starts is caught in time");
     assert_eq!(number(&outcome, "duration_ms"), 1000, "{outcome}");
-    let died = |line: &str| line.contains("worker died") && line.contains("not ready in time");
+    let died = |line: &str| {
+        line.contains("worker exited unexpectedly") && line.contains("not ready in time")
+    };
     server.wait_log_from(mark, died);
     Client::connect(server.addr()).roundtrip(b"the next one is fine");
 }
@@ -636,7 +638,7 @@ fn boot_serves_without_failing_worker() {
     server.reload().expect_success();
     server
         .command(&["scale", "3"])
-        .expect_failure("slot 1 failed");
+        .expect_failure("slot 1 exited");
     Image::copy(folder.path()).replace(&program);
     server.reload().expect_success();
     let ready = server.command(&["status", "--ready"]).expect_success();
@@ -652,7 +654,7 @@ fn boot_of_all_ends_with_failing_worker() {
         .expect_failure();
     assert_eq!(code, 1, "{reported}");
     assert!(
-        reported.contains("the worker of slot 1 ended"),
+        reported.contains("the worker of slot 1 exited"),
         "{reported}"
     );
 }

@@ -174,7 +174,7 @@ fn long_start_and_reload_extend_timeout() {
     manager.wait_for(again, "READY=1");
     let status = &server.status_json()["service_manager"];
     assert_eq!(status["refused"], 0, "{status}");
-    assert!(status["taken"].as_u64() >= Some(again as u64), "{status}");
+    assert!(status["sent"].as_u64() >= Some(again as u64), "{status}");
 }
 
 #[test]
@@ -412,10 +412,10 @@ fn unusable_sockets_refuse_start() {
     refused(
         datagrams.into(),
         format!("--listen={addr}"),
-        "a socket of another kind",
+        "not a stream socket",
     );
     let bound = tcp_socket();
-    refused(bound.into(), format!("--listen={addr}"), "does not listen");
+    refused(bound.into(), format!("--listen={addr}"), "not listening");
 }
 
 #[test]
@@ -583,7 +583,7 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     server.upgrade().expect_success();
     let error = || server.status_json()["service_manager"].clone();
     let status = error();
-    assert_eq!(status["lets_go"], true, "{status}");
+    assert_eq!(status["releasing"], true, "{status}");
     assert_eq!(status["refused"].as_u64() > Some(0), untold, "{status}");
     // The other slot's socket is still in the group, but no worker serves it.
     let port = server.addr().port();
@@ -591,7 +591,7 @@ fn an_upgrade_forgets_nothing(environment: &[(&str, &str)], untold: bool) {
     assert_served(come_early(server.addr(), 64));
     manager.hold(false);
     manager.wait_stored(&["slot-0"]);
-    until("the server knows", || error()["lets_go"] == false);
+    until("the server knows", || error()["releasing"] == false);
     assert_served(come_early(server.addr(), 64));
     assert_eq!(count_sockets(port, TcpState::Listen), 1);
 }
@@ -659,7 +659,7 @@ fn unlistened_address_is_released_from_store() {
         .hand_over(manager.stored())
         .start();
     manager.wait_stored(&["slot-0", "slot-1"]);
-    second.wait_log(|line| line.contains("its address is not listened on any more"));
+    second.wait_log(|line| line.contains("its address is no longer configured"));
     until("no process listens there", || {
         count_sockets(addrs[0].port(), TcpState::Listen) == 0
     });

@@ -136,7 +136,7 @@ fn preflight_refuses_unusable_program() {
         load.go_on_for(10);
     }
     std::fs::remove_file(planned.program()).unwrap();
-    server.upgrade().expect_failure("cannot open the program");
+    server.upgrade().expect_failure("cannot open the binary");
     planned.workers().assert_untouched_since(&before);
     load.finish().assert_clean();
 }
@@ -228,7 +228,7 @@ fn upgrade_notices_events_during_exec() {
     server.signal(Signal::SIGUSR1);
     server.signal(Signal::SIGCONT);
     command.wait().expect_success();
-    server.wait_log_from(mark, |line| line.contains("worker died"));
+    server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     server.wait_log_from(mark, |line| line.contains("serving for"));
     planned.workers().assert_serving();
 }

@@ -622,8 +622,8 @@ fn every_connection_has_one_owner_under_faults() {
     assert!(stopped.count() > 10);
     assert!(ends(|end| matches!(end, HandoverEnd::Refused { .. })) > 10);
     assert!(ends(|end| matches!(end, HandoverEnd::Incomplete { .. })) > 10);
-    let deaths = worlds.iter().filter(|world| world.sender_dead).count();
-    assert!(deaths > 100, "only {deaths} senders died");
+    let crashes = worlds.iter().filter(|world| world.sender_dead).count();
+    assert!(crashes > 100, "only {crashes} senders died");
     let stays = |world: &&World| {
         let served = |one: &Connection| one.sender == Held::Served;
         world.part.is_some() && world.moved > 0 && world.connections.iter().any(served)

@@ -411,7 +411,7 @@ impl<'a> World<'a> {
                 law!(in_time, "the exit was due at {:?}", self.exit_due);
             }
             self.laws.action(&action, now);
-            self.kernel.carry_out(&action, self.rng);
+            self.kernel.execute(&action, self.rng);
         }
         self.swap_twin();
         let due = self.machine.poll_timeout();
@@ -585,6 +585,7 @@ fn kind(action: &Action) -> &'static str {
             Notice::OperationStarted { .. } => "OperationStarted",
             Notice::OperationEnded { .. } => "OperationEnded",
             Notice::OperationCancelled { .. } => "OperationCancelled",
+            Notice::CancelRefused { .. } => "CancelRefused",
             Notice::RequestPending { .. } => "RequestPending",
             Notice::RequestWithdrawn { .. } => "RequestWithdrawn",
             Notice::NotBegun { .. } => "NotBegun",

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`identity`], [`clock`], [`metrics`] | slots, generations and workers; points in time; counters |
 //! | [`status`] | the state of a server, as data and as text |
-//! | [`control`] | the control socket: protocol, place and client |
+//! | [`control`], [`operation`] | the control socket: protocol, place and client; what can be requested |
 //! | [`sampler`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
 //! | [`target`], [`proxy_header`] | server addresses as text; the PROXY protocol |
 //! | [`words`] | enums whose variants are words |
@@ -24,6 +24,7 @@ pub mod escape;
 pub mod identity;
 pub mod limits;
 pub mod metrics;
+pub mod operation;
 pub mod output;
 pub mod process;
 pub mod proxy_header;

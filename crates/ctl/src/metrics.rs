@@ -122,17 +122,17 @@ impl TurnClass {
     }
 }
 
-/// Declares the counters: of each its cell, its name in the status, its name in `/metrics` and its
+/// Declares the counters: of each its cell, its name in the status and in `/metrics`, and its
 /// meaning, which is one line.
 macro_rules! counters {
     ({ $(
         $(#[$doc:meta])*
-        $counter:ident = $cell:literal, $name:literal, $family:literal, $meaning:literal;
+        $counter:ident = $cell:literal, $name:literal, $meaning:literal;
     )+ }
     by label { $(
         $(#[$labelled_doc:meta])*
         $labelled:ident($label:ident) = $first:ident,
-            $labelled_name:literal, $labelled_family:literal, $labelled_meaning:literal;
+            $labelled_name:literal, $labelled_meaning:literal;
     )+ }) => {
         /// A cell of the metrics block.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,15 +167,6 @@ macro_rules! counters {
                 }
             }
 
-            /// Returns the counter's name in `/metrics`; the same for all counters of one name.
-            #[must_use]
-            pub const fn family(self) -> &'static str {
-                match self {
-                    $(Self::$counter => $family,)+
-                    $(Self::$labelled(_) => $labelled_family,)+
-                }
-            }
-
             /// Returns a one-line description; the same for all counters of one name.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
@@ -190,29 +181,29 @@ macro_rules! counters {
 
 counters! {
     {
-        Accepted = 0, "accepted", "connections_accepted", "Accepted connections.";
-        AcceptFailed = 1, "accept_failed", "accept_failures",
+        Accepted = 0, "connections_accepted", "Accepted connections.";
+        AcceptFailed = 1, "accept_failures",
             "Connections that failed before they were accepted.";
-        Untracked = 2, "untracked", "connections_untracked",
+        Untracked = 2, "connections_untracked",
             "Connections without a per-source limit, for lack of room.";
-        MovedIn = 3, "moved_in", "connections_migrated_in",
+        MigratedIn = 3, "connections_migrated_in",
             "Connections received from another worker.";
-        MovedOut = 4, "moved_out", "connections_migrated_out",
+        MigratedOut = 4, "connections_migrated_out",
             "Connections handed over to another worker.";
-        BytesDiscarded = 5, "bytes_discarded", "discarded_bytes",
+        BytesDiscarded = 5, "discarded_bytes",
             "Bytes received after the end of the stream, discarded.";
-        BytesAbandoned = 6, "bytes_abandoned", "abandoned_bytes",
+        BytesAbandoned = 6, "abandoned_bytes",
             "Unsent bytes of closed connections.";
-        Backpressure = 7, "backpressure", "backpressure",
+        Backpressure = 7, "backpressure",
             "Times output was buffered because a client did not read.";
-        BytesIn = 8, "bytes_in", "received_bytes", "Bytes received from clients.";
-        BytesOut = 9, "bytes_out", "sent_bytes", "Bytes sent to clients.";
-        Reads = 10, "reads", "reads", "Successful receive calls.";
-        Writes = 11, "writes", "writes", "Send calls that sent at least one byte.";
-        Turns = 12, "turns", "turns", "Event loop iterations.";
-        BusyNs = 13, "busy_ns", "busy_ns",
+        BytesIn = 8, "received_bytes", "Bytes received from clients.";
+        BytesOut = 9, "sent_bytes", "Bytes sent to clients.";
+        Reads = 10, "reads", "Successful receive calls.";
+        Writes = 11, "writes", "Send calls that sent at least one byte.";
+        Turns = 12, "turns", "Event loop iterations.";
+        BusyNs = 13, "busy_ns",
             "Nanoseconds spent in turns, waiting not counted; short turns are sampled.";
-        StaleEvents = 14, "stale_events", "stale_events",
+        StaleEvents = 14, "stale_events",
             "Readiness events for closed connections.";
     }
     by label {
@@ -220,11 +211,11 @@ counters! {
         /// not watch; those refused for their PROXY header are, and end as
         /// [`CloseReason::Refused`].
         Refused(RefusalCause) = FIRST_REFUSED,
-            "refused", "connections_refused", "Refused connections, by reason.";
+            "connections_refused", "Refused connections, by reason.";
         Closed(CloseReason) = FIRST_CLOSED,
-            "closed", "connections_closed", "Closed connections, by reason.";
-        Paused(PauseCause) = FIRST_PAUSED, "paused", "accept_pauses", "Accept pauses, by reason.";
-        Took(TurnClass) = FIRST_TOOK, "turn_took_us", "turn_took_us",
+            "connections_closed", "Closed connections, by reason.";
+        Paused(PauseCause) = FIRST_PAUSED, "accept_pauses", "Accept pauses, by reason.";
+        Took(TurnClass) = FIRST_TOOK, "turn_took_us",
             "Turns, by how many microseconds they took less than; short ones are sampled.";
     }
 }
@@ -237,8 +228,8 @@ impl Counter {
     const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
     const FIRST_TOOK: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
 
-    /// Returns name and label in one word, as used in the status: `bytes_in`,
-    /// `closed.idle_timeout`.
+    /// Returns name and label in one word, as used in the status: `received_bytes`,
+    /// `connections_closed.idle_timeout`.
     #[must_use]
     pub fn key(self) -> String {
         match self.name() {

@@ -17,7 +17,7 @@ mod sockets;
 mod text;
 
 pub use data::{
-    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, OperationTimes,
+    AcceptQueueStatus, AdminStatus, LastCrash, LastOperation, Neighbour, OperationTimes,
     ServiceManagerStatus, SlotStatus, Status, Totals, Traffic,
 };
 pub use durations::{BOUNDS_MS, Durations};
@@ -42,7 +42,7 @@ mod tests {
             slots: vec![SlotStatus {
                 traffic: Traffic::read(3, |counter| counter.cell() as u64),
                 predecessor: Some(Neighbour::default()),
-                last_death: Some(LastDeath::default()),
+                last_crash: Some(LastCrash::default()),
                 ..SlotStatus::default()
             }],
             ..Status::default()
@@ -54,7 +54,7 @@ mod tests {
             status
         );
         // Flat, as documented.
-        assert_eq!(json["slots"][0]["bytes_out"], 9);
+        assert_eq!(json["slots"][0]["sent_bytes"], 9);
         assert_eq!(json["totals"]["open"], 3);
 
         let fields = json.as_object_mut().unwrap();
@@ -69,12 +69,12 @@ mod tests {
         let slot = |accepted, reason: &str| SlotStatus {
             traffic: Traffic {
                 accepted,
-                bytes_in: u64::MAX,
+                received_bytes: u64::MAX,
                 closed: BTreeMap::from([(reason.to_owned(), 2)]),
                 refused: BTreeMap::from([(reason.to_owned(), 3)]),
                 ..Traffic::default()
             },
-            deaths: 1,
+            crashes: 1,
             ..SlotStatus::default()
         };
         let mut status = Status {
@@ -82,9 +82,9 @@ mod tests {
             ..Status::default()
         };
         status.sum_up();
-        let Totals { traffic, deaths } = status.totals;
-        assert_eq!((traffic.accepted, deaths), (6, 3));
-        assert_eq!(traffic.bytes_in, u64::MAX);
+        let Totals { traffic, crashes } = status.totals;
+        assert_eq!((traffic.accepted, crashes), (6, 3));
+        assert_eq!(traffic.received_bytes, u64::MAX);
         let closed = [("a".to_owned(), 4), ("b".to_owned(), 2)];
         assert_eq!(traffic.closed, BTreeMap::from(closed));
         let refused = [("a".to_owned(), 6), ("b".to_owned(), 3)];

@@ -26,7 +26,7 @@ fn exposition_has_every_counter_of_every_slot() {
     let text = write(&status, &[(200, 7)], AgentAnswers::default()).unwrap();
     let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
     for one in Counter::all() {
-        let (name, reason) = (one.family(), one.name().1);
+        let (name, reason) = one.name();
         if matches!(one, Counter::BusyNs | Counter::Took(_)) {
             continue;
         }
@@ -128,7 +128,7 @@ fn table_lists_every_exposed_family() {
     }
     for one in Counter::all() {
         let in_histogram = matches!(one, Counter::BusyNs | Counter::Took(_));
-        assert!(in_histogram || has(one.family()), "{one:?}\n{table}");
+        assert!(in_histogram || has(one.name().0), "{one:?}\n{table}");
     }
 }
 
@@ -141,8 +141,8 @@ fn durations_are_histograms() {
     let mut status = Status {
         slots: vec![slot(0, Traffic::default())],
         operations: vec![OperationTimes {
-            what: "reload".to_owned(),
-            outcome: "failed".to_owned(),
+            operation: "reload".to_owned(),
+            result: "failed".to_owned(),
             times: times.clone(),
         }],
         ..Status::default()
@@ -154,11 +154,11 @@ fn durations_are_histograms() {
     has("uppercased_worker_start_duration_seconds_bucket{le=\"+Inf\",slot=\"0\"} 3");
     has("uppercased_worker_start_duration_seconds_sum{slot=\"0\"} 0.707");
     has("uppercased_handover_duration_seconds_count{slot=\"0\"} 0");
-    let labels = "what=\"reload\",outcome=\"failed\"";
+    let labels = "operation=\"reload\",result=\"failed\"";
     has(&format!(
         "uppercased_operation_duration_seconds_count{{{labels}}} 3"
     ));
-    let never = "what=\"upgrade\",outcome=\"failed\"";
+    let never = "operation=\"upgrade\",result=\"failed\"";
     has(&format!(
         "uppercased_operation_duration_seconds_count{{{never}}} 0"
     ));
@@ -196,7 +196,7 @@ fn older_format_names_counter_like_its_samples() {
 #[test]
 fn counters_remain_after_slot_has_left() {
     let mut left = slot(1, Traffic::read(0, |_| 5));
-    left.deaths = 2;
+    left.crashes = 2;
     left.starts.note(Duration::from_millis(3));
     left.handovers.note(Duration::from_millis(4));
     let status = Status {
@@ -208,7 +208,7 @@ fn counters_remain_after_slot_has_left() {
     let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
     has("uppercased_connections_accepted_total{slot=\"0\"} 1");
     has("uppercased_connections_accepted_total{slot=\"1\"} 5");
-    has("uppercased_worker_deaths_total{slot=\"1\"} 2");
+    has("uppercased_worker_crashes_total{slot=\"1\"} 2");
     has("uppercased_turn_duration_seconds_count{slot=\"1\"} 110");
     has("uppercased_worker_start_duration_seconds_count{slot=\"1\"} 1");
     has("uppercased_handover_duration_seconds_count{slot=\"1\"} 1");

@@ -213,7 +213,7 @@ impl Reactor {
         if first {
             fault::point("receiver.acknowledged");
         }
-        self.memory.count(Counter::MovedIn, u64::from(count));
+        self.memory.count(Counter::MigratedIn, u64::from(count));
         self.expected = self.expected.saturating_sub(count + stay as u32);
         self.open += count;
         for fd in batch {

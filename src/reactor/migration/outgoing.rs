@@ -279,7 +279,7 @@ impl Reactor {
                 self.keep_stuck(outgoing, fd);
                 continue;
             }
-            self.memory.count(Counter::MovedOut, 1);
+            self.memory.count(Counter::MigratedOut, 1);
             self.close_migrated(fd);
             outgoing.moving -= 1;
             outgoing.moved += 1;

@@ -28,7 +28,7 @@ pub(crate) struct Life {
     /// In a row.
     failures: u32,
     /// In total.
-    deaths: u64,
+    crashes: u64,
     rng: Rng,
 }
 
@@ -43,13 +43,13 @@ enum Stage {
 }
 
 impl Life {
-    /// Returns a state whose next process starts at once; `deaths` counts those under an earlier
+    /// Returns a state whose next process starts at once; `crashes` counts those under an earlier
     /// program.
-    pub(crate) fn new(now: Tick, seed: u64, deaths: u64) -> Self {
+    pub(crate) fn new(now: Tick, seed: u64, crashes: u64) -> Self {
         Self {
             stage: Stage::Due(now),
             failures: 0,
-            deaths,
+            crashes,
             rng: Rng::with_seed(seed),
         }
     }
@@ -79,7 +79,7 @@ impl Life {
         if served >= pace.reset {
             self.failures = 0;
         }
-        self.deaths = self.deaths.saturating_add(1);
+        self.crashes = self.crashes.saturating_add(1);
         let delay = match retry(self.failures, pace.initial, pace.max, &mut self.rng) {
             Retry::AtOnce => Duration::ZERO,
             Retry::After(delay) => delay,
@@ -102,8 +102,8 @@ impl Life {
     }
 
     /// Returns the number of unexpected exits.
-    pub(crate) const fn deaths(&self) -> u64 {
-        self.deaths
+    pub(crate) const fn crashes(&self) -> u64 {
+        self.crashes
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
             now = now + delay;
             assert_eq!(life.due(), Some(now));
         }
-        assert_eq!(life.deaths(), 20);
+        assert_eq!(life.crashes(), 20);
         life.started(now);
         let delay = life.died(now + PACE.reset, PACE);
         assert_eq!(delay, Duration::ZERO, "good service was forgotten");
@@ -155,11 +155,11 @@ mod tests {
         let mut life = Life::new(at(0), 1, 0);
         life.started(at(0));
         life.paused(at(7));
-        assert_eq!((life.due(), life.deaths()), (Some(at(7)), 0));
+        assert_eq!((life.due(), life.crashes()), (Some(at(7)), 0));
         life.end();
         life.started(at(8));
         life.paused(at(8));
         life.died(at(9), PACE);
-        assert_eq!((life.due(), life.deaths()), (None, 0));
+        assert_eq!((life.due(), life.crashes()), (None, 0));
     }
 }

@@ -13,7 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::channel::{self, Channel};
 use crate::config::{Account, Config, Sandbox};
-use crate::supervisor::machine::Death;
+use crate::supervisor::machine::ExitStatus;
 use crate::supervisor::subprocess::{Ended, Subprocess};
 use crate::supervisor::tokens::Source;
 use crate::sys::image::Image;
@@ -94,7 +94,7 @@ impl AdminProcess {
             .child
             .watch_channel_again(registry, Source::AdminChannel);
         if let Err(error) = watched {
-            self.end(format!("it cannot be watched: {error}"));
+            self.end(format!("cannot watch it: {error}"));
         }
     }
 
@@ -134,7 +134,7 @@ impl AdminProcess {
         };
         match received.envelope.message {
             FromAdmin::Ready { .. } if self.sandbox.is_some() => {
-                self.end("it is ready a second time".to_owned());
+                self.end("it sent Ready twice".to_owned());
                 None
             }
             FromAdmin::Ready { sandbox } => {
@@ -156,7 +156,7 @@ impl AdminProcess {
     pub(crate) fn answer(&mut self, number: u64, status: &Status) {
         let answer = Envelope::without_worker(ToAdmin::Status { number });
         let said = written(status)
-            .map_err(|error| format!("it cannot be told: {error}"))
+            .map_err(|error| format!("cannot send to it: {error}"))
             .and_then(|file| {
                 let said = self.child.channel.send(&answer, &[file.as_fd()]);
                 said.map_err(|error| error.to_string())
@@ -182,10 +182,10 @@ impl AdminProcess {
     }
 
     /// Reaps it, if it has exited.
-    pub(crate) fn reap(&self) -> Option<Death> {
-        let how = self.child.reap()?;
+    pub(crate) fn reap(&self) -> Option<ExitStatus> {
+        let exit = self.child.reap()?;
         self.child.channel.purge();
-        Some(how)
+        Some(exit)
     }
 
     /// Returns the cause of its exit, if either side has reported one.
@@ -271,7 +271,7 @@ mod tests {
         let foreign = Envelope::without_worker(FromWorker::Draining { connections: 0 });
         let foreign = foreign.encode(0).unwrap();
         for (wrong, cause) in [
-            (twice, "a second time"),
+            (twice, "Ready twice"),
             (foreign, "on a channel of FromAdmin"),
         ] {
             let (_child, mut process, mut there) = process();
@@ -283,8 +283,8 @@ mod tests {
             assert_eq!(process.receive(), None, "nothing more is received");
             let mut ended = [PollFd::new(process.child.end(), PollFlags::POLLIN)];
             assert_eq!(poll(&mut ended, PollTimeout::from(10_000_u16)), Ok(1));
-            let how = process.reap().unwrap();
-            assert_eq!(how, Death::Signalled(9));
+            let exit = process.reap().unwrap();
+            assert_eq!(exit, ExitStatus::Signalled(9));
             let logged = process.cause().unwrap();
             assert!(logged.contains(cause), "{logged}");
         }

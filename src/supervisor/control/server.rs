@@ -490,7 +490,7 @@ impl ControlServer {
         let full = || {
             let full = self.clients.iter().all(Option::is_some);
             full.then(|| {
-                format!("{CONTROL_CLIENTS_MAX} others are being answered; try again later")
+                format!("{CONTROL_CLIENTS_MAX} clients are already connected; try again later")
             })
         };
         let (pid, uid) = (peer.pid, peer.uid);
@@ -550,7 +550,7 @@ impl ControlServer {
         };
         let line = reply.encode().or_else(|error| {
             event!(control_reply_not_sent, %error);
-            Reply::Failed(format!("the answer is {error}")).encode()
+            Reply::Failed(format!("cannot encode the reply: {error}")).encode()
         });
         // Without a line, closing the connection is the answer.
         let said = line.is_ok_and(|line| client.queue(&line));
@@ -572,7 +572,7 @@ impl ControlServer {
 /// even if the mode is changed.
 fn refusal_of(uid: u32, own: u32) -> Option<String> {
     (uid != 0 && uid != own)
-        .then(|| format!("only the users 0 and {own} are events here, and not user {uid}"))
+        .then(|| format!("user {uid} may not send requests; use user 0 or {own}"))
 }
 
 #[cfg(test)]

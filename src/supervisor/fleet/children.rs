@@ -173,11 +173,11 @@ impl Child {
             descriptors,
         } = received;
         Some(if worker != self.worker {
-            Err(Unusable::Broken(format!("it calls itself {worker}")))
+            Err(Unusable::Broken(format!("it claims to be {worker}")))
         } else if self.quota.allows(&message) {
             Ok((with_short_texts(message), descriptors))
         } else {
-            let cause = "it says more than it was asked";
+            let cause = "it exceeded its message quota";
             Err(Unusable::Broken(cause.to_owned()))
         })
     }

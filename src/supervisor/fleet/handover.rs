@@ -63,7 +63,7 @@ impl Fleet {
 
     /// Reports a failed handover: without a socket pair nothing moves, and no connection is closed.
     fn hand_over_failed(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
-        let cause = format!("no socket pair for the handover: {cause}");
+        let cause = format!("cannot create a socket pair: {cause}");
         let left = self.open_connections(from);
         self.send(to, ToWorker::Serve, &[]);
         self.machine(Event::HandedOver {
@@ -80,7 +80,7 @@ impl Fleet {
         let (near, far) = match Packets::pair() {
             Ok(pair) => pair,
             Err(error) => {
-                let cause = format!("no socket pair for the handover: {error}");
+                let cause = format!("cannot create a socket pair: {error}");
                 return self.machine(Event::Rebalanced {
                     worker: from,
                     moved: 0,

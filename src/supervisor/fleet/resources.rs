@@ -210,11 +210,11 @@ impl SlotResources {
             (false, 0) => {}
             (true, count) => {
                 return Err(format!(
-                    "it deposited {count} listeners for {} addresses",
+                    "it sent {count} listeners for {} addresses",
                     listen.len()
                 ));
             }
-            (false, _) => return Err("it deposited listeners where it was to adopt them".into()),
+            (false, _) => return Err("it sent listeners instead of adopting them".into()),
         }
         Ok(())
     }

@@ -42,12 +42,12 @@ impl Fleet {
             self.set_options(worker.slot);
         }
         let run = self.releases.get(release);
-        let run = run.ok_or_else(|| format!("release {release} is not known any more"))?;
+        let run = run.ok_or_else(|| format!("unknown release {release}"))?;
         let room = self.room_for(&run.config, run.limits);
-        let slot = self.slots.get_mut(index).ok_or("there is no such slot")?;
+        let slot = self.slots.get_mut(index).ok_or("unknown slot")?;
         let memory = slot
             .memory_for(standby, run.layout(room))
-            .map_err(|error| format!("no memory for it: {}", explain(&error)))?;
+            .map_err(|error| format!("cannot create its memory: {}", explain(&error)))?;
         let mut start = run.start(&self.addresses, adopt, standby);
         start.room = room;
         start.descriptors = run.layout(room).descriptors;
@@ -89,6 +89,6 @@ impl Fleet {
     fn discard(&mut self, worker: WorkerId, error: &io::Error) -> String {
         let process = self.slots[worker.slot.index()].discard(worker);
         self.events.extend(process.map(Event::Ended));
-        format!("it cannot be watched: {error}")
+        format!("cannot watch it: {error}")
     }
 }

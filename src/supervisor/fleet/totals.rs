@@ -122,7 +122,7 @@ mod tests {
         };
         let mut worker = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
         worker.count(Counter::Accepted, 3);
-        worker.count(Counter::MovedIn, 1);
+        worker.count(Counter::MigratedIn, 1);
         worker.count(Counter::Closed(CloseReason::PeerClosed), 2);
         let peer = ([127, 0, 0, 1], 80).into();
         worker.open(5, 1, peer, Tick::ZERO, State::Open);

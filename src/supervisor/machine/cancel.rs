@@ -8,13 +8,14 @@
 //! Invariants: the operation fails and names its canceller; the cancelling request is answered
 //! after that, with `Done` only if every change that can be reversed was.
 
-use super::plan::{Cancel, Course, OperationKind, Stage};
+use super::plan::{Cancel, Course, Stage};
 use super::slot::Slot;
 use super::worker::Worker;
 use super::{
-    Action, Answer, Done, KillReason, Machine, Notice, Queue, Reception, RequestId, SlotState,
+    Action, Answer, Done, KillReason, Machine, Notice, OperationKind, Queue, Reception, RequestId,
+    SlotState,
 };
-use uppercased_ctl::clock::Tick;
+use uppercased_ctl::clock::{Tick, millis};
 
 impl Machine {
     pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Reception {
@@ -29,11 +30,10 @@ impl Machine {
             return Reception::Taken;
         }
         if let Some(cause) = self.not_to_be_cancelled() {
-            let answer = Answer::Refused { cause };
-            self.notice(Notice::OperationEnded {
-                what: "cancel".to_owned(),
-                answer: answer.clone(),
+            self.notice(Notice::CancelRefused {
+                cause: cause.clone(),
             });
+            let answer = Answer::Refused { cause };
             self.actions.push_back(Action::Answer { request, answer });
             return Reception::Taken;
         }
@@ -46,9 +46,9 @@ impl Machine {
             since: now,
             incomplete: false,
         });
-        let what = operation.kind.what();
+        let operation = operation.kind;
         let by = by.to_owned();
-        self.notice(Notice::OperationCancelled { what, by });
+        self.notice(Notice::OperationCancelled { operation, by });
         self.take_back(now);
         Reception::Taken
     }
@@ -62,11 +62,11 @@ impl Machine {
             });
         };
         if operation.cancel.is_some() {
-            return Some("the operation is being cancelled already".to_owned());
+            return Some("the operation is already being cancelled".to_owned());
         }
         let cause = match &operation.stage {
-            Stage::Passed | Stage::Exec => "the new program takes over; try again in a moment",
-            Stage::Ending { .. } => "the operation is over but for its last workers",
+            Stage::Passed | Stage::Exec => "the new binary is taking over; try again in a moment",
+            Stage::Ending { .. } => "the operation has ended, and its last workers are exiting",
             Stage::Roll(roll) => match roll.course {
                 Course::Forward { .. } => return None,
                 Course::Back { .. } => "the operation has failed and is being rolled back",
@@ -150,7 +150,7 @@ impl Machine {
         Some(match failure {
             Some(cause) if cause.starts_with(&cancelled) => cause,
             Some(cause) => format!("{cancelled}; {cause}"),
-            None if matches!(self.planned_kind(), Some(OperationKind::Scale { .. })) => {
+            None if matches!(self.operation_kind(), Some(OperationKind::Scale { .. })) => {
                 format!("{cancelled}; {workers} workers serve")
             }
             None => format!(
@@ -180,7 +180,7 @@ impl Machine {
         } else {
             Answer::Done(Done {
                 workers: self.open_slots(),
-                took: now.since(since),
+                duration_ms: millis(now.since(since)),
                 ..Done::default()
             })
         };

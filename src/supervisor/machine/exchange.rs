@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use answer::{Answer, Done};
+pub use answer::Answer;
 pub use event::{Event, ListenerSource, Load, Wanted};
 pub use notice::Notice;
 
 use crate::handover::Part;
-pub use uppercased_ctl::control::ScaleTo;
+pub use uppercased_ctl::control::{Done, ScaleTo};
 use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
 
 /// An action that the shell must execute, in sequence.

@@ -10,8 +10,8 @@ use super::plan::Stage;
 use super::slot::Slot;
 use super::worker::{ExitReport, Worker, WorkerState};
 use super::{
-    Action, Boot, Death, KILL_GRACE, KillReason, LastDeath, ListenerSource, Machine, Notice, Phase,
-    Policy, Queue, ReleaseId, SlotId, SlotState, WorkerId,
+    Action, Boot, ExitStatus, KILL_GRACE, KillReason, LastCrash, ListenerSource, Machine, Notice,
+    Phase, Policy, Queue, ReleaseId, SlotId, SlotState, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -164,7 +164,7 @@ impl Machine {
             let after = KILL_GRACE;
             self.notice(Notice::NotEnded { worker, after });
             self.actions.push_back(Action::Abandon { worker });
-            self.exited(worker, Death::Lost, None, now);
+            self.exited(worker, ExitStatus::Lost, None, now);
         }
     }
 
@@ -196,7 +196,7 @@ impl Machine {
         let index = worker.slot.index();
         match &self.phase {
             Phase::Booting { slot } if *slot == worker.slot => {
-                let cause = boot_failure(worker.slot, &report);
+                let cause = format!("the worker of slot {} {report}", worker.slot);
                 if self.may_degrade() {
                     self.begin_degraded(worker.slot, cause);
                     return self.lost(worker, it, report, now);
@@ -253,8 +253,8 @@ impl Machine {
 
     /// Reports a requested exit.
     pub(super) fn stopped(&mut self, worker: WorkerId, report: ExitReport) {
-        self.notice(match (report.how, report.cause) {
-            (Some(how), _) => Notice::WorkerStopped { worker, how },
+        self.notice(match (report.exit, report.cause) {
+            (Some(exit), _) => Notice::WorkerStopped { worker, exit },
             (None, cause) => Notice::SpawnFailed {
                 worker,
                 cause: cause.unwrap_or_default(),
@@ -265,22 +265,22 @@ impl Machine {
     /// Counts and reports a failure.
     pub(super) fn record(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
         let ExitReport {
-            how,
+            exit,
             served_for,
             cause,
         } = report;
         let history = &mut self.slots[worker.slot.index()].history;
-        history.deaths = history.deaths.saturating_add(1);
-        history.last_death = Some(LastDeath {
+        history.crashes = history.crashes.saturating_add(1);
+        history.last_crash = Some(LastCrash {
             worker,
-            how,
+            exit,
             cause: cause.clone(),
             at: now,
         });
-        self.notice(match how {
-            Some(how) => Notice::WorkerDied {
+        self.notice(match exit {
+            Some(exit) => Notice::WorkerDied {
                 worker,
-                how,
+                exit,
                 served_for,
                 cause,
             },
@@ -384,22 +384,6 @@ impl Machine {
                 self.actions.extend(notice(worker).map(Action::Notice));
                 self.kill(worker, KillReason::Stop, now);
             }
-        }
-    }
-}
-
-/// Returns why the boot failed, in one line for the operator.
-fn boot_failure(slot: SlotId, report: &ExitReport) -> String {
-    match (report.how, &report.cause) {
-        (None, cause) => {
-            let cause = cause.as_deref().unwrap_or("no cause given");
-            format!("the worker of slot {slot} cannot be spawned: {cause}")
-        }
-        (Some(how), None) => {
-            format!("the worker of slot {slot} ended before it was ready: {how}")
-        }
-        (Some(how), Some(cause)) => {
-            format!("the worker of slot {slot} ended before it was ready: {how} ({cause})")
         }
     }
 }

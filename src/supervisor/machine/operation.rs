@@ -10,14 +10,15 @@
 //! nothing.
 
 use super::pending::{Obstacle, impossible};
-use super::plan::{Course, Operation, OperationKind, Planned, Roll, Stage};
+use super::plan::{Course, Operation, Roll, Stage};
 use super::slot::Slot;
 use super::worker::{Worker, WorkerState};
 use super::{
-    Action, Answer, Done, Machine, Notice, Phase, Policy, Queue, Reception, ReleaseId, RequestId,
-    ScaleTo,
+    Action, Answer, Done, Machine, Notice, OperationKind, Phase, Policy, Queue, Reception,
+    ReleaseId, RequestId, ScaleTo,
 };
-use uppercased_ctl::clock::Tick;
+use uppercased_ctl::clock::{Tick, millis};
+use uppercased_ctl::control::protocol::counted;
 
 impl Machine {
     pub(super) fn reload(
@@ -33,7 +34,7 @@ impl Machine {
             Obstacle::Wait => {}
             Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
             Obstacle::None if release == self.release => {
-                let cause = format!("release {release} is what runs already");
+                let cause = format!("release {release} already runs");
                 self.refuse(request, kind, cause);
             }
             Obstacle::None => self.begin(
@@ -108,12 +109,12 @@ impl Machine {
         let deadlines: Vec<Tick> = deadlines.collect();
         let count = deadlines.len();
         let for_how_long = match deadlines.into_iter().max()? {
-            Tick::MAX => "until their clients leave".to_owned(),
+            Tick::MAX => "until their clients disconnect".to_owned(),
             until => format!("for at most {:?}", until.since(now)),
         };
         Some(format!(
-            "old workers still serve connections that an earlier operation left with them \
-             ({count} of them, {for_how_long}); try again then"
+            "{} still draining ({for_how_long}); try again later",
+            counted(count as u64, "old worker")
         ))
     }
 
@@ -122,7 +123,7 @@ impl Machine {
         match &self.phase {
             Phase::Idle | Phase::Booting { .. } | Phase::Serving => None,
             Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced | Phase::Ended => {
-                Some("the server stops")
+                Some("the server is stopping")
             }
         }
     }
@@ -139,16 +140,16 @@ impl Machine {
         drain: bool,
         now: Tick,
     ) {
-        let what = kind.what();
-        self.notice(Notice::OperationStarted { what, request });
+        let operation = kind;
+        self.notice(Notice::OperationStarted { operation, request });
         self.operation = Some(Operation {
             request,
             kind,
             since: now,
             stage,
-            renewed: 0,
-            moved: 0,
-            drained: 0,
+            replaced: 0,
+            migrated: 0,
+            draining: 0,
             cancel: None,
             drain,
             damage: None,
@@ -162,7 +163,9 @@ impl Machine {
         }
     }
 
-    pub(super) fn planned_kind(&self) -> Option<OperationKind> {
+    /// Returns the operation in progress.
+    #[must_use]
+    pub fn operation_kind(&self) -> Option<OperationKind> {
         self.operation.as_ref().map(|operation| operation.kind)
     }
 
@@ -199,7 +202,7 @@ impl Machine {
         if matches!(operation.stage, Stage::Preflight { .. }) {
             self.actions.push_back(Action::AbortPreflight);
         }
-        let cause = "the server stops".to_owned();
+        let cause = "the server is stopping".to_owned();
         let answer = Answer::Failed {
             cause: cause.clone(),
         };
@@ -212,7 +215,7 @@ impl Machine {
 
     fn answer(&mut self, request: RequestId, kind: OperationKind, answer: Answer) {
         self.notice(Notice::OperationEnded {
-            what: kind.what(),
+            operation: kind,
             answer: answer.clone(),
         });
         self.actions.push_back(Action::Answer { request, answer });
@@ -261,18 +264,19 @@ impl Machine {
         };
         let failure = match (failure, operation.damage) {
             (Some(cause), Some(damage)) => Some(format!("{cause}; {damage}")),
-            (None, Some(damage)) => Some(format!("{damage}; apart from that it was done")),
+            (None, Some(damage)) => Some(format!("{damage}; everything else is done")),
             (failure, None) => failure,
         };
         let cause = failure.clone().unwrap_or_default();
         let answer = match failure {
             Some(cause) => Answer::Failed { cause },
             None => Answer::Done(Done {
-                renewed: operation.renewed,
+                replaced: operation.replaced,
                 workers: self.open_slots(),
-                moved: operation.moved,
-                drained: operation.drained,
-                took: now.since(operation.since),
+                migrated: operation.migrated,
+                draining: operation.draining,
+                duration_ms: millis(now.since(operation.since)),
+                closed_after_ms: millis(self.policy.drain_timeout),
             }),
         };
         self.answer(operation.request, operation.kind, answer);
@@ -295,47 +299,33 @@ impl Machine {
         };
         let slots = self.slots.len();
         let progress = match &operation.stage {
-            Stage::Preflight { .. } | Stage::Passed => "the new program is being tried".to_owned(),
-            Stage::Exec => "the new program takes over".to_owned(),
+            Stage::Preflight { .. } | Stage::Passed => "the new binary is being checked".to_owned(),
+            Stage::Exec => "the new binary is taking over".to_owned(),
             Stage::Roll(roll) => match &roll.course {
                 Course::Forward { slot, bake: None } => {
                     let slot = usize::from(slot.0).min(slots.saturating_sub(1));
-                    format!("slot {slot} of {slots} is being renewed")
+                    format!("slot {slot} of {slots} is being replaced")
                 }
                 Course::Forward { bake: Some(_), .. } => {
                     "the first new worker is being watched".to_owned()
                 }
                 Course::Back { todo, .. } => {
-                    format!("it has failed; slots that still go back: {}", todo.len())
+                    format!("rolling back, slots left: {}", todo.len())
                 }
             },
             Stage::Grow { to, .. } => {
                 let ready = |slot: &&Slot| slot.queue != Queue::Unbound;
                 let ready = self.slots.iter().filter(ready).count();
-                format!("{ready} of {to} workers are there")
+                format!("{ready} of {to} workers are ready")
             }
             Stage::Shrink { to, .. } => {
                 let open = usize::from(self.open_slots());
                 let left = open.saturating_sub(usize::from(*to));
-                format!("slots that have still to leave: {left}")
+                format!("slots left to remove: {left}")
             }
-            Stage::Ending { .. } => "its last workers are leaving".to_owned(),
+            Stage::Ending { .. } => "old workers are exiting".to_owned(),
         };
-        let what = match operation.kind {
-            OperationKind::Reload => "a reload",
-            OperationKind::Upgrade => "an upgrade",
-            OperationKind::Scale { .. } => "a change of the number of workers",
-        };
-        Some(format!("{what} is under way: {progress}"))
-    }
-
-    /// Returns whether the operation in progress replaces workers, or changes their number.
-    #[must_use]
-    pub fn planned(&self) -> Option<Planned> {
-        Some(match self.operation.as_ref()?.kind {
-            OperationKind::Reload | OperationKind::Upgrade => Planned::Renewal,
-            OperationKind::Scale { .. } => Planned::Scaling,
-        })
+        Some(format!("{} in progress: {progress}", operation.kind))
     }
 
     /// Returns the operation's own deadline, if its stage has one.

@@ -14,12 +14,15 @@
 
 use std::mem::discriminant;
 
-use super::plan::{Course, OperationKind, Stage};
+use super::plan::{Course, Stage};
 use super::queue::{Pending, Waiting};
-use super::{Action, Answer, Machine, Notice, Phase, Reception, RequestId, ScaleTo, Wanted};
+use super::{
+    Action, Answer, Machine, Notice, OperationKind, Phase, Reception, RequestId, ScaleTo, Wanted,
+};
 use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;
-use uppercased_ctl::limits::WORKERS_MAX;
+use uppercased_ctl::control::protocol::Error;
+use uppercased_ctl::limits::{WORKERS_MAX, WORKERS_MIN};
 
 /// Maximum number of queued requests: those of commands, a reload, an upgrade, the number of
 /// workers left by an earlier instance, and a change of that number between and around all of
@@ -59,8 +62,8 @@ impl Machine {
             wanted,
             drain,
         }) {
-            Ok(what) if in_the_way.is_some() => {
-                self.notice(Notice::RequestPending { what, request });
+            Ok(operation) if in_the_way.is_some() => {
+                self.notice(Notice::RequestPending { operation, request });
             }
             Ok(_) => {}
             Err(cause) => self.refuse(request, self.kind_of(wanted), cause),
@@ -68,30 +71,29 @@ impl Machine {
         Reception::Taken
     }
 
-    /// Adds a request to the queue; returns its description.
-    fn remember(&mut self, new: Waiting) -> Result<String, String> {
+    /// Adds a request to the queue.
+    fn remember(&mut self, new: Waiting) -> Result<OperationKind, String> {
         if new.request != RequestId::NOBODY {
             let of_commands = self.pending.waiting.iter();
             let of_commands = of_commands.filter(|it| it.request != RequestId::NOBODY);
             if of_commands.count() >= CONTROL_WAITERS_MAX {
                 return Err(format!(
-                    "{CONTROL_WAITERS_MAX} other requests wait already; try again later"
+                    "{CONTROL_WAITERS_MAX} requests are already waiting; try again later"
                 ));
             }
         } else if let Wanted::Scale(ScaleTo::By(by)) = new.wanted {
             return self.remember_change(by);
         } else if self.pending.waiting.contains(&new) {
             // The queued one reads the configuration, or opens the binary, when it begins.
-            return Ok(self.kind_of(new.wanted).what());
+            return Ok(self.kind_of(new.wanted));
         }
-        let what = self.kind_of(new.wanted).what();
         self.pending.waiting.push_back(new);
-        Ok(what)
+        Ok(self.kind_of(new.wanted))
     }
 
     /// Adds a change of the number of workers to the queued one, unless another number is requested
     /// after that.
-    fn remember_change(&mut self, by: i16) -> Result<String, String> {
+    fn remember_change(&mut self, by: i16) -> Result<OperationKind, String> {
         let to = self.expected_workers().saturating_add_signed(by);
         if let Some(cause) = impossible(to) {
             return Err(cause);
@@ -115,7 +117,7 @@ impl Machine {
                 drain: false,
             });
         }
-        Ok(OperationKind::Scale { to }.what())
+        Ok(OperationKind::Scale { to })
     }
 
     /// Withdraws the request of a caller that has disconnected. An operation that has begun
@@ -124,8 +126,8 @@ impl Machine {
         let waiting = &mut self.pending.waiting;
         let at = waiting.iter().position(|it| it.request == request);
         if let Some(it) = at.and_then(|at| waiting.remove(at)) {
-            let what = self.kind_of(it.wanted).what();
-            self.notice(Notice::RequestWithdrawn { what, request });
+            let operation = self.kind_of(it.wanted);
+            self.notice(Notice::RequestWithdrawn { operation, request });
         }
         Reception::Taken
     }
@@ -146,9 +148,8 @@ impl Machine {
     }
 
     fn give_up(&mut self, request: RequestId, kind: OperationKind, cause: String) {
-        let what = kind.what();
         self.notice(Notice::NotBegun {
-            what,
+            operation: kind,
             cause: cause.clone(),
         });
         let answer = Answer::Refused { cause };
@@ -236,12 +237,12 @@ impl Machine {
     /// begun.
     pub(super) fn beginning(&self) -> Option<String> {
         let it = self.pending.beginning.as_ref()?;
-        let what = self.kind_of(it.wanted).what();
+        let operation = self.kind_of(it.wanted);
         let reading = match it.wanted {
             Wanted::Reload => ": the configuration is being read",
             Wanted::Upgrade | Wanted::Scale(_) => "",
         };
-        Some(format!("a {what} is about to begin{reading}"))
+        Some(format!("{operation} about to begin{reading}"))
     }
 
     /// Hands out the next request, unless something blocks it.
@@ -259,7 +260,7 @@ impl Machine {
                 let to = here.saturating_add_signed(by).clamp(1, WORKERS_MAX);
                 if to == here {
                     self.pending.beginning = None;
-                    let cause = format!("there are {here} workers");
+                    let cause = format!("already {here} workers");
                     self.refuse(next.request, OperationKind::Scale { to }, cause);
                     continue;
                 }
@@ -300,45 +301,40 @@ impl Machine {
         }
     }
 
-    /// Returns a description of each queued request, the next one first.
+    /// Returns the queued requests, the next one first; [`RequestId::NOBODY`]: a signal.
     #[must_use]
-    pub fn pending(&self) -> Vec<String> {
+    pub fn pending(&self) -> Vec<(OperationKind, RequestId)> {
         let mut workers = self.workers_in_prospect();
-        let described = self.pending.waiting.iter().map(|it| {
-            let what = match it.wanted {
-                Wanted::Reload => OperationKind::Reload.what(),
-                Wanted::Upgrade => OperationKind::Upgrade.what(),
+        let requests = self.pending.waiting.iter().map(|it| {
+            let operation = match it.wanted {
+                Wanted::Reload => OperationKind::Reload,
+                Wanted::Upgrade => OperationKind::Upgrade,
                 Wanted::Scale(to) => {
                     workers = to.from(workers).clamp(1, WORKERS_MAX);
-                    OperationKind::Scale { to: workers }.what()
+                    OperationKind::Scale { to: workers }
                 }
             };
-            let by = match it.request {
-                RequestId::NOBODY => "signal",
-                _ => "command",
-            };
-            format!("{what} ({by})")
+            (operation, it.request)
         });
-        described.collect()
+        requests.collect()
     }
 
-    /// Returns whether a reload or an upgrade is queued, or is about to begin.
+    /// Returns the first reload or upgrade that is about to begin or queued.
     #[must_use]
-    pub fn renewal_is_pending(&self) -> bool {
-        let Pending {
-            waiting, beginning, ..
-        } = &self.pending;
-        let renewal = |it: &Waiting| matches!(it.wanted, Wanted::Reload | Wanted::Upgrade);
-        waiting.iter().chain(beginning).any(renewal)
+    pub fn pending_replacement(&self) -> Option<OperationKind> {
+        let requests = self.pending.beginning.iter().chain(&self.pending.waiting);
+        let mut kinds = requests.map(|it| self.kind_of(it.wanted));
+        kinds.find(|kind| kind.replaces_workers())
     }
 
     /// Returns the number of workers after the operation in progress and all queued requests.
     fn expected_workers(&self) -> u16 {
-        let waiting = self.pending.waiting.iter();
-        waiting.fold(self.workers_in_prospect(), |workers, it| match it.wanted {
-            Wanted::Scale(to) => to.from(workers).clamp(1, WORKERS_MAX),
-            Wanted::Reload | Wanted::Upgrade => workers,
-        })
+        let pending = self.pending().into_iter().rev();
+        let mut numbers = pending.filter_map(|(operation, _)| match operation {
+            OperationKind::Scale { to } => Some(to),
+            OperationKind::Reload | OperationKind::Upgrade => None,
+        });
+        numbers.next().unwrap_or_else(|| self.workers_in_prospect())
     }
 
     /// Returns the number of workers after the operation that is in progress or about to begin.
@@ -396,11 +392,6 @@ impl Machine {
 
 /// Returns why there cannot be this many workers, if so.
 pub(super) fn impossible(to: u16) -> Option<String> {
-    if to == 0 {
-        Some("one worker is the least".to_owned())
-    } else if to > WORKERS_MAX {
-        Some(format!("{WORKERS_MAX} workers are the most"))
-    } else {
-        None
-    }
+    let possible = (WORKERS_MIN..=WORKERS_MAX).contains(&to);
+    (!possible).then(|| Error::Workers(to).to_string())
 }

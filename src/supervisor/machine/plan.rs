@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::policy::Policy;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId};
+use uppercased_ctl::operation::OperationKind;
 
 /// The operation in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,31 +18,15 @@ pub(super) struct Operation {
     pub(super) since: Tick,
     pub(super) stage: Stage,
     /// Slots whose worker was replaced for good.
-    pub(super) renewed: u16,
-    pub(super) moved: u64,
-    pub(super) drained: u64,
+    pub(super) replaced: u16,
+    pub(super) migrated: u64,
+    pub(super) draining: u64,
     /// The cancellation, if any.
     pub(super) cancel: Option<Cancel>,
     /// Whether connections that cannot migrate may be closed after `drain_timeout`.
     pub(super) drain: bool,
     /// An unintended cost, if any: the operation fails with it in the end.
     pub(super) damage: Option<String>,
-}
-
-/// The change that a planned operation makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planned {
-    /// The same number of workers, replaced.
-    Renewal,
-    /// Another number of workers.
-    Scaling,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum OperationKind {
-    Reload,
-    Upgrade,
-    Scale { to: u16 },
 }
 
 /// The stage of an operation.
@@ -79,16 +64,6 @@ pub(super) enum Stage {
     /// about to exit; the answer waits for that, so that the client can send its next request at
     /// once.
     Ending { failure: Option<String> },
-}
-
-impl OperationKind {
-    pub(super) fn what(self) -> String {
-        match self {
-            Self::Reload => "reload".to_owned(),
-            Self::Upgrade => "upgrade".to_owned(),
-            Self::Scale { to } => format!("scale to {to}"),
-        }
-    }
 }
 
 /// The replacement of all workers.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::worker::{ExitReport, WorkerState};
 use super::{
-    Action, Death, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue, Reception,
-    SlotId, SlotState, WorkerId,
+    Action, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue,
+    Reception, SlotId, SlotState, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -114,7 +114,7 @@ impl Machine {
                 served_for: None, ..
             } => {
                 let report = ExitReport {
-                    how: None,
+                    exit: None,
                     served_for: None,
                     cause: Some(cause.to_owned()),
                 };
@@ -137,7 +137,7 @@ impl Machine {
     pub(super) fn exited(
         &mut self,
         worker: WorkerId,
-        how: Death,
+        exit: ExitStatus,
         sign: Option<&str>,
         now: Tick,
     ) -> Reception {
@@ -164,7 +164,7 @@ impl Machine {
             }
         };
         let report = ExitReport {
-            how: Some(how),
+            exit: Some(exit),
             served_for,
             cause: cause.or_else(|| sign.map(str::to_owned)),
         };
@@ -264,7 +264,7 @@ impl Machine {
                 let at_most = deadline.since(now);
                 self.notice(Notice::Stopping { by, at_most });
                 self.abandon_operation();
-                self.forget_pending("the server stops");
+                self.forget_pending("the server is stopping");
                 // A sibling serves clients in the queue of a slot without a worker: it empties its
                 // queues before it drains.
                 self.lend_unserved_for(Duration::ZERO, now);

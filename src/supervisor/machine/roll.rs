@@ -13,10 +13,12 @@
 //!
 //! Must not: touch a worker that serves well before its successor is Ready.
 
-use super::plan::{Broken, Course, OperationKind, Roll, Stage};
+use super::plan::{Broken, Course, Roll, Stage};
 use super::slot::Slot;
 use super::worker::WorkerState;
-use super::{Action, KillReason, Machine, Notice, Policy, ReleaseId, SlotId, SlotState};
+use super::{
+    Action, KillReason, Machine, Notice, OperationKind, Policy, ReleaseId, SlotId, SlotState,
+};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::limits::WORKERS_MAX;
 
@@ -121,11 +123,11 @@ impl Machine {
                 .all(|slot| renewed(&slot) || self.was_tried(slot.id));
             let renewed = self.slots.iter().filter(renewed).count();
             if all && renewed == 0 {
-                let cause = "no slot served before, and none serves with the new release";
+                let cause = "no slot serves with the new release, and none did before";
                 self.turn_back(cause.to_owned(), now);
             } else if all {
                 if let Some(operation) = &mut self.operation {
-                    operation.renewed = u16::try_from(renewed).unwrap_or(u16::MAX);
+                    operation.replaced = u16::try_from(renewed).unwrap_or(u16::MAX);
                 }
                 self.end_roll(now);
             }
@@ -145,7 +147,7 @@ impl Machine {
             return false;
         }
         if let Some(operation) = &mut self.operation {
-            operation.renewed = operation.renewed.saturating_add(1);
+            operation.replaced = operation.replaced.saturating_add(1);
         }
         self.set_course(following);
         true
@@ -243,7 +245,7 @@ impl Machine {
                 } else if roll.broken.iter().any(|it| it.slot == slot) {
                     self.note_tried(slot);
                 } else {
-                    let cause = format!("the new worker of slot {slot} failed: {why}");
+                    let cause = format!("the new worker of slot {slot} {why}");
                     self.turn_back(cause, now);
                 }
             }
@@ -340,7 +342,7 @@ impl Machine {
     }
 
     fn end_failed_roll(&mut self) {
-        let upgrades = self.planned_kind() == Some(OperationKind::Upgrade);
+        let upgrades = self.operation_kind() == Some(OperationKind::Upgrade);
         let Some(Roll {
             course: Course::Back { cause, .. },
             ..
@@ -355,7 +357,7 @@ impl Machine {
             let what = if slot.active().is_some() && slot.release() != self.release {
                 format!("still runs release {}", slot.release())
             } else if slot.serving().is_none() {
-                "has no worker yet and is being given one of before".to_owned()
+                "has no worker; its next one runs the old release".to_owned()
             } else {
                 continue;
             };
@@ -365,10 +367,10 @@ impl Machine {
         if odd {
             self.note_incomplete();
         } else {
-            cause.push_str("; every worker runs what it ran before");
+            cause.push_str("; every worker runs the old release");
         }
         if upgrades {
-            cause.push_str("; the supervisor itself runs the new program");
+            cause.push_str("; the supervisor runs the new binary");
         }
         self.fail_operation(cause);
     }

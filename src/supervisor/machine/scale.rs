@@ -59,7 +59,7 @@ impl Machine {
             return true;
         }
         let mut slot = Slot::new(SlotId(here), self.born_before, self.release);
-        slot.history.deaths = self.deaths_before(slot.id);
+        slot.history.crashes = self.crashes_before(slot.id);
         self.slots.push(slot);
         self.spawn(usize::from(here), now);
         false
@@ -78,7 +78,7 @@ impl Machine {
             return self.shrink_back(now);
         }
         let workers = self.bound_slots();
-        let cause = format!("the new worker of slot {id} failed: {why}; {workers} workers serve");
+        let cause = format!("the new worker of slot {id} {why}; {workers} workers serve");
         self.fail_operation(cause);
     }
 
@@ -185,7 +185,7 @@ impl Machine {
         self.actions.push_back(Action::Unsteer);
         self.note_incomplete();
         self.fail_operation(format!(
-            "slot {id} is {state} and no sibling could take over; {workers} workers stay"
+            "cannot remove slot {id}: it is {state}, or no sibling is ready; {workers} workers serve"
         ));
     }
 
@@ -280,20 +280,20 @@ impl Machine {
         if let Some(slot) = self.slots.pop() {
             // A later slot of this number must not reuse the generations of its workers.
             self.born_before = self.born_before.max(slot.history.born);
-            self.remember_deaths(&slot);
+            self.keep_crashes(&slot);
             let slot = slot.id;
             self.actions.push_back(Action::DropSlot { slot });
         }
     }
 
     /// Keeps the slot's failure total, so that it continues if the slot comes back.
-    fn remember_deaths(&mut self, slot: &Slot) {
+    fn keep_crashes(&mut self, slot: &Slot) {
         let index = slot.id.index();
-        if slot.history.deaths > 0 && self.former_deaths.len() <= index {
-            self.former_deaths.resize(index + 1, 0);
+        if slot.history.crashes > 0 && self.former_crashes.len() <= index {
+            self.former_crashes.resize(index + 1, 0);
         }
-        if let Some(deaths) = self.former_deaths.get_mut(index) {
-            *deaths = slot.history.deaths;
+        if let Some(crashes) = self.former_crashes.get_mut(index) {
+            *crashes = slot.history.crashes;
         }
     }
 }

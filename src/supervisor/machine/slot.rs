@@ -20,17 +20,17 @@ mod invariants;
 
 use serde::{Deserialize, Serialize};
 
-use super::worker::{Death, KillReason, Worker, WorkerState};
+use super::worker::{ExitStatus, KillReason, Worker, WorkerState};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{Generation, ReleaseId, SlotId, WorkerId};
 
 /// The latest failure of a slot, for status and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastDeath {
+pub struct LastCrash {
     /// The worker that failed.
     pub worker: WorkerId,
     /// The exit status; `None` if the process could not be created.
-    pub how: Option<Death>,
+    pub exit: Option<ExitStatus>,
     /// The worker's error message, or the supervisor's reason for the kill.
     pub cause: Option<String>,
     /// When the supervisor detected it.
@@ -81,9 +81,9 @@ pub struct SlotView<'a> {
     pub queue: Queue,
     /// Failures of all time: unexpected exits, failed starts and failed spawns, including those
     /// before the slot left and came back.
-    pub deaths: u32,
+    pub crashes: u32,
     /// The latest of them.
-    pub last_death: Option<&'a LastDeath>,
+    pub last_crash: Option<&'a LastCrash>,
     /// The worker that starts beside the active one, or that failed to and is being killed.
     pub successor: Option<WorkerView>,
     /// The former active workers that are leaving, oldest first; rarely more than one.
@@ -129,8 +129,8 @@ pub(super) struct History {
     /// worker exits: it is not read before.
     pub(super) failures: u32,
     /// Failures of all time.
-    pub(super) deaths: u32,
-    pub(super) last_death: Option<LastDeath>,
+    pub(super) crashes: u32,
+    pub(super) last_crash: Option<LastCrash>,
 }
 
 /// A slot.
@@ -164,8 +164,8 @@ impl Slot {
                 generation: Generation(0),
                 release,
                 failures: 0,
-                deaths: 0,
-                last_death: None,
+                crashes: 0,
+                last_crash: None,
             },
         }
     }
@@ -319,8 +319,8 @@ impl Slot {
             since: active.map_or(self.since, |it| it.since),
             stalled_since: active.and_then(|it| it.pulse.as_ref()?.stalled_since()),
             queue: self.queue,
-            deaths: self.history.deaths,
-            last_death: self.history.last_death.as_ref(),
+            crashes: self.history.crashes,
+            last_crash: self.history.last_crash.as_ref(),
             successor: self.successor().map(shown),
             predecessors: self.predecessors().map(shown).collect(),
         }

@@ -26,21 +26,21 @@ pub const SNAPSHOT_VERSION: u32 = 1;
 pub enum SnapshotError {
     /// Written by another version of the program.
     #[error(
-        "the supervisor's saved state has version {found} and this program reads version {SNAPSHOT_VERSION}; start anew instead of upgrading in place"
+        "cannot read the saved state: it has version {found}, and this binary reads version {SNAPSHOT_VERSION}; restart the server instead of upgrading it"
     )]
     Version {
         /// The version found.
         found: u32,
     },
     /// Not well-formed.
-    #[error("the supervisor's saved state cannot be read ({source}); start anew")]
+    #[error("cannot read the saved state: {source}; restart the server")]
     Format {
         /// The decoder's error.
         #[from]
         source: serde_json::Error,
     },
     /// Well-formed, but inconsistent.
-    #[error("the supervisor's saved state contradicts itself ({what}); start anew")]
+    #[error("cannot use the saved state: {what}; restart the server")]
     Contradiction {
         /// The contradiction.
         what: String,
@@ -61,7 +61,7 @@ pub struct Snapshot {
     pub(super) pending: Pending,
     pub(super) balance: Balance,
     pub(super) born_before: Generation,
-    pub(super) former_deaths: Vec<u32>,
+    pub(super) former_crashes: Vec<u32>,
     pub(super) actions: VecDeque<Action>,
     pub(super) stale_events: u64,
     pub(super) repairs: u64,

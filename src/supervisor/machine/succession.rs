@@ -15,8 +15,8 @@ use std::time::Duration;
 use super::pulse::LOOK_FLOOR;
 use super::worker::{ExitReport, Watch, Worker, WorkerState};
 use super::{
-    Action, Death, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress, Queue,
-    Reception, ReloadConnections, SlotState, WorkerId,
+    Action, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress,
+    Queue, Reception, ReloadConnections, SlotState, WorkerId,
 };
 use crate::config::HANDOVER_CHECKS;
 use uppercased_ctl::clock::Tick;
@@ -144,9 +144,7 @@ impl Machine {
             after,
         });
         if !receiver_stalls {
-            self.damage(format!(
-                "{from} made no progress with its handover and was killed"
-            ));
+            self.damage(format!("the handover of {from} stalled, and it was killed"));
         }
         self.kill(stalled, KillReason::HandoverTimedOut, now);
         Reception::Taken
@@ -202,7 +200,7 @@ impl Machine {
             self.leave(worker, within, now);
             return self.close_if_retired(index);
         }
-        let cause = format!("{left} connections of {worker} cannot move: {cause}");
+        let cause = format!("cannot migrate {left} connections of {worker}: {cause}");
         let slot = &self.slots[index];
         if slot.state == SlotState::Retired {
             return self.stay_after_all(index, worker, &cause, now);
@@ -236,10 +234,10 @@ impl Machine {
         }
     }
 
-    fn count_connections(&mut self, moved: u32, drained: u32) {
+    fn count_connections(&mut self, migrated: u32, draining: u32) {
         if let Some(operation) = &mut self.operation {
-            operation.moved = operation.moved.saturating_add(moved.into());
-            operation.drained = operation.drained.saturating_add(drained.into());
+            operation.migrated = operation.migrated.saturating_add(migrated.into());
+            operation.draining = operation.draining.saturating_add(draining.into());
         }
     }
 
@@ -336,7 +334,7 @@ impl Machine {
         now: Tick,
     ) {
         let (as_told, held_queue) = match &it.state {
-            WorkerState::Leaving { .. } => (report.how == Some(Death::Exited(0)), false),
+            WorkerState::Leaving { .. } => (report.exit == Some(ExitStatus::Exited(0)), false),
             WorkerState::Killed { why, .. } => (*why == KillReason::Superseded, true),
             WorkerState::HandingOver { .. } => (false, true),
             WorkerState::Starting { .. } | WorkerState::Serving { .. } | WorkerState::Stopping => {
@@ -348,9 +346,7 @@ impl Machine {
         }
         let served_for = report.served_for.unwrap_or_default();
         if it.is_handing_over() {
-            self.damage(format!(
-                "{worker} ended before it had handed everything over"
-            ));
+            self.damage(format!("{worker} exited before the end of its handover"));
         }
         self.record(worker, report, now);
         // It was the last active worker of its slot, and has not released the queue. (The loss of

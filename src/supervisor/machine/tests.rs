@@ -52,7 +52,7 @@ const fn ready(slot: u16, generation: u32) -> Event {
 const fn killed(slot: u16, generation: u32) -> Event {
     Event::Exited {
         worker: worker(slot, generation),
-        how: Death::Signalled(9),
+        exit: ExitStatus::Signalled(9),
         cause: None,
     }
 }
@@ -60,7 +60,7 @@ const fn killed(slot: u16, generation: u32) -> Event {
 const fn exited(slot: u16, generation: u32, code: i32) -> Event {
     Event::Exited {
         worker: worker(slot, generation),
-        how: Death::Exited(code),
+        exit: ExitStatus::Exited(code),
         cause: None,
     }
 }
@@ -260,12 +260,12 @@ fn boot_failure_reports_worker_error_and_kills_rest() {
 fn boot_fails_by_exit_spawn_failure_and_timeout() {
     let mut stage = Stage::new(policy(2));
     stage.at(0, Event::Boot);
-    let cause = "the worker of slot 0 ended before it was ready: exit code 101";
+    let cause = "the worker of slot 0 exited before it was ready: exit code 101";
     assert_eq!(stage.at(1, exited(0, 1, 101)), [failed(cause)]);
 
     let mut stage = Stage::new(policy(2));
     stage.at(0, Event::Boot);
-    let cause = "the worker of slot 0 cannot be spawned: fork: EAGAIN";
+    let cause = "the worker of slot 0 cannot be started: fork: EAGAIN";
     assert_eq!(stage.at(1, spawn_failed(0, 1)), [failed(cause)]);
 
     let mut stage = Stage::new(policy(2));
@@ -280,8 +280,8 @@ fn broken_channel_at_boot_waits_for_exit() {
     let mut stage = Stage::new(policy(1));
     stage.at(0, Event::Boot);
     assert_eq!(stage.at(1, channel_broken(0, 1)), [kill(0, 1)]);
-    let cause = "the worker of slot 0 ended before it was ready: exit code 101 \
-                 (its channel broke: end of file)";
+    let cause = "the worker of slot 0 exited before it was ready: exit code 101 \
+                 (channel broken: end of file)";
     assert_eq!(stage.at(2, exited(0, 1, 101)), [failed(cause)]);
 }
 
@@ -342,12 +342,12 @@ fn failed_start_and_failed_spawn_count_once() {
     stage.at(20, start_failed(0, 2, "no memory"));
     stage.at(30, exited(0, 2, 1));
     let view = stage.machine.slots().next().unwrap();
-    assert_eq!(view.deaths, 2);
-    assert_eq!(view.last_death.unwrap().cause.as_deref(), Some("no memory"));
+    assert_eq!(view.crashes, 2);
+    assert_eq!(view.last_crash.unwrap().cause.as_deref(), Some("no memory"));
     stage.next_timeout();
     assert_eq!(stage.at(1_000, spawn_failed(0, 3)), []);
     let view = stage.machine.slots().next().unwrap();
-    assert_eq!((view.deaths, view.last_death.unwrap().how), (3, None));
+    assert_eq!((view.crashes, view.last_crash.unwrap().exit), (3, None));
     assert_eq!(stage.state(0), "backing off");
     assert!(matches!(
         stage.notices.last(),
@@ -374,12 +374,12 @@ fn exit_status_supplies_missing_cause() {
     let mut stage = Stage::booted(policy(1), 0);
     let died = |generation, sign: &str| Event::Exited {
         worker: worker(0, generation),
-        how: Death::Signalled(9),
+        exit: ExitStatus::Signalled(9),
         cause: Some(sign.to_owned()),
     };
     let cause = |stage: &Stage| {
         let view = stage.machine.slots().next().unwrap();
-        view.last_death.unwrap().cause.clone().unwrap()
+        view.last_crash.unwrap().cause.clone().unwrap()
     };
     stage.at(10, died(1, "out of memory"));
     assert_eq!(cause(&stage), "out of memory");
@@ -411,7 +411,7 @@ fn failed_worker_that_stays_is_killed() {
     assert_eq!(stage.next_timeout(), (5_010, vec![kill(0, 2)]));
     stage.at(5_020, killed(0, 2));
     let view = stage.machine.slots().next().unwrap();
-    assert_eq!(view.last_death.unwrap().cause.as_deref(), Some("no memory"));
+    assert_eq!(view.last_crash.unwrap().cause.as_deref(), Some("no memory"));
 }
 
 #[test]

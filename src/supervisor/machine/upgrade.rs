@@ -7,8 +7,8 @@
 //! Invariant: until the exec, nothing has changed that would need a rollback.
 
 use super::pending::Obstacle;
-use super::plan::{OperationKind, Roll, Stage};
-use super::{Action, Machine, Policy, Reception, ReleaseId, RequestId};
+use super::plan::{Roll, Stage};
+use super::{Action, Machine, OperationKind, Policy, Reception, ReleaseId, RequestId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
@@ -53,7 +53,7 @@ impl Machine {
             self.actions.push_back(Action::AbortPreflight);
             let limit = self.policy.start_timeout;
             self.fail_upgrade(&format!(
-                "the new program had not come up within {limit:?}; see its log, or raise \
+                "the new binary did not start within {limit:?}; see its log, or raise \
                  start_timeout"
             ));
         }
@@ -89,6 +89,6 @@ impl Machine {
     }
 
     pub(super) fn fail_upgrade(&mut self, cause: &str) {
-        self.fail_operation(format!("{cause}; the running program serves on"));
+        self.fail_operation(format!("{cause}; the running binary is unchanged"));
     }
 }

@@ -15,7 +15,7 @@ use uppercased_ctl::identity::{Generation, ReleaseId, WorkerId};
 
 /// How a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Death {
+pub enum ExitStatus {
     /// It exited by itself with this code.
     Exited(i32),
     /// This signal ended it.
@@ -27,7 +27,7 @@ pub enum Death {
     Lost,
 }
 
-impl Death {
+impl ExitStatus {
     /// Returns the exit code of a process that exited by itself.
     #[must_use]
     pub const fn exit_code(self) -> Option<i32> {
@@ -50,7 +50,7 @@ impl Death {
     }
 }
 
-impl fmt::Display for Death {
+impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exit code {code}"),
@@ -81,7 +81,7 @@ pub enum KillReason {
     BootFailed,
     /// Its event loop made no progress.
     Hung,
-    /// It did nothing wrong: another worker takes its place.
+    /// It did nothing wrong: replaced by another worker.
     Superseded,
     /// The operation that started it failed.
     OperationFailed,
@@ -100,16 +100,16 @@ impl fmt::Display for KillReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::StartTimedOut => write!(f, "not ready in time"),
-            Self::ChannelBroken { cause } => write!(f, "its channel broke: {cause}"),
+            Self::ChannelBroken { cause } => write!(f, "channel broken: {cause}"),
             Self::ChannelClosed => write!(f, "it closed its channel"),
             Self::BootFailed => write!(f, "the boot failed"),
-            Self::Hung => write!(f, "its loop stood still"),
-            Self::Superseded => write!(f, "another worker takes its place"),
-            Self::OperationFailed => write!(f, "the operation it was started for failed"),
-            Self::HandoverTimedOut => write!(f, "its handover made no progress"),
-            Self::PeerGone => write!(f, "its predecessor lost touch with it"),
-            Self::Overstayed => write!(f, "it had to leave and did not"),
-            Self::Stop => write!(f, "the supervisor stops"),
+            Self::Hung => write!(f, "event loop stalled"),
+            Self::Superseded => write!(f, "replaced by another worker"),
+            Self::OperationFailed => write!(f, "its operation failed"),
+            Self::HandoverTimedOut => write!(f, "its handover stalled"),
+            Self::PeerGone => write!(f, "its predecessor lost the connection to it"),
+            Self::Overstayed => write!(f, "it did not exit in time"),
+            Self::Stop => write!(f, "the server is stopping"),
         }
     }
 }
@@ -327,7 +327,7 @@ impl Worker {
 /// The exit of a process, or the failure to create it.
 pub(super) struct ExitReport {
     /// `None`: the process could not be created.
-    pub(super) how: Option<Death>,
+    pub(super) exit: Option<ExitStatus>,
     /// `None`: it never was Ready.
     pub(super) served_for: Option<Duration>,
     pub(super) cause: Option<String>,
@@ -335,22 +335,17 @@ pub(super) struct ExitReport {
 
 impl fmt::Display for ExitReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cause = self.cause.as_deref();
-        match (self.how, cause, self.served_for) {
-            (None, cause, _) => {
-                let cause = cause.unwrap_or("no cause given");
-                write!(out, "it cannot be spawned: {cause}")
-            }
-            (Some(how), None, None) => write!(out, "it ended before it was ready: {how}"),
-            (Some(how), Some(cause), None) => {
-                write!(out, "it ended before it was ready: {how} ({cause})")
-            }
-            (Some(how), None, Some(served)) => {
-                write!(out, "it died after {served:?} of service: {how}")
-            }
-            (Some(how), Some(cause), Some(served)) => {
-                write!(out, "it died after {served:?} of service: {how} ({cause})")
-            }
+        let Some(exit) = self.exit else {
+            let cause = self.cause.as_deref().unwrap_or("unknown cause");
+            return write!(out, "cannot be started: {cause}");
+        };
+        match self.served_for {
+            None => write!(out, "exited before it was ready: {exit}")?,
+            Some(served) => write!(out, "exited after {served:.1?} of service: {exit}")?,
+        }
+        match &self.cause {
+            None => Ok(()),
+            Some(cause) => write!(out, " ({cause})"),
         }
     }
 }
@@ -366,8 +361,8 @@ mod tests {
             generation: Generation(3),
         };
         assert_eq!(worker.to_string(), "slot 0 generation 3");
-        assert_eq!(Death::Exited(1).to_string(), "exit code 1");
-        assert_eq!(Death::Signalled(9).to_string(), "signal 9 (SIGKILL)");
-        assert_eq!(Death::Signalled(40).to_string(), "signal 40");
+        assert_eq!(ExitStatus::Exited(1).to_string(), "exit code 1");
+        assert_eq!(ExitStatus::Signalled(9).to_string(), "signal 9 (SIGKILL)");
+        assert_eq!(ExitStatus::Signalled(40).to_string(), "signal 40");
     }
 }

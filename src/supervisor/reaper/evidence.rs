@@ -12,7 +12,7 @@ use nix::libc::{SIGKILL, SIGSYS};
 
 use uppercased_ctl::clock::Tick;
 
-use crate::supervisor::machine::Death;
+use crate::supervisor::machine::ExitStatus;
 
 /// Maximum time between a counted kill and the death that it explains. Several processes may be
 /// killed before the first is found; one that is killed by hand much later was not killed for
@@ -45,13 +45,12 @@ impl Evidence {
     }
 
     /// Returns the cause of a death with this status, if there is evidence.
-    pub(crate) fn cause_of(&mut self, how: Death, now: Tick) -> Option<String> {
-        match how {
-            Death::Signalled(SIGSYS) => Some(
-                "it made a system call that its sandbox does not allow; sandbox=off lets it go on"
-                    .to_owned(),
-            ),
-            Death::Signalled(SIGKILL) => {
+    pub(crate) fn cause_of(&mut self, exit: ExitStatus, now: Tick) -> Option<String> {
+        match exit {
+            ExitStatus::Signalled(SIGSYS) => {
+                Some("its sandbox refused a system call; use sandbox=off to allow it".to_owned())
+            }
+            ExitStatus::Signalled(SIGKILL) => {
                 let file = self.explain(OomKills::counted(), now)?;
                 let file = file.display();
                 Some(format!(

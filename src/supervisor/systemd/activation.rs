@@ -35,7 +35,7 @@ const COUNT_MAX: RawFd = 2 * WORKERS_MAX as RawFd * LISTEN_MAX as RawFd;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The variables contradict the descriptors.
-    #[error("LISTEN_FDS promises sockets that are not there: {0}")]
+    #[error("cannot take the sockets of LISTEN_FDS: {0}")]
     Missing(String),
     /// A socket unit has a socket that is not a TCP listener.
     #[error(
@@ -172,7 +172,7 @@ fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
         return Ok(Vec::new());
     }
     let count = number("LISTEN_FDS").filter(|count| (0..=COUNT_MAX).contains(count));
-    let count = count.ok_or_else(|| Error::Missing("it is no number of sockets".to_owned()))?;
+    let count = count.ok_or_else(|| Error::Missing("not a number of sockets".to_owned()))?;
     let mut inherited = Inherited::default();
     let numbers = FIRST..FIRST + count;
     let owned = numbers.map(|number| inherited.take(number.into()));
@@ -188,18 +188,18 @@ fn inherited() -> Result<Vec<(OwnedFd, String)>, Error> {
 /// Makes a socket non-blocking and returns its description, or its kind if it is not a TCP
 /// listener.
 fn describe(socket: &OwnedFd, origin: Origin) -> Result<Offer, String> {
-    let text = |error: io::Error| format!("not to be used ({error})");
+    let text = |error: io::Error| format!("not usable: {error}");
     let reference = SockRef::from(socket);
     let kind = reference.r#type().map_err(|_| "no socket".to_owned())?;
     let local = reference.local_addr().map_err(text)?;
     let Some(addr) = local.as_socket().filter(|_| kind == Type::STREAM) else {
-        return Err("a socket of another kind".to_owned());
+        return Err("not a stream socket".to_owned());
     };
     if reference.protocol().map_err(text)? != Some(Protocol::TCP) {
-        return Err("a socket of another protocol".to_owned());
+        return Err("not a TCP socket".to_owned());
     }
     if !getsockopt(socket, sockopt::AcceptConn).unwrap_or(false) {
-        return Err("a socket that does not listen".to_owned());
+        return Err("not listening".to_owned());
     }
     let dual_stack = addr.is_ipv6() && !reference.only_v6().map_err(text)?;
     // A service manager may pass on blocking sockets.

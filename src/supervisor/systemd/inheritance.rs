@@ -96,7 +96,7 @@ pub(crate) enum Error {
          store; stop the service, which empties the store, and start it again"
     )]
     Younger(String),
-    #[error("{0} slots have left listeners in the store; {WORKERS_MAX} are the most")]
+    #[error("cannot use the listeners of {0} slots in the store: the limit is {WORKERS_MAX}")]
     TooManySlots(usize),
 }
 
@@ -204,9 +204,9 @@ fn leftovers(offers: &[Offer], plan: &Plan) -> Vec<(usize, &'static str)> {
         .filter(|&at| !inodes.contains(&offers[at].inode))
         .map(|at| {
             let why = if plan.addresses.contains(&offers[at].listen) {
-                "no other socket can join it"
+                "no other socket can share its address"
             } else {
-                "its address is not listened on any more"
+                "its address is no longer configured"
             };
             (at, why)
         })

@@ -18,7 +18,7 @@ use crate::config::{
     NOTIFY_EXTENSION, NOTIFY_RETRY, NOTIFY_STATUS_BUSY, NOTIFY_STATUS_IDLE,
     NOTIFY_STATUS_MAX_CHARS, NOTIFY_STOP_MARGIN,
 };
-use crate::supervisor::machine::{Life, Planned, Queue, SlotView};
+use crate::supervisor::machine::{Life, OperationKind, Queue, SlotView};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 
@@ -59,8 +59,8 @@ pub(crate) enum Message {
 pub(crate) struct View {
     /// The phase of its life.
     pub(crate) life: Life,
-    /// The operation in progress.
-    pub(crate) planned: Option<Planned>,
+    /// The operation in progress, or one that replaces workers and is queued.
+    pub(crate) operation: Option<OperationKind>,
 }
 
 /// A change to log.
@@ -173,7 +173,7 @@ impl Notifier {
             if awaited {
                 self.extend();
             }
-            let pause = if awaited || view.planned.is_some() {
+            let pause = if awaited || view.operation.is_some() {
                 NOTIFY_STATUS_BUSY
             } else {
                 NOTIFY_STATUS_IDLE
@@ -230,7 +230,10 @@ impl Notifier {
     fn send_life(&mut self, view: View, now: Tick) -> bool {
         match view.life {
             Life::Starting => false,
-            Life::Serving => self.send_serving(view.planned == Some(Planned::Renewal), now),
+            Life::Serving => {
+                let reloads = view.operation.is_some_and(OperationKind::replaces_workers);
+                self.send_serving(reloads, now)
+            }
             Life::Stopping { .. } if self.sent == Sent::Stopping => false,
             Life::Stopping { until } => {
                 let left = until.map_or(Duration::ZERO, |until| until.since(now));

@@ -5,7 +5,6 @@
 //! times and continues them if it comes back, so that no count ever decreases; bounded by the
 //! maximum number of slots and the kinds of operations. It must not read a clock.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::supervisor::machine::{Answer, Notice};
 use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::operation::OperationKind;
 use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
 
 /// See the module's text.
@@ -21,8 +21,7 @@ use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
 pub(crate) struct Times {
     /// Slot `i` is at index `i`.
     slots: Vec<SlotTimes>,
-    /// By kind, then by result.
-    operations: BTreeMap<String, BTreeMap<String, Durations>>,
+    operations: Vec<OperationTimes>,
     /// When the operation in progress began.
     began: Option<Tick>,
     last: Option<Ended>,
@@ -41,14 +40,11 @@ pub(crate) struct SlotTimes {
 /// The operation that ended last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Ended {
-    what: String,
-    cause: Option<String>,
+    operation: OperationKind,
+    error: Option<String>,
     took: Duration,
     at: Tick,
 }
-
-const DONE: &str = "done";
-const FAILED: &str = "failed";
 
 impl Times {
     /// Adds the measurement of a notice.
@@ -61,27 +57,34 @@ impl Times {
                 self.slot_mut(from.slot).handovers.note(*took);
             }
             Notice::OperationStarted { .. } => self.began = Some(now),
-            Notice::OperationEnded { what, answer } => self.ended(what, answer, now),
+            Notice::OperationEnded { operation, answer } => self.ended(*operation, answer, now),
             _ => {}
         }
     }
 
-    fn ended(&mut self, what: &str, answer: &Answer, now: Tick) {
-        let cause = match answer {
+    fn ended(&mut self, operation: OperationKind, answer: &Answer, now: Tick) {
+        let error = match answer {
             Answer::Done(_) => None,
             Answer::Failed { cause } => Some(cause.clone()),
             // It never began; another operation may be in progress.
             Answer::Refused { .. } => return,
         };
         let took = self.began.take().map_or(Duration::ZERO, |at| now.since(at));
-        // "scale to 6" is a kind with a number.
-        let kind = what.split(' ').next().unwrap_or_default();
-        let outcome = if cause.is_none() { DONE } else { FAILED };
-        let by_outcome = self.operations.entry(kind.to_owned()).or_default();
-        by_outcome.entry(outcome.to_owned()).or_default().note(took);
+        let result = result(error.as_ref());
+        let (name, all) = (operation.name(), &mut self.operations);
+        let same = |it: &OperationTimes| (&*it.operation, &*it.result) == (name, result);
+        let index = all.iter().position(same).unwrap_or_else(|| {
+            all.push(OperationTimes {
+                operation: name.to_owned(),
+                result: result.to_owned(),
+                times: Durations::default(),
+            });
+            all.len() - 1
+        });
+        all[index].times.note(took);
         self.last = Some(Ended {
-            what: what.to_owned(),
-            cause,
+            operation,
+            error,
             took,
             at: now,
         });
@@ -99,30 +102,27 @@ impl Times {
         self.slots.get(slot.index()).cloned().unwrap_or_default()
     }
 
-    /// Returns every kind of operation so far.
-    pub(crate) fn operations(&self) -> Vec<OperationTimes> {
-        let kinds = self.operations.iter();
-        let all = kinds.flat_map(|(what, by_outcome)| {
-            by_outcome.iter().map(|(outcome, times)| OperationTimes {
-                what: what.clone(),
-                outcome: outcome.clone(),
-                times: times.clone(),
-            })
-        });
-        all.collect()
+    pub(crate) fn operations(&self) -> &[OperationTimes] {
+        &self.operations
     }
 
     /// Returns the operation that ended last.
     pub(crate) fn last_operation(&self, now: Tick) -> Option<LastOperation> {
         let ended = self.last.as_ref()?;
-        let outcome = ended.cause.as_ref().map_or(DONE, |_| FAILED);
         Some(LastOperation {
-            what: ended.what.clone(),
-            outcome: outcome.to_owned(),
-            cause: ended.cause.clone(),
-            took_ms: millis(ended.took),
+            operation: ended.operation.to_string(),
+            result: result(ended.error.as_ref()).to_owned(),
+            error: ended.error.clone(),
+            duration_ms: millis(ended.took),
             age_ms: millis(now.since(ended.at)),
         })
+    }
+}
+
+const fn result(error: Option<&String>) -> &'static str {
+    match error {
+        None => OperationTimes::DONE,
+        Some(_) => OperationTimes::FAILED,
     }
 }
 
@@ -139,53 +139,47 @@ mod tests {
         }
     }
 
-    fn started(what: &str) -> Notice {
+    const SCALE: OperationKind = OperationKind::Scale { to: 6 };
+
+    fn started(operation: OperationKind) -> Notice {
         Notice::OperationStarted {
-            what: what.to_owned(),
+            operation,
             request: RequestId(1),
         }
     }
 
-    fn ended(what: &str, answer: Answer) -> Notice {
-        Notice::OperationEnded {
-            what: what.to_owned(),
-            answer,
-        }
+    fn ended(operation: OperationKind, answer: Answer) -> Notice {
+        Notice::OperationEnded { operation, answer }
     }
 
     #[test]
     fn refused_operation_is_not_counted() {
         let mut times = Times::default();
-        times.note(&started("reload"), Tick::from_millis(10));
-        let cause = "a reload is under way".to_owned();
-        let refused = ended("scale to 6", Answer::Refused { cause });
+        times.note(&started(OperationKind::Reload), Tick::from_millis(10));
+        let cause = "reload in progress".to_owned();
+        let refused = ended(SCALE, Answer::Refused { cause });
         times.note(&refused, Tick::from_millis(20));
         assert_eq!(times.last_operation(Tick::from_millis(20)), None);
         let cause = "slot 1 died".to_owned();
-        let failed = ended("reload", Answer::Failed { cause });
+        let failed = ended(OperationKind::Reload, Answer::Failed { cause });
         times.note(&failed, Tick::from_millis(310));
-        times.note(&started("scale to 6"), Tick::from_millis(400));
-        let done = ended("scale to 6", Answer::Done(Done::default()));
+        times.note(&started(SCALE), Tick::from_millis(400));
+        let done = ended(SCALE, Answer::Done(Done::default()));
         times.note(&done, Tick::from_millis(420));
 
         let last = times.last_operation(Tick::from_millis(500)).unwrap();
-        assert_eq!((last.what.as_str(), last.cause), ("scale to 6", None));
-        assert_eq!((last.took_ms, last.age_ms), (20, 80));
+        assert_eq!((last.operation.as_str(), last.error), ("scale to 6", None));
+        assert_eq!((last.duration_ms, last.age_ms), (20, 80));
         let known: Vec<_> = OperationTimes::all_kinds().collect();
-        let is_known = |it: &OperationTimes| known.contains(&(&*it.what, &*it.outcome));
+        let is_known = |it: &OperationTimes| known.contains(&(&*it.operation, &*it.result));
         assert!(times.operations().iter().all(is_known));
-        let shown: Vec<_> = times
-            .operations()
-            .into_iter()
-            .map(|it| (it.what, it.outcome, it.times.sum_us))
+        let shown = times.operations().iter();
+        let shown: Vec<_> = shown
+            .map(|it| (&*it.operation, &*it.result, it.times.sum_us))
             .collect();
-        let owned = |what: &str, outcome: &str, us| (what.to_owned(), outcome.to_owned(), us);
         assert_eq!(
             shown,
-            [
-                owned("reload", FAILED, 300_000),
-                owned("scale", DONE, 20_000)
-            ]
+            [("reload", "failed", 300_000), ("scale", "done", 20_000)]
         );
     }
 

@@ -11,7 +11,7 @@ use super::super::model::tests::sample;
 use super::*;
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::identity::{Generation, SlotId};
-use uppercased_ctl::status::{AcceptQueueStatus, LastDeath, LastOperation, Sockets};
+use uppercased_ctl::status::{AcceptQueueStatus, LastCrash, LastOperation, Sockets};
 
 const NOW: Tick = Tick::from_millis(10_000);
 
@@ -44,10 +44,10 @@ fn busy() -> Model {
         let mut sample = sample(3, messages);
         let status = &mut sample.status;
         status.last_operation = Some(LastOperation {
-            what: "reload".to_owned(),
-            outcome: "done".to_owned(),
-            cause: None,
-            took_ms: 312,
+            operation: "reload".to_owned(),
+            result: "done".to_owned(),
+            error: None,
+            duration_ms: 312,
             age_ms: 120_000,
         });
         status.slots[1].generation = Generation(4);
@@ -60,11 +60,11 @@ fn busy() -> Model {
         status.slots[2].state = "backing off".to_owned();
         status.slots[2].queue = "lent".to_owned();
         status.slots[2].pid = None;
-        status.slots[2].deaths = 7;
-        status.slots[2].last_death = Some(LastDeath {
+        status.slots[2].crashes = 7;
+        status.slots[2].last_crash = Some(LastCrash {
             generation: Generation(9),
-            how: Some("signal 9 (SIGKILL)".to_owned()),
-            cause: None,
+            exit: Some("signal 9 (SIGKILL)".to_owned()),
+            error: None,
             age_ms: 3000,
         });
         status.sum_up();
@@ -233,7 +233,7 @@ proptest! {
             slot.state.clone_from(&text);
             slot.age_ms = numbers[1];
             slot.traffic.open = numbers[2];
-            slot.deaths = numbers[3];
+            slot.crashes = numbers[3];
         }
         one.sockets = Some(Sockets {
             states: BTreeMap::from([(text.clone(), numbers[0])]), ..Sockets::default()

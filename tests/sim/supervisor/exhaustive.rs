@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use uppercased::supervisor::machine::{
-    Boot, Death, Event, Generation, HandoverEnd, Machine, Policy, ReleaseId, ReloadConnections,
-    RequestId, ScaleTo, SlotId, Snapshot, WorkerId,
+    Boot, Event, ExitStatus, Generation, HandoverEnd, Machine, Policy, ReleaseId,
+    ReloadConnections, RequestId, ScaleTo, SlotId, Snapshot, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -204,7 +204,7 @@ impl Walk {
 
     fn happening(&self, letter: Letter) -> Happening {
         let cause = || "cause".to_owned();
-        let how = Death::Exited(1);
+        let exit = ExitStatus::Exited(1);
         let request = RequestId(self.asked.into());
         let release = ReleaseId(self.asked + 1);
         let policy = || Policy {
@@ -232,7 +232,7 @@ impl Walk {
             }),
             Letter::Exited(role) => of(role, &|worker| Event::Exited {
                 worker,
-                how,
+                exit,
                 cause: None,
             }),
             Letter::ChannelBroken(role) => of(role, &|worker| Event::ChannelBroken {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use uppercased::supervisor::machine::{
-    Action, Boot, Death, Event, Generation, HandoverEnd, KILL_GRACE, Load, Notice, Policy,
+    Action, Boot, Event, ExitStatus, Generation, HandoverEnd, KILL_GRACE, Load, Notice, Policy,
     Progress, ReleaseId, ReloadConnections, SlotId, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
@@ -69,7 +69,7 @@ enum Due {
     /// A process sends the event, if it is still running.
     Say(WorkerId, Event),
     /// A process exits, if it is still running.
-    Die(WorkerId, Death),
+    Die(WorkerId, ExitStatus),
     /// A handover ends with this result, if it has not ended yet.
     Finish(WorkerId, HandoverEnd),
     /// The pre-flight check of a new binary ends, if that check is still awaited.
@@ -190,20 +190,20 @@ impl Kernel {
                     self.schedule(delay, Due::Tell(event));
                 }
             }
-            Due::Die(worker, how) => self.die(worker, how, rng),
+            Due::Die(worker, exit) => self.die(worker, exit, rng),
         }
         None
     }
 
     /// Carries out an action of the machine.
-    pub(crate) fn carry_out(&mut self, action: &Action, rng: &mut Rng) {
+    pub(crate) fn execute(&mut self, action: &Action, rng: &mut Rng) {
         match action {
             Action::Spawn { worker, .. } => self.spawn(*worker, rng),
             Action::Kill { worker } => {
                 if let Some(process) = self.processes.get_mut(worker) {
                     process.held = process.to_be_held && process.alive;
                 }
-                self.die(*worker, Death::Signalled(9), rng);
+                self.die(*worker, ExitStatus::Signalled(9), rng);
             }
             Action::Abandon { worker } => {
                 let process = self.processes.remove(worker);
@@ -215,12 +215,12 @@ impl Kernel {
             Action::StopWorker { worker } => {
                 self.handovers.remove(worker);
                 if self.is_well(*worker) && !self.processes[worker].hangs_on_stop {
-                    let how = if rng.u8(0..8) == 0 {
-                        Death::Signalled(11)
+                    let exit = if rng.u8(0..8) == 0 {
+                        ExitStatus::Signalled(11)
                     } else {
-                        Death::Exited(0)
+                        ExitStatus::Exited(0)
                     };
-                    self.schedule(ms(rng.u64(0..3_000)), Due::Die(*worker, how));
+                    self.schedule(ms(rng.u64(0..3_000)), Due::Die(*worker, exit));
                 }
             }
             Action::HandOver { from, to, .. } => self.hand_over(*from, *to, rng),
@@ -299,7 +299,7 @@ impl Kernel {
             // An operator's `kill -9`, or the OOM killer.
             0 | 1 => {
                 if let Some(worker) = victim {
-                    self.die(worker, Death::Signalled(9), rng);
+                    self.die(worker, ExitStatus::Signalled(9), rng);
                 }
                 None
             }
@@ -312,7 +312,7 @@ impl Kernel {
             // A status reaped by other code.
             3 => {
                 if let Some(worker) = victim {
-                    self.die(worker, Death::Unknown, rng);
+                    self.die(worker, ExitStatus::Unknown, rng);
                 }
                 None
             }
@@ -368,12 +368,12 @@ impl Kernel {
             // Some workers report that and then do not exit.
             if rng.u8(0..4) > 0 {
                 let after = ms(rng.u64(0..50));
-                self.schedule(start + after, Due::Die(worker, Death::Exited(1)));
+                self.schedule(start + after, Due::Die(worker, ExitStatus::Exited(1)));
             }
             return;
         }
         if lucky(self.weather.dies_young, rng) {
-            self.schedule(start, Due::Die(worker, Death::Exited(101)));
+            self.schedule(start, Due::Die(worker, ExitStatus::Exited(101)));
             return;
         }
         self.schedule(start, Due::Say(worker, Event::Ready { worker }));
@@ -383,8 +383,8 @@ impl Kernel {
         }
         let life = start + ms(rng.u64(0..self.weather.lifetime_ms));
         match rng.u8(0..4) {
-            0 => self.schedule(life, Due::Die(worker, Death::Signalled(11))),
-            1 => self.schedule(life, Due::Die(worker, Death::Exited(rng.i32(0..3)))),
+            0 => self.schedule(life, Due::Die(worker, ExitStatus::Signalled(11))),
+            1 => self.schedule(life, Due::Die(worker, ExitStatus::Exited(rng.i32(0..3)))),
             2 if rng.bool() => {
                 let closed = Event::ChannelClosed { worker };
                 self.schedule(life, Due::Say(worker, closed));
@@ -401,7 +401,7 @@ impl Kernel {
         }
     }
 
-    fn die(&mut self, worker: WorkerId, how: Death, rng: &mut Rng) {
+    fn die(&mut self, worker: WorkerId, exit: ExitStatus, rng: &mut Rng) {
         let Some(process) = self.processes.get_mut(&worker).filter(|it| it.alive) else {
             return;
         };
@@ -428,7 +428,7 @@ impl Kernel {
             delay,
             Due::Tell(Event::Exited {
                 worker,
-                how,
+                exit,
                 cause: None,
             }),
         );
@@ -494,7 +494,7 @@ impl Kernel {
                 if !lucky(self.weather.leave_hangs, rng) {
                     // Its exit report comes first: it is in the channel when the process exits.
                     let after = delay + ms(2);
-                    self.schedule(after, Due::Die(from, Death::Exited(0)));
+                    self.schedule(after, Due::Die(from, ExitStatus::Exited(0)));
                 }
             }
         }
@@ -505,7 +505,7 @@ impl Kernel {
         law!(self.exists(worker), "{worker} is to leave after its exit");
         if !lucky(self.weather.leave_hangs, rng) && self.is_well(worker) {
             let after = KERNEL_DELAY_MAX + ms(rng.u64(0..2_000));
-            self.schedule(after, Due::Die(worker, Death::Exited(0)));
+            self.schedule(after, Due::Die(worker, ExitStatus::Exited(0)));
         }
     }
 
@@ -624,7 +624,7 @@ impl Kernel {
             },
             _ => Event::Exited {
                 worker,
-                how: Death::Exited(0),
+                exit: ExitStatus::Exited(0),
                 cause: Some(cause),
             },
         }

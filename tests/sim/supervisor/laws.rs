@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use uppercased::supervisor::machine::{
-    Action, Death, Event, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId,
+    Action, Event, ExitStatus, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId,
     RequestId, SlotId, Verdict, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
@@ -172,8 +172,15 @@ impl Laws {
             since.is_some_and(|since| now >= since + KILL_GRACE),
             "{worker} was abandoned but killed at {since:?}"
         );
-        let (how, cause) = (Death::Lost, None);
-        self.note(&Event::Exited { worker, how, cause }, now);
+        let (exit, cause) = (ExitStatus::Lost, None);
+        self.note(
+            &Event::Exited {
+                worker,
+                exit,
+                cause,
+            },
+            now,
+        );
     }
 
     /// Checks one action, issued at `now`.

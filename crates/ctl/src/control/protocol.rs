@@ -101,17 +101,17 @@ pub enum Reply {
 #[serde(default)]
 pub struct Done {
     /// Slots whose worker was replaced.
-    pub renewed: u16,
+    pub replaced: u16,
     /// Slots after the operation.
     pub workers: u16,
     /// Connections that migrated to another worker, live.
-    pub moved: u64,
+    pub migrated: u64,
     /// Connections that stay with their worker until they end (draining).
-    pub drained: u64,
+    pub draining: u64,
     /// Milliseconds after which draining connections are closed.
     pub closed_after_ms: u64,
     /// Milliseconds from the request to the result.
-    pub took_ms: u64,
+    pub duration_ms: u64,
 }
 
 impl Done {
@@ -119,15 +119,18 @@ impl Done {
     /// none.
     #[must_use]
     pub fn describe(&self, request: &Request) -> Option<String> {
-        let took = took(self.took_ms);
+        let took = took(self.duration_ms);
         let workers = counted(self.workers.into(), "worker");
-        let replaced = counted(self.renewed.into(), "worker");
-        let connections = match self.drained {
-            0 => format!("{} migrated, 0 draining", counted(self.moved, "connection")),
-            drained => {
+        let replaced = counted(self.replaced.into(), "worker");
+        let connections = match self.draining {
+            0 => format!(
+                "{} migrated, 0 draining",
+                counted(self.migrated, "connection")
+            ),
+            draining => {
                 let after = Duration::from_millis(self.closed_after_ms);
-                let migrated = counted(self.moved, "connection");
-                format!("{migrated} migrated, {drained} draining (closed after {after:?})")
+                let migrated = counted(self.migrated, "connection");
+                format!("{migrated} migrated, {draining} draining (closed after {after:?})")
             }
         };
         match request {
@@ -141,7 +144,9 @@ impl Done {
     }
 }
 
-fn counted(number: u64, thing: &str) -> String {
+/// Returns an exact number of things, with the plural of `thing`.
+#[must_use]
+pub fn counted(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }

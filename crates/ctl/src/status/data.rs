@@ -11,6 +11,7 @@ use crate::clock::millis;
 use crate::identity::{Generation, ReleaseId, SlotId};
 use crate::limits::UNSERVED_GRACE;
 use crate::metrics::{CloseReason, Counter, RefusalCause};
+use crate::operation::OperationKind;
 use crate::units;
 
 use super::durations::Durations;
@@ -39,7 +40,7 @@ pub struct Status {
     pub release: ReleaseId,
     /// The addresses that it listens on.
     pub addresses: Vec<String>,
-    /// Durations of planned operations, by kind and outcome.
+    /// Durations of planned operations, by kind and result.
     pub operations: Vec<OperationTimes>,
     /// The operation that ended last.
     pub last_operation: Option<LastOperation>,
@@ -73,7 +74,7 @@ pub struct AdminStatus {
     /// The answers to load balancers as of the process's last query; `None` without an agent check.
     pub agent_answers: Option<AgentAnswers>,
     /// Unexpected exits.
-    pub deaths: u64,
+    pub crashes: u64,
     /// How it is sandboxed; `None` until it is.
     pub sandbox: Option<Sandboxed>,
 }
@@ -83,38 +84,40 @@ pub struct AdminStatus {
 #[serde(default)]
 pub struct ServiceManagerStatus {
     /// Messages sent.
-    pub taken: u64,
+    pub sent: u64,
     /// Failed attempts to send; each message is retried.
     pub refused: u64,
     /// Messages waiting to be sent.
-    pub waiting: u64,
-    /// Whether it was told to release listeners of removed slots and may not have done so yet.
-    pub lets_go: bool,
+    pub pending: u64,
+    /// Whether it was asked to release listeners of removed slots and may not have done so yet.
+    pub releasing: bool,
     /// Why its watchdog is not fed, if so.
-    pub unfed: Option<String>,
+    pub watchdog_paused: Option<String>,
 }
 
-/// Durations of planned operations of one kind and outcome.
+/// Durations of planned operations of one kind and result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OperationTimes {
     /// "reload", "upgrade" or "scale".
-    pub what: String,
+    pub operation: String,
     /// "done" or "failed".
-    pub outcome: String,
+    pub result: String,
     /// From the request to the result.
     #[serde(flatten)]
     pub times: Durations,
 }
 
 impl OperationTimes {
-    const KINDS: [&str; 3] = ["reload", "upgrade", "scale"];
-    const OUTCOMES: [&str; 2] = ["done", "failed"];
+    /// The result of an operation that succeeded.
+    pub const DONE: &str = "done";
+    /// The result of an operation that failed.
+    pub const FAILED: &str = "failed";
 
-    /// Returns every possible pair of `what` and `outcome`.
+    /// Returns every possible pair of operation and result.
     pub fn all_kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
-        let outcomes = |what| Self::OUTCOMES.map(|outcome| (what, outcome));
-        Self::KINDS.into_iter().flat_map(outcomes)
+        let results = |operation| [Self::DONE, Self::FAILED].map(|result| (operation, result));
+        OperationKind::NAMES.into_iter().flat_map(results)
     }
 }
 
@@ -123,13 +126,13 @@ impl OperationTimes {
 #[serde(default)]
 pub struct LastOperation {
     /// "reload", "upgrade", "scale to 6".
-    pub what: String,
+    pub operation: String,
     /// "done" or "failed".
-    pub outcome: String,
+    pub result: String,
     /// Why it failed.
-    pub cause: Option<String>,
+    pub error: Option<String>,
     /// From the request to the result.
-    pub took_ms: u64,
+    pub duration_ms: u64,
     /// Time since it ended.
     pub age_ms: u64,
 }
@@ -142,7 +145,7 @@ pub struct Totals {
     #[serde(flatten)]
     pub traffic: Traffic,
     /// Unexpected exits of workers.
-    pub deaths: u64,
+    pub crashes: u64,
 }
 
 /// Traffic of one slot's workers, all generations together.
@@ -154,9 +157,9 @@ pub struct Traffic {
     /// Connections accepted.
     pub accepted: u64,
     /// Live connections that migrated from another worker.
-    pub moved_in: u64,
+    pub migrated_in: u64,
     /// Live connections that migrated to another worker.
-    pub moved_out: u64,
+    pub migrated_out: u64,
     /// Connections ended, by reason; zeros are left out.
     pub closed: BTreeMap<String, u64>,
     /// Connections accepted and refused at once, by cause; zeros are left out.
@@ -164,9 +167,9 @@ pub struct Traffic {
     /// Connections of sources that could not be tracked, so that no limit applied to them.
     pub untracked: u64,
     /// Bytes received from clients.
-    pub bytes_in: u64,
+    pub received_bytes: u64,
     /// Bytes sent to clients.
-    pub bytes_out: u64,
+    pub sent_bytes: u64,
     /// Every counter, by [`Counter::key`]; zeros are left out.
     pub counters: BTreeMap<String, u64>,
 }
@@ -215,9 +218,9 @@ pub struct SlotStatus {
     /// Its share of the open connections, likewise.
     pub open_percent: u8,
     /// Unexpected exits of this slot's workers.
-    pub deaths: u64,
+    pub crashes: u64,
     /// The latest of them.
-    pub last_death: Option<LastDeath>,
+    pub last_crash: Option<LastCrash>,
     /// Times from fork to Ready of its workers.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub starts: Durations,
@@ -263,13 +266,13 @@ pub struct Neighbour {
 /// The last unexpected exit of a slot's worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct LastDeath {
+pub struct LastCrash {
     /// The worker's generation in the slot.
     pub generation: Generation,
     /// "signal 9 (SIGKILL)"; `None` if the process could not be created.
-    pub how: Option<String>,
+    pub exit: Option<String>,
     /// The cause, if known.
-    pub cause: Option<String>,
+    pub error: Option<String>,
     /// Time since the exit.
     pub age_ms: u64,
 }
@@ -388,14 +391,14 @@ impl Totals {
         let mut totals = Self::default();
         for slot in slots {
             totals.traffic.add(&slot.traffic);
-            totals.deaths = totals.deaths.saturating_add(slot.deaths);
+            totals.crashes = totals.crashes.saturating_add(slot.crashes);
         }
         totals
     }
 
     fn add(&mut self, other: &Self) {
         self.traffic.add(&other.traffic);
-        self.deaths = self.deaths.saturating_add(other.deaths);
+        self.crashes = self.crashes.saturating_add(other.crashes);
     }
 }
 
@@ -418,16 +421,16 @@ impl Traffic {
         Self {
             open,
             accepted: counter(Counter::Accepted),
-            moved_in: counter(Counter::MovedIn),
-            moved_out: counter(Counter::MovedOut),
+            migrated_in: counter(Counter::MigratedIn),
+            migrated_out: counter(Counter::MigratedOut),
             closed: closed.into_iter().filter(|(_, times)| *times > 0).collect(),
             refused: refused
                 .into_iter()
                 .filter(|(_, times)| *times > 0)
                 .collect(),
             untracked: counter(Counter::Untracked),
-            bytes_in: counter(Counter::BytesIn),
-            bytes_out: counter(Counter::BytesOut),
+            received_bytes: counter(Counter::BytesIn),
+            sent_bytes: counter(Counter::BytesOut),
             counters: Counter::all()
                 .map(|one| (one.key(), counter(one)))
                 .filter(|(_, count)| *count > 0)
@@ -440,23 +443,23 @@ impl Traffic {
         let Self {
             open,
             accepted,
-            moved_in,
-            moved_out,
+            migrated_in,
+            migrated_out,
             closed,
             refused,
             untracked,
-            bytes_in,
-            bytes_out,
+            received_bytes,
+            sent_bytes,
             counters,
         } = self;
         for (sum, more) in [
             (open, other.open),
             (accepted, other.accepted),
-            (moved_in, other.moved_in),
-            (moved_out, other.moved_out),
+            (migrated_in, other.migrated_in),
+            (migrated_out, other.migrated_out),
             (untracked, other.untracked),
-            (bytes_in, other.bytes_in),
-            (bytes_out, other.bytes_out),
+            (received_bytes, other.received_bytes),
+            (sent_bytes, other.sent_bytes),
         ] {
             *sum = sum.saturating_add(more);
         }

@@ -34,9 +34,9 @@ pub struct Rate {
     /// Messages, i.e. successful reads.
     pub messages: f64,
     /// Bytes received.
-    pub bytes_in: f64,
+    pub received_bytes: f64,
     /// Bytes sent.
-    pub bytes_out: f64,
+    pub sent_bytes: f64,
     /// The worker's busy share of the time, from 0 to 1; for all slots together, the sum of theirs.
     pub busy: f64,
 }
@@ -84,8 +84,8 @@ impl Rate {
         Some(Self {
             accepted: rate(before.accepted, after.accepted)?,
             messages: counted(Counter::Reads)?,
-            bytes_in: rate(before.bytes_in, after.bytes_in)?,
-            bytes_out: rate(before.bytes_out, after.bytes_out)?,
+            received_bytes: rate(before.received_bytes, after.received_bytes)?,
+            sent_bytes: rate(before.sent_bytes, after.sent_bytes)?,
             busy: counted(Counter::BusyNs)? / 1e9,
         })
     }
@@ -101,7 +101,7 @@ mod tests {
             slot: SlotId(number as u16),
             traffic: Traffic {
                 accepted: *count,
-                bytes_in: count * 10,
+                received_bytes: count * 10,
                 counters: BTreeMap::from([
                     ("reads".to_owned(), count * 2),
                     ("busy_ns".to_owned(), count * 1_000_000),
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(rates.span_ms, 2500);
         let first = rates.slots[&SlotId(0)];
         assert_eq!((first.accepted, first.messages), (100.0, 200.0));
-        assert_eq!((first.bytes_in, first.busy), (1000.0, 0.1));
+        assert_eq!((first.received_bytes, first.busy), (1000.0, 0.1));
         assert_eq!(rates.slots[&SlotId(1)].accepted, 2.0);
         assert_eq!(rates.totals.accepted, 102.0);
         assert!((rates.totals.busy - 0.102).abs() < 1e-9);

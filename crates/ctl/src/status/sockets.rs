@@ -82,7 +82,7 @@ pub struct Sockets {
     /// Foreign listeners on the same ports.
     pub others: Vec<SocketStatus>,
     /// Number of foreign listeners omitted.
-    pub others_untold: u64,
+    pub others_omitted: u64,
     /// Every socket, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<Vec<SocketStatus>>,
@@ -130,7 +130,7 @@ impl Sockets {
                 *clients.or_default() += 1;
             }
         }
-        sockets.others_untold = drop_beyond(&mut sockets.others, OTHERS_MAX);
+        sockets.others_omitted = drop_beyond(&mut sockets.others, OTHERS_MAX);
         if let Some(most) = list {
             listed.sort_by(|a, b| a.order().cmp(&b.order()));
             sockets.unlisted = drop_beyond(&mut listed, most);
@@ -325,6 +325,6 @@ mod tests {
         let many = (200..300).map(|inode| entry("0.0.0.0:80", "0.0.0.0:0", LISTEN, inode));
         let sockets = Sockets::count(many.collect(), &status(), None);
         assert_eq!(sockets.others.len(), OTHERS_MAX);
-        assert_eq!(sockets.others_untold, 84);
+        assert_eq!(sockets.others_omitted, 84);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::data::{
-    AcceptQueueStatus, AdminStatus, LastDeath, LastOperation, Neighbour, ServiceManagerStatus,
+    AcceptQueueStatus, AdminStatus, LastCrash, LastOperation, Neighbour, ServiceManagerStatus,
     SlotStatus, Status,
 };
 use super::rates::{Rate, Rates};
@@ -104,7 +104,7 @@ fn head(view: View<'_>) -> Vec<String> {
             status.phase,
             age(status.uptime_ms),
             status.release,
-            short(status.totals.deaths),
+            short(status.totals.crashes),
         ),
         format!("listening on {}", status.addresses.join(" ")),
     ];
@@ -133,12 +133,12 @@ fn head(view: View<'_>) -> Vec<String> {
         "connections  {}, {} accepted, {} migrated",
         open(status),
         short(traffic.accepted),
-        short(traffic.moved_in),
+        short(traffic.migrated_in),
     ));
     lines.push(format!(
         "traffic      {}B in, {}B out",
-        short(traffic.bytes_in),
-        short(traffic.bytes_out),
+        short(traffic.received_bytes),
+        short(traffic.sent_bytes),
     ));
     let workers = status.slots.len();
     lines.extend(rates.map(|rates| totals_rate(rates, workers)));
@@ -177,7 +177,7 @@ fn admin(admin: &AdminStatus) -> String {
     let state = admin
         .pid
         .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
-    let died = short(admin.deaths);
+    let died = short(admin.crashes);
     let http = Some(admin.address.clone()).filter(|address| !address.is_empty());
     let agent = admin.agent.as_ref().map(|agent| format!("agent {agent}"));
     let places: Vec<String> = http.into_iter().chain(agent).collect();
@@ -190,28 +190,28 @@ fn admin(admin: &AdminStatus) -> String {
 /// Returns the problems between server and service manager; usually none.
 fn service_manager(manager: &ServiceManagerStatus) -> Vec<String> {
     let mut lines = Vec::new();
-    if manager.refused > 0 || manager.waiting > 0 {
-        let (refused, waiting) = (short(manager.refused), short(manager.waiting));
-        let taken = short(manager.taken);
+    if manager.refused > 0 || manager.pending > 0 {
+        let (refused, pending) = (short(manager.refused), short(manager.pending));
+        let sent = short(manager.sent);
         lines.push(format!(
-            "systemd      {taken} notifications sent, {refused} attempts refused, {waiting} pending"
+            "systemd      {sent} notifications sent, {refused} attempts refused, {pending} pending"
         ));
     }
-    if let Some(cause) = &manager.unfed {
+    if let Some(cause) = &manager.watchdog_paused {
         lines.push(format!("watchdog     not fed: {cause}"));
     }
     lines
 }
 
 pub(super) fn last_operation(last: &LastOperation) -> String {
-    let cause = last.cause.as_deref();
-    let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+    let error = last.error.as_deref();
+    let error = error.map_or_else(String::new, |error| format!(": {error}"));
     format!(
-        "last         {} {} {} ago, took {}{cause}",
-        last.what,
-        last.outcome,
+        "last         {} {} {} ago, took {}{error}",
+        last.operation,
+        last.result,
         age(last.age_ms),
-        took(last.took_ms)
+        took(last.duration_ms)
     )
 }
 
@@ -219,8 +219,8 @@ fn totals_rate(rates: &Rates, workers: usize) -> String {
     let Rate {
         accepted,
         messages,
-        bytes_in,
-        bytes_out,
+        received_bytes,
+        sent_bytes,
         busy: used,
     } = rates.totals;
     format!(
@@ -228,8 +228,8 @@ fn totals_rate(rates: &Rates, workers: usize) -> String {
         age(rates.span_ms),
         per_second(accepted),
         per_second(messages),
-        per_second(bytes_in),
-        per_second(bytes_out),
+        per_second(received_bytes),
+        per_second(sent_bytes),
         busy(used, workers),
     )
 }
@@ -278,7 +278,7 @@ pub(super) fn on_the_ports(sockets: &Sockets) -> Vec<String> {
     let others = sockets.others.iter().take(OTHERS_MAX);
     lines.extend(others.map(|other| format!("also bound   {}", foreign_socket(other))));
     let unlisted = sockets.others.len().saturating_sub(OTHERS_MAX) as u64;
-    let unlisted = unlisted.saturating_add(sockets.others_untold);
+    let unlisted = unlisted.saturating_add(sockets.others_omitted);
     if unlisted > 0 {
         lines.push(format!(
             "also bound   {unlisted} more; see status --sockets"
@@ -365,13 +365,13 @@ fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
     match rates {
         None => numbers.extend([
             short(traffic.accepted),
-            short(traffic.moved_in),
-            short(traffic.bytes_in),
-            short(traffic.bytes_out),
+            short(traffic.migrated_in),
+            short(traffic.received_bytes),
+            short(traffic.sent_bytes),
         ]),
         Some(rates) => numbers.extend(rate_cells(rates.slots.get(&slot.slot))),
     }
-    numbers.push(short(slot.deaths));
+    numbers.push(short(slot.crashes));
     for number in numbers {
         let _ = write!(line, " {number:>5}");
     }
@@ -385,7 +385,7 @@ fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
         Some(rate) => [
             per_second(rate.accepted),
             per_second(rate.messages),
-            per_second(rate.bytes_in),
+            per_second(rate.received_bytes),
             percent(rate.busy),
         ],
     }
@@ -413,20 +413,20 @@ pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     if let Some(predecessor) = &slot.predecessor {
         note(format!("predecessor {}", neighbour(predecessor)));
     }
-    if let Some(LastDeath {
+    if let Some(LastCrash {
         generation,
-        how,
-        cause,
+        exit,
+        error,
         age_ms,
-    }) = &slot.last_death
+    }) = &slot.last_crash
     {
-        let how = how.as_deref().unwrap_or("not started");
-        let cause = cause
+        let exit = exit.as_deref().unwrap_or("not started");
+        let error = error
             .as_deref()
-            .map_or_else(String::new, |cause| format!(": {cause}"));
+            .map_or_else(String::new, |error| format!(": {error}"));
         let ago = age(*age_ms);
         note(format!(
-            "generation {generation} exited {ago} ago, {how}{cause}"
+            "generation {generation} exited {ago} ago, {exit}{error}"
         ));
     }
     notes

@@ -117,16 +117,16 @@ fn request_receives_progress_answer_and_eof() {
     bench.progress(RequestId(7), "slot 0");
     bench.progress(RequestId(8), "of somebody else");
     let done = Done {
-        renewed: 2,
+        replaced: 2,
         workers: 2,
-        took_ms: 1,
+        duration_ms: 1,
         ..Done::default()
     };
     bench.answer(RequestId(7), Reply::Done(done));
     assert_eq!(
         everything(client),
-        "{\"progress\":\"slot 0\"}\n{\"done\":{\"renewed\":2,\"workers\":2,\"moved\":0,\
-             \"drained\":0,\"closed_after_ms\":0,\"took_ms\":1}}\n"
+        "{\"progress\":\"slot 0\"}\n{\"done\":{\"replaced\":2,\"workers\":2,\"migrated\":0,\
+             \"draining\":0,\"closed_after_ms\":0,\"duration_ms\":1}}\n"
     );
     assert_eq!(bench.clients(), 0);
 
@@ -189,7 +189,7 @@ fn excess_client_is_refused_with_reason() {
     bench.turn();
     let text = everything(late);
     assert!(
-        text.contains("refused") && text.contains("32 others"),
+        text.contains("refused") && text.contains("32 clients"),
         "{text}"
     );
     let (client, id) = clients.remove(3);
@@ -291,7 +291,7 @@ fn only_dead_socket_is_replaced() {
     let file = bench.directory.path().join("file");
     fs::write(&file, "mine").unwrap();
     let why = open(&file).unwrap_err().to_string();
-    assert!(why.contains("no socket"), "{why}");
+    assert!(why.contains("not a socket"), "{why}");
     assert_eq!(fs::read(&file).unwrap(), b"mine");
 
     let dead = bench.directory.path().join("dead");

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::policy::Policy;
-use super::super::worker::{Death, Progress};
+use super::super::worker::{ExitStatus, Progress};
 use crate::handover::HandoverEnd;
 use uppercased_ctl::control::ScaleTo;
 use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
@@ -41,7 +41,7 @@ pub enum Event {
         /// The worker.
         worker: WorkerId,
         /// The exit status.
-        how: Death,
+        exit: ExitStatus,
         /// The cause derived from the exit status, if the worker reported none.
         cause: Option<String>,
     },

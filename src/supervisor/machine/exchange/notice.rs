@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::answer::Answer;
 use super::event::{Event, ListenerSource};
 use crate::handover::HandoverEnd;
-use crate::supervisor::machine::worker::Death;
+use crate::supervisor::machine::worker::ExitStatus;
 use uppercased_ctl::identity::{RequestId, SlotId, WorkerId};
+use uppercased_ctl::operation::OperationKind;
 
 /// A log line with all its fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,44 +32,48 @@ pub enum Notice {
     },
     /// A planned operation began.
     OperationStarted {
-        /// "reload", "upgrade", "scale to 3".
-        what: String,
+        /// The operation.
+        operation: OperationKind,
         /// The request.
         request: RequestId,
     },
     /// A planned operation ended, or did not begin.
     OperationEnded {
-        /// "reload", "upgrade", "scale to 3".
-        what: String,
+        /// The operation.
+        operation: OperationKind,
         /// The result.
         answer: Answer,
     },
     /// An operation was cancelled and rolls back.
     OperationCancelled {
-        /// As in [`Notice::OperationStarted`].
-        what: String,
+        /// The operation.
+        operation: OperationKind,
         /// The requester.
         by: String,
     },
+    /// A cancellation was refused.
+    CancelRefused {
+        /// The cause, in one line.
+        cause: String,
+    },
     /// A request waits for an obstacle to pass.
     RequestPending {
-        /// As in [`Notice::OperationStarted`]; a number of workers includes the changes that were
-        /// already waiting.
-        what: String,
+        /// The operation; its number of workers includes the changes that were already waiting.
+        operation: OperationKind,
         /// The request.
         request: RequestId,
     },
     /// The client of a waiting request disconnected; the request was dropped.
     RequestWithdrawn {
-        /// As in [`Notice::OperationStarted`].
-        what: String,
+        /// The operation.
+        operation: OperationKind,
         /// The request.
         request: RequestId,
     },
     /// A request could not be prepared; nothing has changed.
     NotBegun {
-        /// As in [`Notice::OperationStarted`].
-        what: String,
+        /// The operation.
+        operation: OperationKind,
         /// The cause, in one line.
         cause: String,
     },
@@ -188,7 +193,7 @@ pub enum Notice {
         /// The worker.
         worker: WorkerId,
         /// The exit status.
-        how: Death,
+        exit: ExitStatus,
         /// Time for which it had served; `None` if it never was Ready.
         served_for: Option<Duration>,
         /// The cause, if it is known.
@@ -199,7 +204,7 @@ pub enum Notice {
         /// The worker.
         worker: WorkerId,
         /// The exit status; anything but exit code 0 means that it did not exit by itself.
-        how: Death,
+        exit: ExitStatus,
     },
     /// A process could not be created.
     SpawnFailed {

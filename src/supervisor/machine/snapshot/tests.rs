@@ -29,12 +29,12 @@ const VERSION_1: &str = concat!(
     r#""served_since":30000000,"pulse":{"due":2030000000,"awaited":false,"#,
     r#""turns":null,"moved":30000000,"misses":0}}],"queue":"Served","#,
     r#""next_release":2,"history":{"born":2,"generation":1,"release":1,"#,
-    r#""failures":0,"deaths":0,"last_death":null}},{"id":1,"state":{"Active":1},"#,
+    r#""failures":0,"crashes":0,"last_crash":null}},{"id":1,"state":{"Active":1},"#,
     r#""since":7000000,"workers":[{"generation":1,"release":1,"state":{"Serving":{"#,
     r#""owes_report":false}},"since":9000000,"served_since":9000000,"pulse":{"#,
     r#""due":2009000000,"awaited":false,"turns":null,"moved":9000000,"misses":0}}],"#,
     r#""queue":"Served","next_release":1,"history":{"born":1,"generation":0,"#,
-    r#""release":1,"failures":0,"deaths":0,"last_death":null}}],"release":1,"#,
+    r#""release":1,"failures":0,"crashes":0,"last_crash":null}}],"release":1,"#,
     r#""operation":{"request":7,"kind":"Reload","since":20000000,"stage":{"Roll":{"#,
     r#""target":2,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
     r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
@@ -45,11 +45,11 @@ const VERSION_1: &str = concat!(
     r#""handover_timeout":{"secs":10,"nanos":0},"handshake_timeout":{"secs":3,"#,
     r#""nanos":0},"hang_timeout":{"secs":8,"nanos":0},"stall_check":null,"#,
     r#""rebalance":null},"course":{"Forward":{"slot":0,"bake":null}},"#,
-    r#""watched":false,"broken":[]}},"renewed":0,"moved":0,"drained":0,"#,
+    r#""watched":false,"broken":[]}},"replaced":0,"migrated":0,"draining":0,"#,
     r#""cancel":null,"drain":false,"damage":null},"pending":{"waiting":[],"#,
     r#""beginning":null,"deadline":null},"balance":{"due":null,"awaited":false,"#,
     r#""seen":null,"suspect":null,"moving":null,"trials":null},"born_before":0,"#,
-    r#""former_deaths":[],"actions":[],"stale_events":0,"repairs":0}"#,
+    r#""former_crashes":[],"actions":[],"stale_events":0,"repairs":0}"#,
 );
 
 /// Returns the machine of `VERSION_1`: slot 0 has a new worker, to which the old one hands over;

@@ -12,12 +12,12 @@ fn cancel() -> Event {
     }
 }
 
-fn cancelled(workers: u16, took: u64) -> Action {
+fn cancelled(workers: u16, duration_ms: u64) -> Action {
     Action::Answer {
         request: CANCELLER,
         answer: Answer::Done(Done {
             workers,
-            took: ms(took),
+            duration_ms,
             ..Done::default()
         }),
     }
@@ -77,14 +77,14 @@ fn cancelled_reload_rolls_back() {
         standby: true,
     };
     assert_eq!(stage.at(200, cancel()), [back]);
-    let cause = "the operation is being cancelled already";
+    let cause = "the operation is already being cancelled";
     assert_eq!(stage.at(201, cancel()), [refused(cause)]);
     assert_eq!(
         stage.at(210, ready(0, 3)),
         [hand_over(worker(0, 2), worker(0, 3), false)],
     );
     stage.at(220, handed_over(0, 2, HandoverEnd::Done));
-    let cause = "cancelled by somebody; every worker runs what it ran before";
+    let cause = "cancelled by somebody; every worker runs the old release";
     assert_eq!(
         stage.at(221, exited(0, 2, 0)),
         [failure(cause), cancelled(2, 21)],
@@ -102,7 +102,7 @@ fn cancelled_preflight_is_ended() {
             drain: false,
         },
     );
-    let cause = "cancelled by somebody; the running program serves on";
+    let cause = "cancelled by somebody; the running binary is unchanged";
     assert_eq!(
         stage.at(150, cancel()),
         [Action::AbortPreflight, failure(cause), cancelled(1, 0)],
@@ -157,7 +157,7 @@ fn stop_answers_cancelling_caller() {
     stage.at(110, cancel());
     let actions = stage.at(111, stop("SIGTERM"));
     for request in [ASKED, CANCELLER] {
-        let cause = "the server stops".to_owned();
+        let cause = "the server is stopping".to_owned();
         let answer = Answer::Failed { cause };
         let action = Action::Answer { request, answer };
         assert!(actions.contains(&action), "{actions:?}");

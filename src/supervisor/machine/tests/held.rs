@@ -19,7 +19,7 @@ fn killed_worker_that_stays_is_replaced() {
     assert_eq!(stage.timeout(150), [lend(0, worker(1, 1))]);
     let given_up = stage.next_timeout();
     assert_eq!(given_up, (100 + GRACE, vec![abandon(0, 1), adopt(0, 2)]));
-    assert_eq!(stage.machine.slots().next().unwrap().deaths, 1);
+    assert_eq!(stage.machine.slots().next().unwrap().crashes, 1);
     let not_ended = Notice::NotEnded {
         worker: worker(0, 1),
         after: KILL_GRACE,

@@ -59,14 +59,17 @@ fn signals_during_operation_begin_after_it() {
     }
     assert_eq!(
         stage.machine.pending(),
-        ["reload (signal)", "upgrade (signal)"]
+        [
+            (OperationKind::Reload, NOBODY),
+            (OperationKind::Upgrade, NOBODY)
+        ]
     );
     assert_eq!(
         stage.at(130, exited(0, 1, 0)),
         [done(1, 1, 10, 0, 30), begin(NOBODY, Wanted::Reload)],
     );
     // The shell may take its time; further requests are not blocked.
-    let cause = "a reload is about to begin: the configuration is being read; try again when it \
+    let cause = "reload about to begin: the configuration is being read; try again when it \
                  is done";
     assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);
     let again = Event::Reload {
@@ -89,9 +92,9 @@ fn signals_during_operation_begin_after_it() {
 fn signals_for_workers_add_up_to_target() {
     let mut stage = reloading();
     for (wanted, expected) in [
-        (MORE, "scale to 2 (signal)"),
-        (MORE, "scale to 3 (signal)"),
-        (FEWER, "scale to 2 (signal)"),
+        (MORE, (OperationKind::Scale { to: 2 }, NOBODY)),
+        (MORE, (OperationKind::Scale { to: 3 }, NOBODY)),
+        (FEWER, (OperationKind::Scale { to: 2 }, NOBODY)),
     ] {
         assert_eq!(stage.at(121, by_signal(wanted)), []);
         assert_eq!(stage.machine.pending(), [expected]);
@@ -101,7 +104,7 @@ fn signals_for_workers_add_up_to_target() {
     assert!(stage.machine.pending().is_empty());
     assert_eq!(
         stage.at(123, by_signal(FEWER)),
-        [refused(NOBODY, "one worker is the least")],
+        [refused(NOBODY, "cannot run 0 workers; use 1 to 1024")],
     );
     stage.at(124, by_signal(MORE));
     // A number requested by a command comes in between, then the next signal.
@@ -110,9 +113,9 @@ fn signals_for_workers_add_up_to_target() {
     assert_eq!(
         stage.machine.pending(),
         [
-            "scale to 2 (signal)",
-            "scale to 5 (command)",
-            "scale to 4 (signal)"
+            (OperationKind::Scale { to: 2 }, NOBODY),
+            (OperationKind::Scale { to: 5 }, RequestId(8)),
+            (OperationKind::Scale { to: 4 }, NOBODY)
         ],
     );
     assert_eq!(
@@ -176,7 +179,7 @@ fn waiting_commands_are_bounded_and_withdrawn() {
     for request in 10..18 {
         assert_eq!(stage.at(121, waiting(request, Wanted::Reload)), []);
     }
-    let cause = "8 other requests wait already; try again later";
+    let cause = "8 requests are already waiting; try again later";
     assert_eq!(
         stage.at(122, waiting(18, Wanted::Reload)),
         [refused(RequestId(18), cause)],
@@ -192,7 +195,7 @@ fn waiting_commands_are_bounded_and_withdrawn() {
         wait: false,
         drain: false,
     };
-    let cause = "a reload is under way: its last workers are leaving; try again when it is done";
+    let cause = "reload in progress: old workers are exiting; try again when it is done";
     assert_eq!(stage.at(125, impatient), [refused(RequestId(19), cause)]);
     assert_eq!(
         stage.at(130, exited(0, 1, 0)).last(),
@@ -206,7 +209,7 @@ fn stop_refuses_pending_requests() {
     stage.at(121, by_signal(Wanted::Reload));
     stage.at(122, waiting(8, Wanted::Upgrade));
     let answers = stage.at(123, stop("SIGTERM"));
-    let cause = "the server stops";
+    let cause = "the server is stopping";
     for request in [NOBODY, RequestId(8)] {
         assert!(answers.contains(&refused(request, cause)), "{answers:?}");
     }
@@ -224,7 +227,7 @@ fn exit_refuses_dispatched_requests() {
     stage.at(6, stop("SIGTERM"));
     assert_eq!(
         stage.at(7, exited(0, 1, 0)),
-        [refused(RequestId(8), "the server stops"), CLEAN],
+        [refused(RequestId(8), "the server is stopping"), CLEAN],
     );
     assert_eq!(stage.machine.operation(), None);
 }
@@ -287,5 +290,5 @@ fn hanging_configuration_times_out() {
     stage.at(6_000, RELOAD);
     let actions = stage.at(6_001, stop("SIGTERM"));
     assert_eq!(actions[0], Action::AbortPreflight);
-    assert_eq!(actions[1], refused(ASKED, "the server stops"));
+    assert_eq!(actions[1], refused(ASKED, "the server is stopping"));
 }

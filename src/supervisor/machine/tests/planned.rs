@@ -1,6 +1,7 @@
 //! Reload and upgrade, and the rules of every planned operation: one test per rule.
 
 use super::*;
+use uppercased_ctl::clock::millis;
 
 mod handovers;
 
@@ -71,15 +72,22 @@ pub(super) fn refused_by_peer(slot: u16, generation: u32, left: u32) -> Event {
     }
 }
 
-pub(super) fn done(renewed: u16, workers: u16, moved: u64, drained: u64, took: u64) -> Action {
+pub(super) fn done(
+    replaced: u16,
+    workers: u16,
+    migrated: u64,
+    draining: u64,
+    duration_ms: u64,
+) -> Action {
     Action::Answer {
         request: ASKED,
         answer: Answer::Done(Done {
-            renewed,
+            replaced,
             workers,
-            moved,
-            drained,
-            took: ms(took),
+            migrated,
+            draining,
+            duration_ms,
+            closed_after_ms: millis(policy(1).drain_timeout),
         }),
     }
 }
@@ -138,13 +146,13 @@ fn reload_replaces_slots_in_turn_then_answers() {
     assert_eq!(stage.machine.release(), NEXT);
     assert_eq!(stage.machine.poll_timeout(), None);
     // A crashed worker is replaced with it.
-    let renewed = Action::Spawn {
+    let replacement = Action::Spawn {
         worker: worker(0, 3),
         listener: ListenerSource::Adopt,
         release: NEXT,
         standby: false,
     };
-    assert_eq!(stage.at(200, killed(0, 2)), [renewed]);
+    assert_eq!(stage.at(200, killed(0, 2)), [replacement]);
 }
 
 #[test]
@@ -163,8 +171,8 @@ fn canary_is_watched_before_others_follow() {
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
     assert_eq!(stage.at(500, killed(0, 2)), [adopt(0, 3)]);
-    let cause = "the new worker of slot 0 failed: it died after 390ms of service: \
-                 signal 9 (SIGKILL); every worker runs what it ran before";
+    let cause = "the new worker of slot 0 exited after 390.0ms of service: \
+                 signal 9 (SIGKILL); every worker runs the old release";
     assert_eq!(stage.at(510, ready(0, 3)), [failure(cause)]);
     assert_eq!(stage.release(0), ReleaseId::FIRST);
 }
@@ -191,8 +199,7 @@ fn draining_predecessor_delays_nothing() {
             done(1, 1, 0, 0, 10),
         ],
     );
-    let cause = "old workers still serve connections that an earlier operation left with them \
-                 (1 of them, for at most 36.99s); try again then";
+    let cause = "1 old worker still draining (for at most 36.99s); try again later";
     assert_eq!(stage.at(120, reload(policy)), [refusal(cause)]);
     // 110 + drain 30,000 + linger 5,000 + grace 2,000.
     assert_eq!(stage.next_timeout(), (37_110, vec![kill(0, 1)]));
@@ -202,8 +209,8 @@ fn draining_predecessor_delays_nothing() {
 #[test]
 fn failed_successor_changes_nothing() {
     let words = "no such group";
-    let cause = "the new worker of slot 0 failed: it ended before it was ready: exit code 1 \
-                 (no such group); every worker runs what it ran before";
+    let cause = "the new worker of slot 0 exited before it was ready: exit code 1 \
+                 (no such group); every worker runs the old release";
     let mut stage = Stage::booted(calm(2), 0);
     stage.at(100, reload(calm(2)));
     assert_eq!(stage.at(110, start_failed(0, 2, words)), []);
@@ -225,8 +232,8 @@ fn failed_successor_changes_nothing() {
     stage.at(100, reload(slow));
     assert_eq!(stage.next_timeout(), (7_100, vec![kill(0, 2)]));
     assert_eq!(stage.at(7_101, ready(0, 2)), []);
-    let cause = "the new worker of slot 0 failed: it ended before it was ready: \
-                 signal 9 (SIGKILL) (not ready in time); every worker runs what it ran before";
+    let cause = "the new worker of slot 0 exited before it was ready: \
+                 signal 9 (SIGKILL) (not ready in time); every worker runs the old release";
     assert_eq!(stage.at(7_102, killed(0, 2)), [failure(cause)]);
 }
 
@@ -246,8 +253,8 @@ fn failure_in_later_slot_rolls_back_earlier_slots() {
         [hand_over(worker(0, 2), worker(0, 3), false)],
     );
     stage.at(150, handed_over(0, 2, HandoverEnd::Done));
-    let cause = "the new worker of slot 1 failed: it cannot be spawned: fork: EAGAIN; \
-                 every worker runs what it ran before";
+    let cause = "the new worker of slot 1 cannot be started: fork: EAGAIN; \
+                 every worker runs the old release";
     assert_eq!(stage.at(151, exited(0, 2, 0)), [failure(cause)]);
     assert_eq!(stage.machine.release(), ReleaseId::FIRST);
 
@@ -258,7 +265,7 @@ fn failure_in_later_slot_rolls_back_earlier_slots() {
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     stage.at(121, exited(0, 1, 0));
     stage.at(130, spawn_failed(1, 2));
-    let cause = "the new worker of slot 1 failed: it cannot be spawned: fork: EAGAIN; \
+    let cause = "the new worker of slot 1 cannot be started: fork: EAGAIN; \
                  slot 0 still runs release 2";
     assert_eq!(stage.at(140, spawn_failed(0, 3)), [failure(cause)]);
     // Its next worker runs the old release.
@@ -273,19 +280,19 @@ fn superseded_worker_has_not_failed() {
     stage.at(120, handed_over(0, 1, HandoverEnd::Done));
     // A worker that leaves and exits abnormally counts as failed.
     stage.at(121, killed(0, 1));
-    let deaths = |stage: &Stage, slot| stage.machine.slots().nth(slot).unwrap().deaths;
-    assert_eq!(deaths(&stage, 0), 1);
+    let crashes = |stage: &Stage, slot| stage.machine.slots().nth(slot).unwrap().crashes;
+    assert_eq!(crashes(&stage, 0), 1);
     // A replaced worker dies: the starting successor in the other slot is killed.
     let back = stage.at(130, killed(0, 2));
     assert!(back.contains(&kill(1, 2)), "{back:?}");
     stage.at(140, killed(1, 2));
-    assert_eq!((deaths(&stage, 0), deaths(&stage, 1)), (2, 0));
+    assert_eq!((crashes(&stage, 0), crashes(&stage, 1)), (2, 0));
 }
 
 #[test]
 fn dead_successor_returns_slot_to_predecessor() {
-    let cause = "the new worker of slot 0 failed: it died after 10ms of service: \
-                 signal 9 (SIGKILL); every worker runs what it ran before";
+    let cause = "the new worker of slot 0 exited after 10.0ms of service: \
+                 signal 9 (SIGKILL); every worker runs the old release";
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, reload(calm(1)));
     stage.at(110, ready(0, 2));
@@ -329,7 +336,7 @@ fn restored_finished_worker_is_replaced_immediately() {
     );
     assert_eq!(stage.at(122, exited(0, 1, 0)), [adopt(0, 3)]);
     let view = stage.machine.slots().next().unwrap();
-    assert_eq!(view.deaths, 1, "only its successor's");
+    assert_eq!(view.crashes, 1, "only its successor's");
 
     // A worker that was refused is sent a request to accept again.
     let mut stage = Stage::booted(calm(1), 0);
@@ -337,7 +344,7 @@ fn restored_finished_worker_is_replaced_immediately() {
     stage.at(110, ready(0, 2));
     stage.at(120, killed(0, 2));
     assert_eq!(stage.at(121, refused_by_peer(0, 1, 5)), [serve(0, 1)]);
-    assert_eq!(stage.machine.slots().next().unwrap().deaths, 1);
+    assert_eq!(stage.machine.slots().next().unwrap().crashes, 1);
 }
 
 #[test]
@@ -397,7 +404,7 @@ fn idle_slot_adopts_new_release_directly() {
     stage.at(10, killed(0, 1));
     assert_eq!(stage.at(30, reload(calm(1))), [kill(0, 2)]);
     assert_eq!(stage.at(31, killed(0, 2)), [spawn(3)]);
-    assert_eq!(stage.machine.slots().next().unwrap().deaths, 1);
+    assert_eq!(stage.machine.slots().next().unwrap().crashes, 1);
 }
 
 #[test]
@@ -427,12 +434,9 @@ fn only_one_operation_runs_while_serving() {
         policy: calm(2),
         drain: false,
     };
-    assert_eq!(
-        stage.at(99, same),
-        [refusal("release 1 is what runs already")]
-    );
+    assert_eq!(stage.at(99, same), [refusal("release 1 already runs")]);
     stage.at(100, reload(calm(2)));
-    let cause = "a reload is under way: slot 0 of 2 is being renewed; try again when it is done";
+    let cause = "reload in progress: slot 0 of 2 is being replaced; try again when it is done";
     assert_eq!(stage.at(101, scale(3)), [refusal(cause)]);
     assert_eq!(
         stage.at(
@@ -447,14 +451,14 @@ fn only_one_operation_runs_while_serving() {
     assert_eq!(
         stage.at(110, stop("SIGTERM")),
         [
-            failure("the server stops"),
+            failure("the server is stopping"),
             Action::EndCustody,
             kill(0, 2),
             stop_worker(0, 1),
             stop_worker(1, 1),
         ],
     );
-    assert_eq!(stage.at(111, scale(3)), [refusal("the server stops")]);
+    assert_eq!(stage.at(111, scale(3)), [refusal("the server is stopping")]);
 }
 
 #[test]
@@ -465,7 +469,7 @@ fn stop_during_handover_asks_both_to_finish() {
     assert_eq!(
         stage.at(120, stop("SIGTERM")),
         [
-            failure("the server stops"),
+            failure("the server is stopping"),
             Action::EndCustody,
             stop_worker(0, 1),
             stop_worker(0, 2),
@@ -507,7 +511,7 @@ fn upgrade_runs_preflight_exec_and_roll() {
         stage.at(110, stop("SIGTERM")),
         [
             Action::AbortPreflight,
-            failure("the server stops"),
+            failure("the server is stopping"),
             Action::EndCustody,
             stop_worker(0, 1),
         ],
@@ -522,14 +526,14 @@ fn upgrade_runs_preflight_exec_and_roll() {
         policy: calm(1),
     };
     stage.at(210, resumed);
-    let cause = "the new worker of slot 0 failed: it cannot be spawned: fork: EAGAIN; every worker \
-                 runs what it ran before; the supervisor itself runs the new program";
+    let cause = "the new worker of slot 0 cannot be started: fork: EAGAIN; every worker \
+                 runs the old release; the supervisor runs the new binary";
     assert_eq!(stage.at(220, spawn_failed(0, 2)), [failure(cause)]);
 
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, upgrade.clone());
     let cause = "truncated".to_owned();
-    let told = failure("truncated; the running program serves on");
+    let told = failure("truncated; the running binary is unchanged");
     let failed = Event::PreflightFailed {
         cause: cause.clone(),
     };
@@ -538,8 +542,8 @@ fn upgrade_runs_preflight_exec_and_roll() {
     stage.at(210, Event::PreflightPassed);
     assert_eq!(stage.at(220, Event::ExecFailed { cause }), [told]);
     stage.at(300, upgrade);
-    let cause = "the new program had not come up within 5s; see its log, or raise start_timeout; \
-                 the running program serves on";
+    let cause = "the new binary did not start within 5s; see its log, or raise start_timeout; \
+                 the running binary is unchanged";
     assert_eq!(
         stage.next_timeout(),
         (5_300, vec![Action::AbortPreflight, failure(cause)]),
@@ -563,7 +567,7 @@ fn requests_without_caller_are_answered() {
         [Action::Answer {
             request,
             answer: Answer::Refused {
-                cause: "one worker is the least".to_owned()
+                cause: "cannot run 0 workers; use 1 to 1024".to_owned()
             }
         }],
     );
@@ -576,7 +580,7 @@ fn death_during_rollback_is_reported() {
     stage.at(110, ready(0, 2));
     stage.at(120, refused_by_peer(0, 1, 5));
     assert_eq!(stage.release(0), ReleaseId::FIRST);
-    let cause = "5 connections of slot 0 generation 1 cannot move: full; slot 0 still runs \
+    let cause = "cannot migrate 5 connections of slot 0 generation 1: full; slot 0 still runs \
                  release 2";
     assert_eq!(stage.at(130, killed(0, 1)), [failure(cause)]);
     assert_eq!(stage.release(0), NEXT);

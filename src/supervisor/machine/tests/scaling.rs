@@ -20,7 +20,7 @@ fn slots_are_added_in_turn_and_stay() {
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, scale(3));
     stage.at(110, ready(1, 1));
-    let cause = "the new worker of slot 2 failed: it ended before it was ready: exit code 1; \
+    let cause = "the new worker of slot 2 exited before it was ready: exit code 1; \
                  2 workers serve";
     let dropped = Action::DropSlot { slot: SlotId(2) };
     assert_eq!(stage.at(120, exited(2, 1, 1)), [dropped, failure(cause)]);
@@ -34,11 +34,11 @@ fn slots_are_added_in_turn_and_stay() {
     assert_eq!(stage.at(130, scale(3)), [again]);
     assert_eq!(
         stage.at(131, scale(0)),
-        [refusal("one worker is the least")]
+        [refusal("cannot run 0 workers; use 1 to 1024")]
     );
     assert_eq!(
         stage.at(131, scale(1_025)),
-        [refusal("1024 workers are the most")]
+        [refusal("cannot run 1025 workers; use 1 to 1024")]
     );
 }
 
@@ -105,7 +105,7 @@ fn slot_stays_when_connections_find_no_room() {
         stage.at(3_200, refused_by_peer(2, 1, 4)),
         [hand_over(worker(2, 1), worker(1, 1), true)],
     );
-    let cause = "2 connections of slot 2 generation 1 cannot move: full; 3 workers serve";
+    let cause = "cannot migrate 2 connections of slot 2 generation 1: full; 3 workers serve";
     assert_eq!(
         stage.at(3_300, refused_by_peer(2, 1, 2)),
         [
@@ -130,12 +130,12 @@ fn returned_slot_keeps_failure_count() {
     stage.at(3_200, handed_over(1, 2, HandoverEnd::Done));
     stage.at(3_300, exited(1, 2, 0));
     assert_eq!(stage.machine.slots().count(), 1);
-    assert_eq!(stage.machine.deaths_before(SlotId(1)), 1);
+    assert_eq!(stage.machine.crashes_before(SlotId(1)), 1);
     let saved = stage.machine.snapshot().to_json().unwrap();
     let restored = Machine::restore(Snapshot::from_json(&saved).unwrap()).unwrap();
-    assert_eq!(restored.deaths_before(SlotId(1)), 1);
+    assert_eq!(restored.crashes_before(SlotId(1)), 1);
     stage.at(3_400, scale(2));
-    assert_eq!(stage.machine.slots().nth(1).unwrap().deaths, 1);
+    assert_eq!(stage.machine.slots().nth(1).unwrap().crashes, 1);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn shrinking_fails_without_receiver() {
     assert_eq!(stage.timeout(3_200), []);
     let (at, actions) = stage.next_timeout();
     assert_eq!(at, 13_200);
-    let cause = "slot 1 is backing off and no sibling could take over; 2 workers stay";
+    let cause = "cannot remove slot 1: it is backing off, or no sibling is ready; 2 workers serve";
     assert_eq!(actions, [Action::Unsteer, failure(cause)]);
 }
 
@@ -440,7 +440,7 @@ fn degraded_server_can_be_scaled() {
     let mut stage = degraded(calm(3));
     let now = stage.at(100, scale(4));
     assert!(matches!(now.as_slice(), [Action::Spawn { worker: it, .. }] if *it == worker(1, 3)));
-    let cause = "the new worker of slot 1 failed: it ended before it was ready: exit code 1; \
+    let cause = "the new worker of slot 1 exited before it was ready: exit code 1; \
                  1 workers serve";
     assert_eq!(stage.at(110, exited(1, 3, 1)), [failure(cause)]);
     assert_eq!(stage.machine.slots().count(), 3);

@@ -55,7 +55,7 @@ fn unjoinable_stored_socket_is_rebound() {
     };
     let plan = settled(&[alone], &[80], 2).unwrap();
     assert!(plan.slots.is_empty());
-    assert_eq!(plan.dropped, [(0, "no other socket can join it")]);
+    assert_eq!(plan.dropped, [(0, "no other socket can share its address")]);
     assert_eq!(plan.outdated, [SlotId(0)]);
 }
 

@@ -6,16 +6,16 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn serving(planned: Option<Planned>) -> View {
+fn serving(operation: Option<OperationKind>) -> View {
     let life = Life::Serving;
-    View { life, planned }
+    View { life, operation }
 }
 
 fn starting() -> View {
     let life = Life::Starting;
     View {
         life,
-        planned: None,
+        operation: None,
     }
 }
 
@@ -54,10 +54,14 @@ fn reload_is_notified_and_scaling_is_not() {
     let mut notifier = Notifier::new(None);
     look(&mut notifier, serving(None), at(1));
     said(&mut notifier, at(1));
-    look(&mut notifier, serving(Some(Planned::Scaling)), at(2));
+    look(
+        &mut notifier,
+        serving(Some(OperationKind::Scale { to: 2 })),
+        at(2),
+    );
     assert_eq!(said(&mut notifier, at(2)), []);
-    look(&mut notifier, serving(Some(Planned::Renewal)), at(3));
-    look(&mut notifier, serving(Some(Planned::Renewal)), at(4));
+    look(&mut notifier, serving(Some(OperationKind::Reload)), at(3));
+    look(&mut notifier, serving(Some(OperationKind::Reload)), at(4));
     assert_eq!(
         said(&mut notifier, at(4)),
         [Message::Reloading { at: at(3) }]
@@ -77,7 +81,11 @@ fn refused_reload_is_confirmed() {
     assert_eq!(said(&mut notifier, at(2)), both);
     // Another operation is in progress, and is no reason to wait.
     notifier.note_reload_request();
-    look(&mut notifier, serving(Some(Planned::Scaling)), at(3));
+    look(
+        &mut notifier,
+        serving(Some(OperationKind::Scale { to: 2 })),
+        at(3),
+    );
     let both = [Message::Reloading { at: at(3) }, Message::Ready];
     assert_eq!(said(&mut notifier, at(3)), both);
 }
@@ -101,7 +109,7 @@ fn barrier_follows_messages_it_confirms() {
 #[test]
 fn new_program_completes_notifications_after_exec() {
     let mut notifier = Notifier::resumed(None);
-    look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
+    look(&mut notifier, serving(Some(OperationKind::Reload)), at(1));
     assert_eq!(said(&mut notifier, at(1)), []);
     look(&mut notifier, serving(None), at(2));
     assert_eq!(said(&mut notifier, at(2)), [Message::Ready]);
@@ -113,7 +121,7 @@ fn long_start_or_reload_extends_timeout() {
     let longer = Message::Extend { within };
     assert_eq!(longer.text(), "EXTEND_TIMEOUT_USEC=15000000");
     assert!(NOTIFY_STATUS_BUSY * 3 < within, "some may come late");
-    let renewing = serving(Some(Planned::Renewal));
+    let renewing = serving(Some(OperationKind::Reload));
     let asked = |notifier: &mut Notifier, view, now| {
         look(notifier, view, now);
         all_said(notifier, now).contains(&longer)
@@ -124,7 +132,7 @@ fn long_start_or_reload_extends_timeout() {
     assert_eq!(notifier.deadline(), Some(second(1)));
     assert!(asked(&mut notifier, starting(), second(1)));
     assert!(!asked(&mut notifier, serving(None), second(2)));
-    let scaling = serving(Some(Planned::Scaling));
+    let scaling = serving(Some(OperationKind::Scale { to: 2 }));
     assert!(!asked(&mut notifier, scaling, second(7)), "nobody waits");
     assert!(asked(&mut notifier, renewing, second(8)));
     assert!(asked(&mut notifier, renewing, second(9)));
@@ -147,13 +155,13 @@ fn status_line_is_bounded() {
 #[test]
 fn stop_announces_its_duration_last() {
     let mut notifier = Notifier::new(None);
-    look(&mut notifier, serving(Some(Planned::Renewal)), at(1));
+    look(&mut notifier, serving(Some(OperationKind::Reload)), at(1));
     let life = Life::Stopping {
         until: Some(at(32_001)),
     };
     let stopping = View {
         life,
-        planned: None,
+        operation: None,
     };
     look(&mut notifier, stopping, at(1));
     let within = Duration::from_secs(32) + NOTIFY_STOP_MARGIN;
@@ -248,7 +256,7 @@ fn reload_message_has_monotonic_microseconds() {
 /// Events of a serving supervisor.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Show(Option<Planned>),
+    Show(Option<OperationKind>),
     Ask,
     Store(u16),
     Remove(u16),
@@ -259,8 +267,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         Just(Step::Show(None)),
-        Just(Step::Show(Some(Planned::Renewal))),
-        Just(Step::Show(Some(Planned::Scaling))),
+        Just(Step::Show(Some(OperationKind::Reload))),
+        Just(Step::Show(Some(OperationKind::Scale { to: 2 }))),
         Just(Step::Ask),
         (0..3_u16).prop_map(Step::Store),
         (0..3_u16).prop_map(Step::Remove),
@@ -288,7 +296,7 @@ proptest! {
             // Each later than a pause after a refusal.
             let now = Tick::ZERO + NOTIFY_RETRY * now;
             match step {
-                Step::Show(planned) => look(&mut notifier, serving(planned), now),
+                Step::Show(operation) => look(&mut notifier, serving(operation), now),
                 Step::Ask => notifier.note_reload_request(),
                 Step::Store(slot) => {
                     notifier.store(SlotId(slot));

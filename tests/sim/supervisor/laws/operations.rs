@@ -8,7 +8,7 @@ use uppercased::supervisor::machine::{
     Answer, Done, Event, KILL_GRACE, Policy, ReleaseId, RequestId, ScaleTo, SlotId, Wanted,
     WorkerId,
 };
-use uppercased_ctl::clock::Tick;
+use uppercased_ctl::clock::{Tick, millis};
 
 use super::shadow::{Life, Part, Shadow};
 use super::{End, Laws, law};
@@ -416,18 +416,18 @@ impl Laws {
             "it succeeded but a slot is not complete"
         );
         law!(
-            done.took == now.since(operation.since),
+            done.duration_ms == millis(now.since(operation.since)),
             "it took {:?}",
-            done.took
+            done.duration_ms
         );
-        let renewed = match operation.kind {
+        let replaced = match operation.kind {
             Kind::Scale => 0,
             Kind::Reload(_) | Kind::Upgrade => operation.committed,
         };
         law!(
-            done.renewed == renewed,
+            done.replaced == replaced,
             "{} slots were replaced",
-            done.renewed
+            done.replaced
         );
     }
 
@@ -720,17 +720,17 @@ impl Laws {
             "{release:?} is in force, but {:?}",
             self.operation
         );
-        let renewed = |slot: &Shadow| {
+        let replaced = |slot: &Shadow| {
             slot.serves() && slot.release == release && slot.handing_over().is_none()
         };
         let operation = self.operation.as_ref().expect("law: a commit ends a roll");
         let broken = |slot: u16| operation.broken.contains(&SlotId(slot));
         let mut slots = (0_u16..).zip(&self.slots);
         law!(
-            slots.all(|(id, slot)| renewed(slot) || (broken(id) && !slot.serves())),
+            slots.all(|(id, slot)| replaced(slot) || (broken(id) && !slot.serves())),
             "{release:?} is in force before every slot has it"
         );
-        let count = self.slots.iter().filter(|slot| renewed(slot)).count();
+        let count = self.slots.iter().filter(|slot| replaced(slot)).count();
         law!(count > 0, "{release:?} is in force but no slot has it");
         law!(
             self.canary_stood(now),

@@ -186,8 +186,8 @@ impl Laws {
         {
             if request == RequestId::NOBODY {
                 // One worker below the minimum, or one above the maximum.
-                let impossible = cause.contains("the least") || cause.contains("the most");
-                law!(impossible && wait, "a signal was refused: {cause}");
+                let impossible = cause.starts_with("cannot run ");
+                law!(impossible && wait, "a signal is refused: {cause}");
                 let Wanted::Scale(ScaleTo::By(by)) = wanted else {
                     panic!("law broken: {wanted:?} of a signal was refused: {cause}");
                 };
@@ -203,7 +203,7 @@ impl Laws {
         }
         // The sum of the signals equals the present number.
         law!(
-            request == RequestId::NOBODY && cause.contains("there are"),
+            request == RequestId::NOBODY && cause.contains("already"),
             "{request:?} has waited for a refusal: {cause}"
         );
         let first = self.pending.numbers.pop_front();
@@ -239,23 +239,27 @@ impl Laws {
             pending.waiters.len()
         );
         let shown = machine.pending();
-        let of = |what: &str, by: &str| {
-            let matches = |it: &&String| it.starts_with(what) && it.ends_with(by);
-            shown.iter().filter(matches).count()
+        let signals_for = |name: &str| {
+            let by_signal = shown.iter().filter(|(_, it)| *it == RequestId::NOBODY);
+            by_signal.filter(|(it, _)| it.name() == name).count()
         };
         law!(
-            of("reload", "(signal)") == usize::from(pending.reload)
-                && of("upgrade", "(signal)") == usize::from(pending.upgrade),
-            "signals requested {pending:?}, but {shown:?} are pending"
+            signals_for("reload") == usize::from(pending.reload)
+                && signals_for("upgrade") == usize::from(pending.upgrade),
+            "signals ask for {pending:?}, and {shown:?} wait"
         );
         let signals = |it: &&Number| matches!(it, Number::Signals(_));
         law!(
-            of("scale", "(signal)") == pending.numbers.iter().filter(signals).count(),
-            "signals requested {pending:?}, but {shown:?} are pending"
+            signals_for("scale") == pending.numbers.iter().filter(signals).count(),
+            "signals ask for {pending:?}, and {shown:?} wait"
         );
         law!(
-            of("", "(command)") == pending.waiters.len(),
-            "{:?} are waiting, but {shown:?} is shown",
+            shown
+                .iter()
+                .filter(|(_, it)| *it != RequestId::NOBODY)
+                .count()
+                == pending.waiters.len(),
+            "{:?} wait, and {shown:?} is shown",
             pending.waiters
         );
         law!(

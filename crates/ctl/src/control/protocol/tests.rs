@@ -35,12 +35,12 @@ const REQUESTS: [Request; 9] = [
 #[test]
 fn result_is_one_line() {
     let done = Done {
-        renewed: 4,
+        replaced: 4,
         workers: 6,
-        moved: 10_000,
-        drained: 0,
+        migrated: 10_000,
+        draining: 0,
         closed_after_ms: 30_000,
-        took_ms: 1012,
+        duration_ms: 1012,
     };
     let line = |request: Request| done.describe(&request);
     let connections = "10000 connections migrated, 0 draining";
@@ -62,8 +62,8 @@ fn result_is_one_line() {
     );
     assert_eq!((line(Request::Status), line(Request::Stop)), (None, None));
     let draining = Done {
-        moved: 1,
-        drained: 12,
+        migrated: 1,
+        draining: 12,
         ..done
     };
     let line = draining.describe(&Request::Reload(Options::default()));
@@ -83,12 +83,12 @@ fn decode_inverts_encode() {
     let replies = [
         Reply::Progress("two\nlines".into()),
         Reply::Done(Done {
-            renewed: 1,
+            replaced: 1,
             workers: 2,
-            moved: u64::MAX,
-            drained: 4,
+            migrated: u64::MAX,
+            draining: 4,
             closed_after_ms: 6,
-            took_ms: 5,
+            duration_ms: 5,
         }),
         Reply::Failed(String::new()),
         Reply::Refused("busy".into()),
@@ -129,14 +129,15 @@ fn version_1_lines_stay_readable() {
         );
         assert_eq!(Request::decode(line.as_bytes()).unwrap(), request);
     }
-    let done = br#"{"done":{"renewed":4,"workers":4,"moved":9,"drained":0,"took_ms":312}}"#;
+    let done =
+        br#"{"done":{"replaced":4,"workers":4,"migrated":9,"draining":0,"duration_ms":312}}"#;
     let expected = Done {
-        renewed: 4,
+        replaced: 4,
         workers: 4,
-        moved: 9,
-        drained: 0,
+        migrated: 9,
+        draining: 0,
         closed_after_ms: 0,
-        took_ms: 312,
+        duration_ms: 312,
     };
     assert_eq!(Reply::decode(done).unwrap(), Reply::Done(expected));
 }
@@ -167,11 +168,11 @@ fn sign_makes_worker_count_relative() {
 fn newer_fields_are_skipped() {
     let line = br#"{"version":1,"command":"stop","why":{"not":[1]}}"#;
     assert_eq!(Request::decode(line).unwrap(), Request::Stop);
-    let line = br#"{"done":{"renewed":1,"sparkling":true}}"#;
+    let line = br#"{"done":{"replaced":1,"sparkling":true}}"#;
     let Reply::Done(done) = Reply::decode(line).unwrap() else {
         panic!("it is done");
     };
-    assert_eq!((done.renewed, done.workers), (1, 0));
+    assert_eq!((done.replaced, done.workers), (1, 0));
 }
 
 #[test]

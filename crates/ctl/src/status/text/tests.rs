@@ -10,13 +10,13 @@ use crate::status::Sandboxed;
 #[test]
 fn text_shows_service_manager_problems() {
     let mut manager = ServiceManagerStatus {
-        taken: 1200,
+        sent: 1200,
         ..ServiceManagerStatus::default()
     };
     assert!(service_manager(&manager).is_empty());
     manager.refused = 3;
-    manager.waiting = 2;
-    manager.unfed = Some("slot 1 is backing off".to_owned());
+    manager.pending = 2;
+    manager.watchdog_paused = Some("slot 1 is backing off".to_owned());
     let lines = [
         "systemd      1200 notifications sent, 3 attempts refused, 2 pending",
         "watchdog     not fed: slot 1 is backing off",
@@ -36,13 +36,13 @@ fn slot(number: u16) -> SlotStatus {
         traffic: Traffic {
             open: 1200,
             accepted: 1_234_567,
-            moved_in: 100,
-            moved_out: 0,
+            migrated_in: 100,
+            migrated_out: 0,
             closed: BTreeMap::from([("peer_closed".to_owned(), 1_233_000)]),
             refused: BTreeMap::new(),
             untracked: 0,
-            bytes_in: 1_000_000_000_000,
-            bytes_out: 999_999_999_999,
+            received_bytes: 1_000_000_000_000,
+            sent_bytes: 999_999_999_999,
             ..Traffic::default()
         },
         ..SlotStatus::default()
@@ -118,11 +118,11 @@ fn text_shows_troubled_server() {
         age_ms: 312,
         queue: "lent".to_owned(),
         lent_to: Some(SlotId(0)),
-        deaths: 7,
-        last_death: Some(LastDeath {
+        crashes: 7,
+        last_crash: Some(LastCrash {
             generation: Generation(3),
-            how: Some("exit code 1".to_owned()),
-            cause: Some("cannot\nraise the limit of open files, and so on".to_owned()),
+            exit: Some("exit code 1".to_owned()),
+            error: Some("cannot\nraise the limit of open files, and so on".to_owned()),
             age_ms: 1312,
         }),
         ..slot(2)
@@ -159,10 +159,10 @@ fn text_shows_rates_and_sockets() {
         ..AdminStatus::default()
     });
     status.last_operation = Some(LastOperation {
-        what: "scale to 2".to_owned(),
-        outcome: "failed".to_owned(),
-        cause: Some("slot 1 died".to_owned()),
-        took_ms: 312,
+        operation: "scale to 2".to_owned(),
+        result: "failed".to_owned(),
+        error: Some("slot 1 died".to_owned()),
+        duration_ms: 312,
         age_ms: 120_000,
     });
     status.slots[1].release = ReleaseId(1);
@@ -177,8 +177,8 @@ fn text_shows_rates_and_sockets() {
     let rate = Rate {
         accepted: 0.5,
         messages: 45_000.0,
-        bytes_in: 1_200_000.0,
-        bytes_out: 1_199_999.0,
+        received_bytes: 1_200_000.0,
+        sent_bytes: 1_199_999.0,
         busy: 0.456,
     };
     let rates = Rates {
@@ -307,8 +307,8 @@ proptest! {
         text in ".{0,200}", slots in 0usize..40, extras: bool,
     ) {
         let traffic = Traffic {
-            open: numbers[0], accepted: numbers[1], moved_in: numbers[2],
-            moved_out: numbers[3], bytes_in: numbers[4], bytes_out: numbers[5],
+            open: numbers[0], accepted: numbers[1], migrated_in: numbers[2],
+            migrated_out: numbers[3], received_bytes: numbers[4], sent_bytes: numbers[5],
             closed: BTreeMap::from([(text.clone(), numbers[0])]),
             refused: BTreeMap::from([(text.clone(), numbers[1])]), untracked: numbers[2],
             ..Traffic::default()
@@ -331,11 +331,11 @@ proptest! {
             sandbox: extras.then(|| Sandboxed {
                 layers: vec![text.clone()], missing: vec![text.clone()],
             }),
-            queue: text.clone(), lent_to: None, accept_queues: queues, traffic, deaths: numbers[1],
+            queue: text.clone(), lent_to: None, accept_queues: queues, traffic, crashes: numbers[1],
             starts: Durations::default(), handovers: Durations::default(),
-            last_death: extras.then(|| LastDeath {
-                generation: Generation(small.1), how: Some(text.clone()),
-                cause: Some(text.clone()), age_ms: numbers[2],
+            last_crash: extras.then(|| LastCrash {
+                generation: Generation(small.1), exit: Some(text.clone()),
+                error: Some(text.clone()), age_ms: numbers[2],
             }),
             successor: neighbour.clone(), predecessor: neighbour,
         };
@@ -348,17 +348,17 @@ proptest! {
         status.sum_up();
         status.admin = extras.then(|| AdminStatus {
             address: status.phase.clone(), agent: Some(status.phase.clone()),
-            deaths: numbers[0], ..AdminStatus::default()
+            crashes: numbers[0], ..AdminStatus::default()
         });
         status.last_operation = extras.then(|| LastOperation {
-            what: status.phase.clone(), outcome: status.phase.clone(),
-            cause: Some(status.phase.clone()), took_ms: numbers[0], age_ms: numbers[1],
+            operation: status.phase.clone(), result: status.phase.clone(),
+            error: Some(status.phase.clone()), duration_ms: numbers[0], age_ms: numbers[1],
         });
         let lines = status.lines();
         prop_assert!(lines.len() <= LINES);
         let rate = Rate {
             accepted: numbers[0] as f64, messages: numbers[1] as f64,
-            bytes_in: numbers[2] as f64, bytes_out: numbers[3] as f64, busy: numbers[4] as f64,
+            received_bytes: numbers[2] as f64, sent_bytes: numbers[3] as f64, busy: numbers[4] as f64,
         };
         let rates = Rates {
             span_ms: numbers[5], totals: rate, slots: BTreeMap::from([(SlotId(small.0), rate)]),
@@ -367,7 +367,7 @@ proptest! {
             states: status.totals.traffic.closed.clone(), unaccepted: numbers[0],
             local_clients: status.totals.traffic.closed.clone(),
             others: vec![SocketStatus { local: status.phase.clone(), ..SocketStatus::default() }],
-            others_untold: numbers[1], ..Sockets::default()
+            others_omitted: numbers[1], ..Sockets::default()
         };
         let sample = super::super::Sample { status, sockets: Some(sockets), rates: Some(rates) };
         for line in lines.into_iter().chain(sample.lines()) {

@@ -79,8 +79,8 @@ fn stalled_sender_does_not_cost_the_receiver() {
             last = look(&mut stage, old, new, found);
         }
         assert_eq!(last, [kill(0, 1), COMMIT]);
-        let cause = "slot 0 generation 1 made no progress with its handover and was killed; apart \
-                     from that it was done";
+        let cause = "the handover of slot 0 generation 1 stalled, and it was killed; \
+                     everything else is done";
         assert_eq!(stage.at(100_000, killed(0, 1)), [failure(cause)]);
         assert_eq!((stage.state(0), stage.release(0)), ("serving", NEXT));
     }
@@ -108,8 +108,8 @@ fn staying_connections_roll_back_reload() {
     assert_eq!(stage.at(151, exited(1, 2, 0)), []);
     stage.at(160, ready(0, 3));
     stage.at(170, handed_over(0, 2, HandoverEnd::Done));
-    let cause = "5 connections of slot 1 generation 1 cannot move: full; every worker runs what \
-                 it ran before";
+    let cause = "cannot migrate 5 connections of slot 1 generation 1: full; every worker runs the \
+                 old release";
     assert_eq!(stage.at(171, exited(0, 2, 0)), [failure(cause)]);
     assert_eq!(stage.machine.release(), ReleaseId::FIRST);
 
@@ -157,6 +157,6 @@ fn refused_connections_drain_on_request() {
     assert_eq!(stage.at(9_000, exited(0, 1, 0)), []);
     assert!(stage.notices.contains(&Notice::WorkerStopped {
         worker: worker(0, 1),
-        how: Death::Exited(0),
+        exit: ExitStatus::Exited(0),
     }));
 }

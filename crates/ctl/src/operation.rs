@@ -1,0 +1,52 @@
+//! The kinds of planned operations.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A planned operation: one at a time, rolled back on failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperationKind {
+    /// Replace every worker, with the configuration read again.
+    Reload,
+    /// Replace the supervisor's program, then every worker.
+    Upgrade,
+    /// Change the number of workers.
+    Scale {
+        /// The number of workers afterwards.
+        to: u16,
+    },
+}
+
+impl OperationKind {
+    /// Every [`Self::name`].
+    pub const NAMES: [&str; 3] = ["reload", "upgrade", "scale"];
+
+    /// Returns the name used in metrics, without the number of workers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reload => Self::NAMES[0],
+            Self::Upgrade => Self::NAMES[1],
+            Self::Scale { .. } => Self::NAMES[2],
+        }
+    }
+
+    /// Returns whether it replaces every worker, rather than changing their number.
+    #[must_use]
+    pub const fn replaces_workers(self) -> bool {
+        match self {
+            Self::Reload | Self::Upgrade => true,
+            Self::Scale { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for OperationKind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reload | Self::Upgrade => out.write_str(self.name()),
+            Self::Scale { to } => write!(out, "scale to {to}"),
+        }
+    }
+}
