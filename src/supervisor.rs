@@ -129,16 +129,16 @@ fn write_error(format: LogFormat, cause: &str) {
 pub fn resume(args: Vec<OsString>) -> ExitCode {
     match Supervisor::resume(args) {
         Ok(supervisor) => supervisor.run(),
-        Err(cause) => give_back(&cause),
+        Err(cause) => return_to_earlier(&cause),
     }
 }
 
 /// Execs the earlier program, because this one cannot take over. Returns only if that is
 /// impossible, too.
-fn give_back(cause: &str) -> ExitCode {
+fn return_to_earlier(cause: &str) -> ExitCode {
     let error = match EarlierProgram::find() {
         Ok(earlier) if earlier.cause.is_some() => "this is the earlier binary".to_owned(),
-        Ok(earlier) => match earlier.call_back(cause) {
+        Ok(earlier) => match earlier.exec(cause) {
             Ok(never) => match never {},
             Err(error) => error.to_string(),
         },
@@ -154,7 +154,7 @@ fn give_back(cause: &str) -> ExitCode {
 impl Supervisor {
     fn run(mut self) -> ExitCode {
         let verdict = self.supervise();
-        if let Some(cause) = self.reaper.left_alone() {
+        if let Some(cause) = self.reaper.unreaped() {
             write_error(self.config().log_format, &cause);
             return ExitCode::FAILURE;
         }
@@ -258,7 +258,7 @@ impl Supervisor {
         self.handle_requests(events);
     }
 
-    fn happened(&mut self, event: Event) {
+    fn apply(&mut self, event: Event) {
         self.machine.handle(event, clock::now());
     }
 
@@ -295,10 +295,10 @@ impl Supervisor {
     fn take_fleet_events(&mut self) {
         while let Some(event) = self.fleet.poll_event() {
             match event {
-                fleet::Event::Machine(event) => self.happened(event),
+                fleet::Event::Machine(event) => self.apply(event),
                 fleet::Event::Exited { worker, exit } => {
                     let cause = self.reaper.cause_of(exit, clock::now());
-                    self.happened(Event::Exited {
+                    self.apply(Event::Exited {
                         worker,
                         exit,
                         cause,

@@ -56,7 +56,7 @@ impl Supervisor {
             Action::Rebalance { from, to, part } => self.fleet.rebalance(from, to, part),
             Action::TakeLoads => {
                 let loads = self.fleet.loads();
-                self.happened(Event::Loads { loads });
+                self.apply(Event::Loads { loads });
             }
             Action::Leave { worker, within } => {
                 let drain_timeout_ms = millis(within);
@@ -65,12 +65,12 @@ impl Supervisor {
             }
             Action::TakePulse { worker } => {
                 if let Some(turns) = self.fleet.turns(worker) {
-                    self.happened(Event::Pulse { worker, turns });
+                    self.apply(Event::Pulse { worker, turns });
                 }
             }
             Action::TakeProgress { from, to } => {
                 let progress = self.fleet.progress(from, to);
-                self.happened(Event::Progress { from, to, progress });
+                self.apply(Event::Progress { from, to, progress });
             }
             Action::Ping { worker } => self.fleet.send(worker, ToWorker::Ping, &[]),
             Action::Steer { slots } => {

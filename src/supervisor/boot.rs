@@ -52,7 +52,7 @@ impl Supervisor {
         listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
         let given = Given::take(&config, &wanted)?;
         let workers = config.workers.max(given.slots());
-        let limits = Limits::settle(&config, workers, nofile)?;
+        let limits = Limits::of_worker(&config, workers, nofile)?;
         let room = memory_room().map_err(failed("read the limits on memory"))?;
         check_memory(&config, limits, workers, room)?;
         warn_about_backlog(&config);
@@ -102,7 +102,7 @@ impl Supervisor {
             verdict: None,
             closing: None,
         };
-        supervisor.happened(Event::Boot);
+        supervisor.apply(Event::Boot);
         Ok(supervisor)
     }
 }

@@ -40,7 +40,7 @@ impl Supervisor {
         let begun = state.and_then(|state| self.upgrade.begin_preflight(&state, registry));
         if let Err(cause) = begun {
             self.end_preflight();
-            self.happened(Event::PreflightFailed { cause });
+            self.apply(Event::PreflightFailed { cause });
         }
     }
 
@@ -55,12 +55,12 @@ impl Supervisor {
             upgrade::Event::Passed => {
                 if let Some(cause) = self.no_room_after_upgrade() {
                     self.upgrade.take_passed();
-                    self.happened(Event::PreflightFailed { cause });
+                    self.apply(Event::PreflightFailed { cause });
                 } else {
-                    self.happened(Event::PreflightPassed);
+                    self.apply(Event::PreflightPassed);
                 }
             }
-            upgrade::Event::Failed(cause) => self.happened(Event::PreflightFailed { cause }),
+            upgrade::Event::Failed(cause) => self.apply(Event::PreflightFailed { cause }),
         }
     }
 
@@ -88,7 +88,7 @@ impl Supervisor {
     pub(super) fn exec(&mut self) {
         fault::point("supervisor.exec");
         let cause = self.replace_program();
-        self.happened(Event::ExecFailed { cause });
+        self.apply(Event::ExecFailed { cause });
         self.handle_signals();
     }
 

@@ -22,7 +22,7 @@ use super::tokens::Source;
 pub(crate) struct PortLocks {
     locks: Vec<Lock>,
     /// After a turn with too many attempts, all locks pause until then.
-    rest_until: Option<Tick>,
+    paused_until: Option<Tick>,
 }
 
 /// The locks in a saved state.
@@ -34,7 +34,7 @@ impl PortLocks {
     pub(crate) fn new(locks: Vec<Lock>, registry: &Registry) -> io::Result<Self> {
         let locks = Self {
             locks,
-            rest_until: None,
+            paused_until: None,
         };
         locks.watch_from(0, registry)?;
         Ok(locks)
@@ -55,18 +55,18 @@ impl PortLocks {
 
     /// Refuses the attempts at the lock at `index`.
     pub(crate) fn on_ready(&mut self, index: usize, now: Tick) {
-        if self.rest_until.is_none() && self.locks.get(index).is_some_and(Lock::discard_checks) {
-            self.rest_until = Some(now + LOCK_CHECKS_PAUSE);
+        if self.paused_until.is_none() && self.locks.get(index).is_some_and(Lock::discard_checks) {
+            self.paused_until = Some(now + LOCK_CHECKS_PAUSE);
         }
     }
 
     pub(crate) const fn deadline(&self) -> Option<Tick> {
-        self.rest_until
+        self.paused_until
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Tick) {
-        if self.rest_until.is_some_and(|until| until <= now) {
-            self.rest_until = None;
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
             for index in 0..self.locks.len() {
                 self.on_ready(index, now);
             }

@@ -24,7 +24,7 @@
 //! handles each event, `lifecycle` starts and ends workers, `succession` replaces one by another;
 //! `operation` runs planned operations by `roll`, `upgrade` and `scale`; `pending` queues requests
 //! until then, `cancel` ends an operation early; `lending`, `pulse` and `balance` watch queues,
-//! event loops and loads. `invariants` and `ways` check all of them.
+//! event loops and loads. `invariants` and `liveness` check all of them.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -34,6 +34,7 @@ mod exchange;
 mod invariants;
 mod lending;
 mod lifecycle;
+mod liveness;
 mod operation;
 mod pending;
 mod phase;
@@ -49,10 +50,11 @@ mod snapshot;
 mod succession;
 mod trials;
 mod upgrade;
-mod ways;
 mod worker;
 
 use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
 
 pub use crate::handover::HandoverEnd;
 pub use exchange::{
@@ -89,16 +91,17 @@ pub enum Life {
 
 /// The effect of an event on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reception {
-    Taken,
+enum Effect {
+    Applied,
     /// It names a worker that has exited or never existed, or repeats a known state.
     Stale,
 }
 
 /// The state machine of the supervisor; see the module's text for how to drive it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     policy: Policy,
+    #[serde(with = "snapshot::seed")]
     rng: fastrand::Rng,
     phase: Phase,
     /// Slot `i` is at index `i`.
@@ -160,40 +163,10 @@ impl Machine {
     /// [`SnapshotError::Version`] if another version wrote it, [`SnapshotError::Contradiction`] if
     /// no machine can have been in that state.
     pub fn restore(snapshot: Snapshot) -> Result<Self, SnapshotError> {
-        let Snapshot {
-            version,
-            policy,
-            rng_state,
-            phase,
-            slots,
-            release,
-            operation,
-            pending,
-            balance,
-            born_before,
-            former_crashes,
-            actions,
-            stale_events,
-            repairs,
-        } = snapshot;
+        let Snapshot { version, machine } = snapshot;
         if version != SNAPSHOT_VERSION {
             return Err(SnapshotError::Version { found: version });
         }
-        let machine = Self {
-            policy,
-            rng: fastrand::Rng::with_seed(rng_state),
-            phase,
-            slots,
-            release,
-            operation,
-            pending,
-            balance,
-            born_before,
-            former_crashes,
-            actions,
-            stale_events,
-            repairs,
-        };
         match machine.contradiction() {
             None => Ok(machine),
             Some(what) => Err(SnapshotError::Contradiction { what }),
@@ -255,19 +228,19 @@ impl Machine {
             Event::Pulse { worker, turns } => self.pulse(*worker, *turns, now),
         };
         match reception {
-            Reception::Taken => {}
-            Reception::Stale => {
+            Effect::Applied => {}
+            Effect::Stale => {
                 self.stale_events += 1;
                 let total = self.stale_events;
                 self.notice(Notice::StaleEvent { event, total });
             }
         }
-        self.settle(now);
+        self.reconcile(now);
     }
 
     /// Acts on every deadline that is not later than `now`; there may be none.
     pub fn handle_timeout(&mut self, now: Tick) {
-        self.give_up_killed(now);
+        self.abandon_killed(now);
         match &self.phase {
             Phase::Idle | Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
             Phase::Booting { .. } | Phase::Serving => {
@@ -281,11 +254,11 @@ impl Machine {
             Phase::Draining { since, deadline } => {
                 if *deadline <= now {
                     let after = now.since(*since);
-                    self.force(|worker| Some(Notice::StillDraining { worker, after }), now);
+                    self.kill_stopping(|worker| Some(Notice::StillDraining { worker, after }), now);
                 }
             }
         }
-        self.settle(now);
+        self.reconcile(now);
     }
 
     /// Returns the next action, if any. Call this until `None` after each `handle` and
@@ -306,7 +279,7 @@ impl Machine {
                 let lendable = self.borrower().is_some();
                 let due = |(index, slot): (usize, &Slot)| {
                     let loan = self.loan_due(slot, lendable);
-                    [slot.deadline(), loan, self.look_due(index)]
+                    [slot.deadline(), loan, self.sample_due(index)]
                 };
                 let slots = self.slots.iter().enumerate().flat_map(due).flatten();
                 slots
@@ -324,19 +297,7 @@ impl Machine {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             version: SNAPSHOT_VERSION,
-            policy: self.policy.clone(),
-            rng_state: self.rng.get_seed(),
-            phase: self.phase.clone(),
-            slots: self.slots.clone(),
-            release: self.release,
-            operation: self.operation.clone(),
-            pending: self.pending.clone(),
-            balance: self.balance.clone(),
-            born_before: self.born_before,
-            former_crashes: self.former_crashes.clone(),
-            actions: self.actions.clone(),
-            stale_events: self.stale_events,
-            repairs: self.repairs,
+            machine: self.clone(),
         }
     }
 
@@ -402,13 +363,13 @@ impl Machine {
 impl Machine {
     /// Makes operation, pulses, loans and the exit consistent with the changes of the call. This is
     /// the only place that does, so that no reaction has to track loans or waiting requests.
-    fn settle(&mut self, now: Tick) {
+    fn reconcile(&mut self, now: Tick) {
         self.end_broken_loans();
         self.advance(now);
         self.begin_pending(now);
         self.end_broken_loans();
-        self.tend_pulses(now);
-        self.tend_balance(now);
+        self.update_pulses(now);
+        self.update_balance(now);
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => self.lend_due(now),
             Phase::BootFailed { cause } => {
@@ -418,13 +379,13 @@ impl Machine {
             Phase::Draining { .. } | Phase::Forced => self.end_if_empty(Verdict::Clean),
             Phase::Idle | Phase::Ended => {}
         }
-        self.order_exec();
+        self.request_exec();
         self.check_invariants();
     }
 
     fn end_if_empty(&mut self, verdict: Verdict) {
         if self.slots.iter().all(|slot| slot.workers.is_empty()) {
-            self.forget_beginning("the server is stopping");
+            self.refuse_beginning("the server is stopping");
             self.phase = Phase::Ended;
             self.actions.push_back(Action::Exit(verdict));
         }

@@ -93,7 +93,7 @@ impl Reaper {
     }
 
     /// Returns the error to report at exit about children that have not exited; `None` without any.
-    pub(crate) fn left_alone(&self) -> Option<String> {
+    pub(crate) fn unreaped(&self) -> Option<String> {
         if self.is_empty() {
             return None;
         }

@@ -27,13 +27,13 @@ impl Supervisor {
         }
         for request in requests {
             match request {
-                signals::Request::Stop { by } => self.happened(Event::Stop { by }),
+                signals::Request::Stop { by } => self.apply(Event::Stop { by }),
                 // The shell and the kernel may both have reported it: the second is not a second
                 // request.
                 signals::Request::StopForTerminal => {
                     if !matches!(self.machine.life(), Life::Stopping { .. }) {
                         let by = "the closed terminal".to_owned();
-                        self.happened(Event::Stop { by });
+                        self.apply(Event::Stop { by });
                     }
                 }
                 signals::Request::LogStatus => self.log_status(),
@@ -41,7 +41,7 @@ impl Supervisor {
                     if matches!(wanted, Wanted::Reload | Wanted::Upgrade) {
                         self.systemd.note_reload_request();
                     }
-                    self.remember(wanted);
+                    self.request_without_client(wanted);
                 }
             }
         }
@@ -53,7 +53,7 @@ impl Supervisor {
             match event {
                 control::Event::Requested(id, request) => self.handle_request(id, request),
                 control::Event::Withdrawn(request) => {
-                    self.happened(Event::Withdrawn { request });
+                    self.apply(Event::Withdrawn { request });
                 }
             }
         }
@@ -78,13 +78,13 @@ impl Supervisor {
                 let stopping = Progress::Stopping.to_string();
                 self.control.progress(id, &stopping, registry);
                 let by = "the control socket".to_owned();
-                self.happened(Event::Stop { by });
+                self.apply(Event::Stop { by });
             }
         }
     }
 
     fn requested(&mut self, request: RequestId, wanted: Wanted, options: Options) {
-        self.happened(Event::Requested {
+        self.apply(Event::Requested {
             request,
             wanted,
             wait: options.wait,
@@ -99,12 +99,12 @@ impl Supervisor {
             || "`uppercased cancel`".to_owned(),
             |(pid, uid)| format!("`uppercased cancel` (process {pid} of user {uid})"),
         );
-        self.happened(Event::Cancel { request, by });
+        self.apply(Event::Cancel { request, by });
     }
 
     /// Requests an operation for which no client waits: it is queued, never refused, while an
     /// operation is in progress.
-    pub(super) fn remember(&mut self, wanted: Wanted) {
+    pub(super) fn request_without_client(&mut self, wanted: Wanted) {
         let options = Options {
             wait: true,
             drain: false,
@@ -128,14 +128,14 @@ impl Supervisor {
             wanted,
             cause,
         });
-        self.happened(event);
+        self.apply(event);
     }
 
     /// Begins a reload with the configuration that was read, or refuses it.
     pub(super) fn resolved(&mut self, request: RequestId, config: Result<Config, String>) {
         let drain = self.machine.may_drain_what_begins();
         let prepared = config.and_then(|config| self.prepare_release(config, drain));
-        self.happened(match prepared {
+        self.apply(match prepared {
             Ok((release, policy)) => Event::Reload {
                 request,
                 release,
@@ -173,7 +173,7 @@ impl Supervisor {
     pub(super) fn shed_surplus(&mut self) {
         let wanted = self.config().workers;
         if wanted < self.fleet.slot_count() {
-            self.remember(Wanted::Scale(ScaleTo::Exactly(wanted)));
+            self.request_without_client(Wanted::Scale(ScaleTo::Exactly(wanted)));
         }
     }
 

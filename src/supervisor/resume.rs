@@ -126,8 +126,8 @@ impl Supervisor {
             upgraded = resumed.is_ok()
         );
         match resumed {
-            Ok((release, policy)) => self.happened(Event::Resumed { release, policy }),
-            Err(cause) => self.happened(Event::ExecFailed { cause }),
+            Ok((release, policy)) => self.apply(Event::Resumed { release, policy }),
+            Err(cause) => self.apply(Event::ExecFailed { cause }),
         }
     }
 }

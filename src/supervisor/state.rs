@@ -60,13 +60,13 @@ pub(super) struct State {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(
-        "the running server's state has version {found} and the new program reads version \
-         {reads}; stop the server and start it anew"
+        "cannot read the running server's state: it has version {found}, and the new binary reads \
+         version {reads}; restart the server"
     )]
     Version { found: u32, reads: u32 },
     #[error(
-        "the running workers speak version {found} of the messages and the new program version \
-         {reads}; stop the server and start it anew"
+        "cannot send to the running workers: they use message version {found}, and the new binary \
+         uses version {reads}; restart the server"
     )]
     Wire { found: u16, reads: u16 },
     #[error("cannot read the running server's state: {0}")]
@@ -196,7 +196,7 @@ pub fn examine(written: OwnedFd, config: Config) -> Result<wire::Start, String> 
     let nofile = raise_descriptor_limit();
     let nofile = nofile.map_err(|error| format!("cannot raise the descriptor limit: {error}"))?;
     let workers = config.workers.max(machine.policy().workers);
-    let limits = Limits::settle(&config, workers, nofile).map_err(|error| error.to_string())?;
+    let limits = Limits::of_worker(&config, workers, nofile).map_err(|error| error.to_string())?;
     let image = Image::of_this_process();
     let image = image.map_err(|error| format!("cannot open /proc/self/exe: {error}"))?;
     let release = Release {

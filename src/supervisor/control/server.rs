@@ -43,14 +43,14 @@ pub(crate) struct ControlServer {
     first: Token,
     next: RequestId,
     /// Accepting failed for lack of descriptors or memory, and is paused until then.
-    rest_until: Option<Tick>,
+    paused_until: Option<Tick>,
     /// When to check the socket's file again.
     file_due: Tick,
     /// The loss of the file has been logged.
     file_lost: bool,
     /// Slow clients closed in favour of others, since that was last logged.
-    gave_way: u64,
-    gave_way_logged: Option<Tick>,
+    displaced: u64,
+    displaced_logged: Option<Tick>,
 }
 
 /// The control server in a saved state.
@@ -72,10 +72,10 @@ pub(crate) enum Event {
 }
 
 /// Interval of the log lines about slow clients closed for others.
-const GAVE_WAY_LOGGED_EVERY: Duration = Duration::from_secs(1);
+const DISPLACED_LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Pause in accepting after the system ran out of a resource.
-const ACCEPT_REST: Duration = Duration::from_secs(1);
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 fn watch(
     listener: unix::UnixListener,
@@ -168,11 +168,11 @@ impl ControlServer {
             clients: [const { None }; CONTROL_CLIENTS_MAX],
             first,
             next,
-            rest_until: None,
+            paused_until: None,
             file_due: Tick::ZERO,
             file_lost: false,
-            gave_way: 0,
-            gave_way_logged: None,
+            displaced: 0,
+            displaced_logged: None,
         }
     }
 
@@ -307,7 +307,7 @@ impl ControlServer {
     pub(crate) fn deadline(&self) -> Option<Tick> {
         let clients = self.clients.iter().flatten();
         let dues = clients.filter_map(|client| client.state.due());
-        dues.chain(self.rest_until).min()
+        dues.chain(self.paused_until).min()
     }
 
     /// Closes clients that have timed out, and accepts again after a pause.
@@ -322,7 +322,7 @@ impl ControlServer {
                 self.close(index, registry);
             }
         }
-        if self.rest_until.is_some_and(|until| until <= now) {
+        if self.paused_until.is_some_and(|until| until <= now) {
             return self.accept(registry, now);
         }
         Vec::new()
@@ -364,7 +364,7 @@ impl ControlServer {
         // The file before the listener: while the listener lives, no other file has its inode.
         self.socket = socket;
         self.listener = listener;
-        self.rest_until = None;
+        self.paused_until = None;
         Ok(())
     }
 
@@ -372,13 +372,13 @@ impl ControlServer {
     /// Returns requests of clients that were about to be closed.
     fn accept(&mut self, registry: &Registry, now: Tick) -> Vec<Event> {
         let mut events = Vec::new();
-        self.rest_until = None;
+        self.paused_until = None;
         for _ in 0..CONTROL_ACCEPTS_PER_TURN {
             if !self.has_pending() {
                 return events;
             }
             if let Err(until) = self.make_room(registry, now, &mut events) {
-                self.rest_until = Some(until);
+                self.paused_until = Some(until);
                 return events;
             }
             match self.listener.accept() {
@@ -391,13 +391,13 @@ impl ControlServer {
                     ) => {}
                 Err(error) => {
                     event!(control_accept_paused, %error);
-                    self.rest_until = Some(now + ACCEPT_REST);
+                    self.paused_until = Some(now + ACCEPT_PAUSE);
                     return events;
                 }
             }
         }
         // The next turn accepts the rest.
-        self.rest_until = Some(now);
+        self.paused_until = Some(now);
         events
     }
 
@@ -445,7 +445,7 @@ impl ControlServer {
                 if !left.is_zero() {
                     return Err(now + left);
                 }
-                self.count_yielded(index, now);
+                self.count_displaced(index, now);
                 self.close(index, registry);
                 return Ok(());
             }
@@ -455,18 +455,18 @@ impl ControlServer {
     }
 
     /// Counts a slow client that was closed for another, and logs it once per second.
-    fn count_yielded(&mut self, index: usize, now: Tick) {
-        self.gave_way += 1;
+    fn count_displaced(&mut self, index: usize, now: Tick) {
+        self.displaced += 1;
         if self
-            .gave_way_logged
-            .is_some_and(|at| now.since(at) < GAVE_WAY_LOGGED_EVERY)
+            .displaced_logged
+            .is_some_and(|at| now.since(at) < DISPLACED_LOG_EVERY)
         {
             return;
         }
-        self.gave_way_logged = Some(now);
+        self.displaced_logged = Some(now);
         if let Some(client) = &self.clients[index] {
             let (pid, uid) = (client.peer.pid, client.peer.uid);
-            let total = self.gave_way;
+            let total = self.displaced;
             event!(
                 control_client_displaced,
                 client_pid = pid,

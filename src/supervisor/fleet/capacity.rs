@@ -14,7 +14,7 @@ impl Fleet {
     /// # Errors
     /// The share is empty, or less than configured.
     pub(crate) fn limits(&self, config: &Config, workers: u16) -> Result<Limits, config::Error> {
-        Limits::settle(config, workers, self.nofile)
+        Limits::of_worker(config, workers, self.nofile)
     }
 
     /// Returns the number of workers with `config`: a number set by a command stays until the

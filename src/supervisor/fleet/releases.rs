@@ -210,7 +210,7 @@ impl Limits {
     ///
     /// # Errors
     /// [`config::Error`] if the share is empty, or less than configured.
-    pub(crate) fn settle(
+    pub(crate) fn of_worker(
         config: &Config,
         workers: u16,
         nofile: u64,
@@ -334,7 +334,7 @@ mod tests {
             max_connections: Some(100),
             ..Config::default()
         };
-        let limits = Limits::settle(&config, 2, 1024).unwrap();
+        let limits = Limits::of_worker(&config, 2, 1024).unwrap();
         let each = limits.layout(&config, limits.max_connections).total_bytes() as u64;
         let room = |file_bytes, address_bytes| {
             let room = MemoryRoom {
@@ -354,7 +354,7 @@ mod tests {
         let config = Config::default();
         Release {
             image: Image::of_this_process().unwrap(),
-            limits: Limits::settle(&config, 1, 1024).unwrap(),
+            limits: Limits::of_worker(&config, 1, 1024).unwrap(),
             config,
         }
     }
@@ -365,7 +365,7 @@ mod tests {
             max_connections: Some(25),
             ..Config::default()
         };
-        let limits = Limits::settle(&config, 2, 1024).unwrap();
+        let limits = Limits::of_worker(&config, 2, 1024).unwrap();
         assert_eq!(limits.room(25, 2, 0, 1024), 50);
         assert_eq!(limits.room(25, 1, 40, 1024), 65);
         assert_eq!(limits.room(500, 1, 600, 1024), 1024 - 74);

@@ -20,8 +20,8 @@
 //! An operation that begins meanwhile does not wait: workers settle a part before they execute it.
 
 use super::slot::Slot;
-use super::trials::{Balance, Look, Move, Trials};
-use super::{Action, HandoverEnd, Load, Machine, Notice, Phase, Reception, WorkerId};
+use super::trials::{Balance, Move, Sample, Trials};
+use super::{Action, Effect, HandoverEnd, Load, Machine, Notice, Phase, WorkerId};
 use crate::config::{
     REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_LOOK_EVERY,
     REBALANCE_LOOKS, REBALANCE_REST, REBALANCE_REST_MAX,
@@ -42,7 +42,7 @@ struct Skew {
 
 impl Machine {
     /// Starts sampling loads where that may lead to a move, and stops it where not.
-    pub(super) fn tend_balance(&mut self, now: Tick) {
+    pub(super) fn update_balance(&mut self, now: Tick) {
         let serves = |worker| self.serves(worker);
         let lost = |it: &Move| !serves(it.from);
         if self.balance.moving.as_ref().is_some_and(lost) {
@@ -87,11 +87,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn loads(&mut self, loads: &[Load], now: Tick) -> Reception {
+    pub(super) fn loads(&mut self, loads: &[Load], now: Tick) -> Effect {
         if !std::mem::take(&mut self.balance.awaited) {
-            return Reception::Stale;
+            return Effect::Stale;
         }
-        let look = Look {
+        let look = Sample {
             at: now,
             loads: self
                 .serving_workers()
@@ -102,7 +102,7 @@ impl Machine {
         let before = self.balance.seen.replace(look);
         let Some(skew) = skew else {
             self.balance.suspect = None;
-            return Reception::Taken;
+            return Effect::Applied;
         };
         let times = match self.balance.suspect {
             Some((suspect, times)) if suspect == skew.from => times.saturating_add(1),
@@ -116,10 +116,10 @@ impl Machine {
             let (trials, due) = next_trials(trials, &skew, now);
             if due <= now {
                 self.balance.trials = Some(trials);
-                self.order_move(skew, now);
+                self.request_move(skew, now);
             }
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     pub(super) fn rebalanced(
@@ -128,12 +128,12 @@ impl Machine {
         moved: u32,
         end: &HandoverEnd,
         now: Tick,
-    ) -> Reception {
+    ) -> Effect {
         let Some(Move {
             from, to, since, ..
         }) = self.balance.moving.take_if(|it| it.from == worker)
         else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         if let Some(trials) = &mut self.balance.trials {
             trials.moved = moved;
@@ -145,7 +145,7 @@ impl Machine {
             end: end.clone(),
             took: now.since(since),
         });
-        Reception::Taken
+        Effect::Applied
     }
 
     /// Returns what contradicts itself in the state of loads and moves, if anything.
@@ -174,8 +174,8 @@ impl Machine {
     }
 
     /// Returns whether the worker's loop has turned between an earlier sample and the latest one.
-    fn has_turned_since(&self, before: Option<&Look>, worker: WorkerId) -> bool {
-        let turns = |look: &Look| {
+    fn has_turned_since(&self, before: Option<&Sample>, worker: WorkerId) -> bool {
+        let turns = |look: &Sample| {
             let load = look.loads.iter().find(|it| it.worker == worker)?;
             Some(load.turns)
         };
@@ -184,7 +184,7 @@ impl Machine {
     }
 
     /// Returns the skew between the latest sample and this one, if it exceeds the threshold.
-    fn skew(&self, look: &Look) -> Option<Skew> {
+    fn skew(&self, look: &Sample) -> Option<Skew> {
         let before = self.balance.seen.as_ref()?;
         let nanos = look.at.since(before.at).as_nanos();
         let rate = |now: &Load| {
@@ -214,7 +214,7 @@ impl Machine {
         })
     }
 
-    fn order_move(&mut self, skew: Skew, now: Tick) {
+    fn request_move(&mut self, skew: Skew, now: Tick) {
         let Skew {
             from,
             to,
@@ -248,7 +248,7 @@ fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick)
     let fresh = Trials {
         at: now,
         moved: 0,
-        takers: vec![skew.to],
+        receivers: vec![skew.to],
         peak: skew.from_calls,
         rest: REBALANCE_REST,
         judged: now,
@@ -256,7 +256,7 @@ fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick)
     let Some(Trials {
         at,
         moved,
-        mut takers,
+        mut receivers,
         peak,
         rest,
         judged,
@@ -269,18 +269,18 @@ fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick)
     }
     // Only a drop of at least a tenth counts; a smaller one may be chance.
     let as_busy = u128::from(skew.from_calls) * 10 > u128::from(peak) * 9;
-    let useless = moved == 0 || (as_busy && takers.contains(&skew.from));
+    let useless = moved == 0 || (as_busy && receivers.contains(&skew.from));
     let (rest, judged) = if useless {
         ((rest * 2).min(REBALANCE_REST_MAX), now)
     } else {
         (rest, judged)
     };
-    takers.retain(|it| it.slot != skew.to.slot);
-    takers.push(skew.to);
+    receivers.retain(|it| it.slot != skew.to.slot);
+    receivers.push(skew.to);
     let trials = Trials {
         at: now,
         moved: 0,
-        takers,
+        receivers,
         peak: peak.min(skew.from_calls),
         rest,
         judged,

@@ -12,13 +12,13 @@ use super::plan::{Cancel, Course, Stage};
 use super::slot::Slot;
 use super::worker::Worker;
 use super::{
-    Action, Answer, Done, KillReason, Machine, Notice, OperationKind, Queue, Reception, RequestId,
+    Action, Answer, Done, Effect, KillReason, Machine, Notice, OperationKind, Queue, RequestId,
     SlotState,
 };
 use uppercased_ctl::clock::{Tick, millis};
 
 impl Machine {
-    pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Reception {
+    pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Effect {
         if self.cancel_beginning(by) {
             let cancel = Cancel {
                 request,
@@ -27,18 +27,18 @@ impl Machine {
                 incomplete: false,
             };
             self.answer_cancel(cancel, "", now);
-            return Reception::Taken;
+            return Effect::Applied;
         }
-        if let Some(cause) = self.not_to_be_cancelled() {
+        if let Some(cause) = self.cancel_refusal() {
             self.notice(Notice::CancelRefused {
                 cause: cause.clone(),
             });
             let answer = Answer::Refused { cause };
             self.actions.push_back(Action::Answer { request, answer });
-            return Reception::Taken;
+            return Effect::Applied;
         }
         let Some(operation) = &mut self.operation else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         operation.cancel = Some(Cancel {
             request,
@@ -49,12 +49,12 @@ impl Machine {
         let operation = operation.kind;
         let by = by.to_owned();
         self.notice(Notice::OperationCancelled { operation, by });
-        self.take_back(now);
-        Reception::Taken
+        self.undo(now);
+        Effect::Applied
     }
 
     /// Returns why the operation cannot be cancelled, or that there is none.
-    fn not_to_be_cancelled(&self) -> Option<String> {
+    fn cancel_refusal(&self) -> Option<String> {
         let Some(operation) = &self.operation else {
             return Some(match self.beginning() {
                 Some(beginning) => format!("{beginning}; try again in a moment"),
@@ -76,13 +76,13 @@ impl Machine {
         Some(cause.to_owned())
     }
 
-    fn take_back(&mut self, now: Tick) {
+    fn undo(&mut self, now: Tick) {
         match self.stage() {
             Some(Stage::Preflight { .. }) => {
                 self.actions.push_back(Action::AbortPreflight);
                 self.fail_upgrade(&self.cancelled());
             }
-            Some(Stage::Roll(_)) => self.turn_back(self.cancelled(), now),
+            Some(Stage::Roll(_)) => self.roll_back(self.cancelled(), now),
             Some(Stage::Grow { .. }) => {
                 let workers = self.policy.workers;
                 let added = |slot: &&Slot| slot.queue == Queue::Unbound && slot.id.0 >= workers;

@@ -114,13 +114,13 @@ impl Machine {
     }
 
     fn roll_contradiction(&self) -> Option<String> {
-        let strange = |slot: &SlotId| slot.index() >= self.slots.len();
+        let unknown = |slot: &SlotId| slot.index() >= self.slots.len();
         match &self.roll()?.course {
             Course::Forward { slot, .. } => (slot.index() > self.slots.len())
                 .then(|| format!("it renews slot {slot}, which does not exist")),
             Course::Back { todo, .. } => todo
                 .iter()
-                .find(|slot| strange(slot))
+                .find(|slot| unknown(slot))
                 .map(|slot| format!("it puts back slot {slot}, which does not exist")),
         }
     }

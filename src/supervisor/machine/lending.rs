@@ -17,13 +17,10 @@ impl Machine {
     /// time counts from when their own worker stopped.
     pub(super) fn end_broken_loans(&mut self) {
         for index in 0..self.slots.len() {
-            match self.slots[index].queue {
-                Queue::Lent { to, .. } if !self.serves(to) => self.slots[index].end_loan(),
-                Queue::Lent { .. }
-                | Queue::Unbound
-                | Queue::Served
-                | Queue::Unserved { .. }
-                | Queue::Closed => {}
+            if let Queue::Lent { to, .. } = self.slots[index].queue
+                && !self.serves(to)
+            {
+                self.slots[index].end_loan();
             }
         }
     }
@@ -85,13 +82,9 @@ impl Machine {
     /// Returns when the slot's queue is to be lent. Without a sibling there is no such time: only
     /// the sibling's Ready can bring a loan.
     pub(super) fn loan_due(&self, slot: &Slot, lendable: bool) -> Option<Tick> {
-        match slot.queue {
-            Queue::Unserved { since } if lendable => Some(since + self.policy.lend_after),
-            Queue::Unserved { .. }
-            | Queue::Unbound
-            | Queue::Served
-            | Queue::Lent { .. }
-            | Queue::Closed => None,
-        }
+        let Queue::Unserved { since } = slot.queue else {
+            return None;
+        };
+        lendable.then(|| since + self.policy.lend_after)
     }
 }

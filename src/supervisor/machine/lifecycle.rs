@@ -1,7 +1,7 @@
 //! The steps of the reactions: start a worker, kill it, replace it, stop all workers.
 //!
 //! Invariant: a slot that loses its active worker gets a time for the next one, or the machine is
-//! stopping ([`Machine::gone`] is the only place where a process ends).
+//! stopping ([`Machine::worker_ended`] is the only place where a process ends).
 
 use std::time::Duration;
 
@@ -69,11 +69,10 @@ impl Machine {
     /// Begins the slot's next generation, which is active at once.
     pub(super) fn spawn(&mut self, index: usize, now: Tick) {
         let slot = &self.slots[index];
-        let listener = match slot.queue {
-            Queue::Unbound => ListenerSource::Bind,
-            Queue::Served | Queue::Unserved { .. } | Queue::Lent { .. } | Queue::Closed => {
-                ListenerSource::Adopt
-            }
+        let listener = if slot.queue == Queue::Unbound {
+            ListenerSource::Bind
+        } else {
+            ListenerSource::Adopt
         };
         let release = slot.next_release;
         self.start(index, release, listener, false, now);
@@ -110,13 +109,10 @@ impl Machine {
         slot.activate(worker.generation, now);
         self.enter(worker, WorkerState::Serving { owes_report }, now);
         let slot = worker.slot;
-        match before {
-            Queue::Lent { to: from, .. } => {
-                let last = false;
-                self.actions.push_back(Action::Recall { slot, from, last });
-                self.notice(Notice::Recalled { slot, from });
-            }
-            Queue::Unbound | Queue::Served | Queue::Unserved { .. } | Queue::Closed => {}
+        if let Queue::Lent { to: from, .. } = before {
+            let last = false;
+            self.actions.push_back(Action::Recall { slot, from, last });
+            self.notice(Notice::Recalled { slot, from });
         }
     }
 
@@ -143,14 +139,14 @@ impl Machine {
         self.enter(worker, killed, now);
         let slot = &mut self.slots[index];
         if slot.is_active(worker.generation) {
-            slot.follow(now);
+            slot.promote_standby(now);
         }
         self.actions.push_back(Action::Kill { worker });
     }
 
     /// Stops waiting for killed workers that have not exited: the machine continues as if they had.
     /// The shell reaps them if they exit later.
-    pub(super) fn give_up_killed(&mut self, now: Tick) {
+    pub(super) fn abandon_killed(&mut self, now: Tick) {
         let killed = self.slots.iter().flat_map(Slot::killed);
         let due: Vec<WorkerId> = killed
             .filter(|(_, until)| *until <= now)
@@ -176,7 +172,7 @@ impl Machine {
 
     /// Handles the exit of a process, or the failure to create it. The consequences depend on the
     /// phase, on the worker's role, and on the other workers of the slot.
-    pub(super) fn gone(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
+    pub(super) fn worker_ended(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
         let slot = &mut self.slots[index];
         let was_active = slot.is_active(worker.generation);
@@ -184,45 +180,45 @@ impl Machine {
             return self.repair("a worker that ended does not exist");
         };
         if was_active {
-            self.active_gone(worker, &it, report, now);
+            self.active_ended(worker, &it, report, now);
         } else if it.is_leaving() {
-            self.predecessor_gone(worker, &it, report, now);
+            self.predecessor_ended(worker, &it, report, now);
         } else {
-            self.successor_gone(worker, &it, report, now);
+            self.successor_ended(worker, &it, report, now);
         }
     }
 
-    fn active_gone(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
+    fn active_ended(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
         match &self.phase {
             Phase::Booting { slot } if *slot == worker.slot => {
                 let cause = format!("the worker of slot {} {report}", worker.slot);
                 if self.may_degrade() {
                     self.begin_degraded(worker.slot, cause);
-                    return self.lost(worker, it, report, now);
+                    return self.active_lost(worker, it, report, now);
                 }
-                self.record(worker, report, now);
-                self.slots[index].rest(SlotState::Stopped, now);
+                self.record_failure(worker, report, now);
+                self.slots[index].set_state(SlotState::Stopped, now);
                 self.fail_boot(cause, now);
             }
-            Phase::Booting { .. } | Phase::Serving => self.lost(worker, it, report, now),
+            Phase::Booting { .. } | Phase::Serving => self.active_lost(worker, it, report, now),
             // In Idle and Ended there are no workers.
             Phase::Idle
             | Phase::BootFailed { .. }
             | Phase::Draining { .. }
             | Phase::Forced
             | Phase::Ended => {
-                self.slots[index].rest(SlotState::Stopped, now);
-                self.stopped(worker, report);
+                self.slots[index].set_state(SlotState::Stopped, now);
+                self.report_exit(worker, report);
             }
         }
     }
 
     /// Handles the exit of the active worker of a slot that is to continue.
-    fn lost(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
+    fn active_lost(&mut self, worker: WorkerId, it: &Worker, report: ExitReport, now: Tick) {
         let index = worker.slot.index();
         if it.was_killed_for(&KillReason::Superseded) {
-            self.stopped(worker, report);
+            self.report_exit(worker, report);
             return self.spawn(index, now);
         }
         let served_for = report.served_for.unwrap_or_default();
@@ -230,29 +226,29 @@ impl Machine {
         let unbound = self.slots[index].queue == Queue::Unbound;
         let growing = unbound && matches!(self.stage(), Some(Stage::Grow { .. }));
         if growing && self.is_cancelled() {
-            self.stopped(worker, report);
-            return self.give_up_growth(index, &why, now);
+            self.report_exit(worker, report);
+            return self.abandon_growth(index, &why, now);
         }
-        self.record(worker, report, now);
+        self.record_failure(worker, report, now);
         if growing {
-            return self.give_up_growth(index, &why, now);
+            return self.abandon_growth(index, &why, now);
         }
         let slot = &self.slots[index];
         if let Some(sender) = slot.handing_over() {
             let sender = slot.id_of(sender.generation);
-            self.reinstate(index, sender, true, now);
-            return self.roll_suffers(worker.slot, it.release, &why, now);
+            self.reactivate(index, sender, true, now);
+            return self.roll_lost_worker(worker.slot, it.release, &why, now);
         }
-        self.roll_suffers(worker.slot, it.release, &why, now);
-        if self.slots[index].follow(now) {
+        self.roll_lost_worker(worker.slot, it.release, &why, now);
+        if self.slots[index].promote_standby(now) {
             self.count_failure(index, served_for);
         } else {
-            self.renew(index, served_for, now);
+            self.restart(index, served_for, now);
         }
     }
 
     /// Reports a requested exit.
-    pub(super) fn stopped(&mut self, worker: WorkerId, report: ExitReport) {
+    pub(super) fn report_exit(&mut self, worker: WorkerId, report: ExitReport) {
         self.notice(match (report.exit, report.cause) {
             (Some(exit), _) => Notice::WorkerStopped { worker, exit },
             (None, cause) => Notice::SpawnFailed {
@@ -263,7 +259,7 @@ impl Machine {
     }
 
     /// Counts and reports a failure.
-    pub(super) fn record(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
+    pub(super) fn record_failure(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
         let ExitReport {
             exit,
             served_for,
@@ -304,7 +300,7 @@ impl Machine {
     }
 
     /// Starts the next worker of a failed slot, now or later.
-    pub(super) fn renew(&mut self, index: usize, served_for: Duration, now: Tick) {
+    pub(super) fn restart(&mut self, index: usize, served_for: Duration, now: Tick) {
         let earlier = self.count_failure(index, served_for);
         let Policy {
             backoff_initial,
@@ -317,7 +313,7 @@ impl Machine {
                 let slot = &mut self.slots[index];
                 let (slot_id, failures) = (slot.id, slot.history.failures);
                 let until = now + delay;
-                slot.rest(SlotState::BackingOff { until }, now);
+                slot.set_state(SlotState::BackingOff { until }, now);
                 self.notice(Notice::BackingOff {
                     slot: slot_id,
                     delay,
@@ -332,17 +328,17 @@ impl Machine {
         self.notice(Notice::BootFailed {
             cause: cause.clone(),
         });
-        self.forget_pending("the server could not start");
+        self.refuse_pending("the server could not start");
         self.phase = Phase::BootFailed { cause };
-        self.halt(KillReason::BootFailed, now);
+        self.stop_all(KillReason::BootFailed, now);
     }
 
     /// Stops every slot. Workers that serve or leave are sent a request to finish if the phase
     /// leaves them time; all others are killed.
-    pub(super) fn halt(&mut self, why: KillReason, now: Tick) {
+    pub(super) fn stop_all(&mut self, why: KillReason, now: Tick) {
         let graceful = matches!(self.phase, Phase::Draining { .. });
         for index in 0..self.slots.len() {
-            self.dismiss_successor(index, now);
+            self.kill_successor(index, now);
             for worker in self.workers_of(index) {
                 match self.find(worker).map(|(_, it)| &it.state) {
                     Some(
@@ -366,14 +362,14 @@ impl Machine {
             match slot.state {
                 SlotState::Active(_) | SlotState::Stopped => {}
                 SlotState::Vacant | SlotState::BackingOff { .. } | SlotState::Retired => {
-                    slot.rest(SlotState::Stopped, now);
+                    slot.set_state(SlotState::Stopped, now);
                 }
             }
         }
     }
 
     /// Ends a drain: kills the workers that still drain.
-    pub(super) fn force(&mut self, notice: impl Fn(WorkerId) -> Option<Notice>, now: Tick) {
+    pub(super) fn kill_stopping(&mut self, notice: impl Fn(WorkerId) -> Option<Notice>, now: Tick) {
         self.phase = Phase::Forced;
         let workers: Vec<WorkerId> = (0..self.slots.len())
             .flat_map(|index| self.workers_of(index))

@@ -14,8 +14,8 @@ use super::plan::{Course, Operation, Roll, Stage};
 use super::slot::Slot;
 use super::worker::{Worker, WorkerState};
 use super::{
-    Action, Answer, Done, Machine, Notice, OperationKind, Phase, Policy, Queue, Reception,
-    ReleaseId, RequestId, ScaleTo,
+    Action, Answer, Done, Effect, Machine, Notice, OperationKind, Phase, Policy, Queue, ReleaseId,
+    RequestId, ScaleTo,
 };
 use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::control::protocol::counted;
@@ -28,9 +28,9 @@ impl Machine {
         policy: &Policy,
         drain: bool,
         now: Tick,
-    ) -> Reception {
+    ) -> Effect {
         let kind = OperationKind::Reload;
-        match self.in_the_way(request, kind, now) {
+        match self.obstacle(request, kind, now) {
             Obstacle::Wait => {}
             Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
             Obstacle::None if release == self.release => {
@@ -49,7 +49,7 @@ impl Machine {
                 now,
             ),
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     pub(super) fn scale(
@@ -58,11 +58,11 @@ impl Machine {
         to: ScaleTo,
         drain: bool,
         now: Tick,
-    ) -> Reception {
+    ) -> Effect {
         let here = self.policy.workers.max(1);
         let to = to.from(here);
         let kind = OperationKind::Scale { to };
-        let obstacle = self.in_the_way(request, kind, now);
+        let obstacle = self.obstacle(request, kind, now);
         match (obstacle, impossible(to)) {
             (Obstacle::Wait, _) => {}
             (_, Some(cause)) | (Obstacle::Refuse(cause), None) => {
@@ -73,12 +73,12 @@ impl Machine {
                 self.begin_scale(to, now);
             }
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     /// Returns why no operation can begin now, if so.
     pub(super) fn refusal(&self, now: Tick) -> Option<String> {
-        if let Some(cause) = self.refusal_for_good() {
+        if let Some(cause) = self.permanent_refusal() {
             return Some(cause.to_owned());
         }
         if matches!(self.phase, Phase::Idle | Phase::Booting { .. }) {
@@ -119,7 +119,7 @@ impl Machine {
     }
 
     /// Returns why no operation will ever begin again, if so.
-    pub(super) const fn refusal_for_good(&self) -> Option<&'static str> {
+    pub(super) const fn permanent_refusal(&self) -> Option<&'static str> {
         match &self.phase {
             Phase::Idle | Phase::Booting { .. } | Phase::Serving => None,
             Phase::BootFailed { .. } | Phase::Draining { .. } | Phase::Forced | Phase::Ended => {

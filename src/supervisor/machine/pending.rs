@@ -17,7 +17,7 @@ use std::mem::discriminant;
 use super::plan::{Course, Stage};
 use super::queue::{Pending, Waiting};
 use super::{
-    Action, Answer, Machine, Notice, OperationKind, Phase, Reception, RequestId, ScaleTo, Wanted,
+    Action, Answer, Effect, Machine, Notice, OperationKind, Phase, RequestId, ScaleTo, Wanted,
 };
 use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;
@@ -47,32 +47,32 @@ impl Machine {
         wanted: Wanted,
         (wait, drain): (bool, bool),
         now: Tick,
-    ) -> Reception {
-        let in_the_way = self.refusal(now);
-        let cause = match &in_the_way {
-            Some(_) if wait => self.refusal_for_good().map(str::to_owned),
+    ) -> Effect {
+        let obstacle = self.refusal(now);
+        let cause = match &obstacle {
+            Some(_) if wait => self.permanent_refusal().map(str::to_owned),
             other => other.clone(),
         };
         if let Some(cause) = cause {
             self.refuse(request, self.kind_of(wanted), cause);
-            return Reception::Taken;
+            return Effect::Applied;
         }
-        match self.remember(Waiting {
+        match self.enqueue(Waiting {
             request,
             wanted,
             drain,
         }) {
-            Ok(operation) if in_the_way.is_some() => {
+            Ok(operation) if obstacle.is_some() => {
                 self.notice(Notice::RequestPending { operation, request });
             }
             Ok(_) => {}
             Err(cause) => self.refuse(request, self.kind_of(wanted), cause),
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     /// Adds a request to the queue.
-    fn remember(&mut self, new: Waiting) -> Result<OperationKind, String> {
+    fn enqueue(&mut self, new: Waiting) -> Result<OperationKind, String> {
         if new.request != RequestId::NOBODY {
             let of_commands = self.pending.waiting.iter();
             let of_commands = of_commands.filter(|it| it.request != RequestId::NOBODY);
@@ -82,7 +82,7 @@ impl Machine {
                 ));
             }
         } else if let Wanted::Scale(ScaleTo::By(by)) = new.wanted {
-            return self.remember_change(by);
+            return self.enqueue_change(by);
         } else if self.pending.waiting.contains(&new) {
             // The queued one reads the configuration, or opens the binary, when it begins.
             return Ok(self.kind_of(new.wanted));
@@ -93,7 +93,7 @@ impl Machine {
 
     /// Adds a change of the number of workers to the queued one, unless another number is requested
     /// after that.
-    fn remember_change(&mut self, by: i16) -> Result<OperationKind, String> {
+    fn enqueue_change(&mut self, by: i16) -> Result<OperationKind, String> {
         let to = self.expected_workers().saturating_add_signed(by);
         if let Some(cause) = impossible(to) {
             return Err(cause);
@@ -122,32 +122,27 @@ impl Machine {
 
     /// Withdraws the request of a caller that has disconnected. An operation that has begun
     /// continues.
-    pub(super) fn withdraw(&mut self, request: RequestId) -> Reception {
+    pub(super) fn withdraw(&mut self, request: RequestId) -> Effect {
         let waiting = &mut self.pending.waiting;
         let at = waiting.iter().position(|it| it.request == request);
         if let Some(it) = at.and_then(|at| waiting.remove(at)) {
             let operation = self.kind_of(it.wanted);
             self.notice(Notice::RequestWithdrawn { operation, request });
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     /// Drops a request, queued or not, that the shell could not prepare.
-    pub(super) fn not_begun(
-        &mut self,
-        request: RequestId,
-        wanted: Wanted,
-        cause: &str,
-    ) -> Reception {
+    pub(super) fn not_begun(&mut self, request: RequestId, wanted: Wanted, cause: &str) -> Effect {
         let kind = self.kind_of(wanted);
         if self.take_beginning(request, kind).is_none() {
-            return Reception::Stale;
+            return Effect::Stale;
         }
-        self.give_up(request, kind, cause.to_owned());
-        Reception::Taken
+        self.abandon_request(request, kind, cause.to_owned());
+        Effect::Applied
     }
 
-    fn give_up(&mut self, request: RequestId, kind: OperationKind, cause: String) {
+    fn abandon_request(&mut self, request: RequestId, kind: OperationKind, cause: String) {
         self.notice(Notice::NotBegun {
             operation: kind,
             cause: cause.clone(),
@@ -167,7 +162,7 @@ impl Machine {
                  or a file does not answer; write addresses instead of names, or raise \
                  start_timeout"
             );
-            self.give_up(it.request, self.kind_of(it.wanted), cause);
+            self.abandon_request(it.request, self.kind_of(it.wanted), cause);
         }
     }
 
@@ -177,7 +172,7 @@ impl Machine {
             return false;
         };
         let cause = format!("cancelled by {by}; nothing has changed");
-        self.give_up(it.request, self.kind_of(it.wanted), cause);
+        self.abandon_request(it.request, self.kind_of(it.wanted), cause);
         true
     }
 
@@ -206,7 +201,7 @@ impl Machine {
 
     /// Returns why an operation must not begin now, if so. A queued request that was handed out
     /// continues to wait if an obstacle appeared since; it is not answered yet.
-    pub(super) fn in_the_way(
+    pub(super) fn obstacle(
         &mut self,
         request: RequestId,
         kind: OperationKind,
@@ -215,7 +210,7 @@ impl Machine {
         let handed_out = self.take_beginning(request, kind);
         match (self.refusal(now), handed_out) {
             (None, _) => Obstacle::None,
-            (Some(_), Some(it)) if self.refusal_for_good().is_none() => {
+            (Some(_), Some(it)) if self.permanent_refusal().is_none() => {
                 // One request of each kind suffices for signals.
                 if it.request != RequestId::NOBODY || !self.pending.waiting.contains(&it) {
                     self.pending.waiting.push_front(it);
@@ -284,7 +279,7 @@ impl Machine {
 
     /// Refuses all queued requests because the supervisor stops. A request that was handed out is
     /// refused when the shell returns it, or at the exit; a reload is refused at once.
-    pub(super) fn forget_pending(&mut self, cause: &str) {
+    pub(super) fn refuse_pending(&mut self, cause: &str) {
         if let Some(it) = self.abandon_beginning() {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
         }
@@ -295,7 +290,7 @@ impl Machine {
 
     /// Refuses the request that was handed out: the supervisor exits, and the shell will not return
     /// it.
-    pub(super) fn forget_beginning(&mut self, cause: &str) {
+    pub(super) fn refuse_beginning(&mut self, cause: &str) {
         if let Some(it) = self.pending.beginning.take() {
             self.refuse(it.request, self.kind_of(it.wanted), cause.to_owned());
         }
@@ -385,7 +380,7 @@ impl Machine {
         if beginning.is_some() && self.operation.is_some() {
             return Some("a request is about to begin beside another");
         }
-        let stopping = self.refusal_for_good().is_some();
+        let stopping = self.permanent_refusal().is_some();
         (stopping && !waiting.is_empty()).then_some("requests wait in a phase without any")
     }
 }

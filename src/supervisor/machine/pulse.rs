@@ -14,22 +14,22 @@
 use std::time::Duration;
 
 use super::worker::Pulse;
-use super::{Action, KillReason, Machine, Notice, Phase, Reception, WorkerId};
+use super::{Action, Effect, KillReason, Machine, Notice, Phase, WorkerId};
 use crate::config::{HANG_CHECKS, STALL_CHECKS};
 use uppercased_ctl::clock::Tick;
 
 /// Minimum interval between two samples, whatever the configuration: a shorter one would keep the
 /// supervisor in one turn of its loop for ever.
-pub(super) const LOOK_FLOOR: Duration = Duration::from_millis(1);
+pub(super) const SAMPLE_FLOOR: Duration = Duration::from_millis(1);
 
 impl Machine {
     /// Returns the interval between two samples; `None`: no samples are taken.
-    fn look_every(&self) -> Option<Duration> {
+    fn sample_interval(&self) -> Option<Duration> {
         match &self.phase {
             Phase::Booting { .. } | Phase::Serving => {
                 let hang = self.policy.hang_timeout.map(|limit| limit / HANG_CHECKS);
-                let looks = [hang, self.policy.stall_check].into_iter().flatten();
-                Some(looks.min()?.max(LOOK_FLOOR))
+                let intervals = [hang, self.policy.stall_check].into_iter().flatten();
+                Some(intervals.min()?.max(SAMPLE_FLOOR))
             }
             Phase::Idle
             | Phase::BootFailed { .. }
@@ -42,13 +42,13 @@ impl Machine {
     /// Returns the number of misses in a row that make a hang, at that interval.
     fn hang_misses(&self, every: Duration) -> Option<u128> {
         let limit = self.policy.hang_timeout?;
-        let looks = limit.as_nanos().div_ceil(every.as_nanos());
-        Some(looks.max(HANG_CHECKS.into()))
+        let misses = limit.as_nanos().div_ceil(every.as_nanos());
+        Some(misses.max(HANG_CHECKS.into()))
     }
 
     /// Starts sampling workers that have begun to serve.
-    pub(super) fn tend_pulses(&mut self, now: Tick) {
-        let due = self.look_every().map(|every| now + every);
+    pub(super) fn update_pulses(&mut self, now: Tick) {
+        let due = self.sample_interval().map(|every| now + every);
         for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
             match due {
                 Some(due) if it.state.has_pulse() => {
@@ -67,15 +67,15 @@ impl Machine {
 
     /// Restarts sampling, because the interval, or the number of misses that make a hang, has
     /// changed.
-    pub(super) fn forget_pulses(&mut self) {
+    pub(super) fn reset_pulses(&mut self) {
         for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
             it.pulse = None;
         }
     }
 
     /// Returns when the next sample of one of the slot's workers is due.
-    pub(super) fn look_due(&self, index: usize) -> Option<Tick> {
-        self.look_every()?;
+    pub(super) fn sample_due(&self, index: usize) -> Option<Tick> {
+        self.sample_interval()?;
         let workers = self.slots[index].workers.iter();
         let pulses = workers.filter_map(|it| it.pulse.as_ref());
         pulses.map(|pulse| pulse.due).min()
@@ -83,7 +83,7 @@ impl Machine {
 
     /// Requests the samples that are due.
     pub(super) fn pulse_timeout(&mut self, index: usize, now: Tick) {
-        let Some(every) = self.look_every() else {
+        let Some(every) = self.sample_interval() else {
             return;
         };
         let slot = &mut self.slots[index];
@@ -103,11 +103,13 @@ impl Machine {
         }
     }
 
-    pub(super) fn pulse(&mut self, worker: WorkerId, turns: u64, now: Tick) -> Reception {
-        let hang = self.look_every().and_then(|every| self.hang_misses(every));
+    pub(super) fn pulse(&mut self, worker: WorkerId, turns: u64, now: Tick) -> Effect {
+        let hang = self
+            .sample_interval()
+            .and_then(|every| self.hang_misses(every));
         let pulse = self.find_mut(worker).and_then(|(_, it)| it.pulse.as_mut());
         let Some(pulse) = pulse.filter(|pulse| pulse.awaited) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         pulse.awaited = false;
         let after = now.since(pulse.moved);
@@ -119,7 +121,7 @@ impl Machine {
             if stalled {
                 self.notice(Notice::WorkerRunsAgain { worker, after });
             }
-            return Reception::Taken;
+            return Effect::Applied;
         }
         pulse.misses = pulse.misses.saturating_add(1);
         let misses = pulse.misses;
@@ -128,10 +130,10 @@ impl Machine {
             if misses == STALL_CHECKS {
                 self.notice(Notice::WorkerStalled { worker, after });
             }
-            return Reception::Taken;
+            return Effect::Applied;
         }
         self.notice(Notice::WorkerHung { worker, after });
         self.kill(worker, KillReason::Hung, now);
-        Reception::Taken
+        Effect::Applied
     }
 }

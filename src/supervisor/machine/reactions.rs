@@ -2,59 +2,46 @@
 //! concerned.
 //!
 //! Invariant: an event that fits neither the phase nor that state is reported as stale and changes
-//! nothing. Loans, the next step of an operation and the exit are left to [`Machine::settle`],
+//! nothing. Loans, the next step of an operation and the exit are left to [`Machine::reconcile`],
 //! which runs after every reaction.
 
 use std::time::Duration;
 
 use super::worker::{ExitReport, WorkerState};
 use super::{
-    Action, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue,
-    Reception, SlotId, SlotState, WorkerId,
+    Action, Effect, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Queue,
+    SlotId, SlotState, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    pub(super) fn boot(&mut self, now: Tick) -> Reception {
-        match &self.phase {
-            Phase::Idle => {
-                self.boot_slot(SlotId(0), now);
-                Reception::Taken
-            }
-            Phase::Booting { .. }
-            | Phase::Serving
-            | Phase::BootFailed { .. }
-            | Phase::Draining { .. }
-            | Phase::Forced
-            | Phase::Ended => Reception::Stale,
+    pub(super) fn boot(&mut self, now: Tick) -> Effect {
+        if self.phase != Phase::Idle {
+            return Effect::Stale;
         }
+        self.boot_slot(SlotId(0), now);
+        Effect::Applied
     }
 
-    pub(super) fn ready(&mut self, worker: WorkerId, now: Tick) -> Reception {
+    pub(super) fn ready(&mut self, worker: WorkerId, now: Tick) -> Effect {
         let Some((index, it)) = self.find(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
-        match it.state {
-            WorkerState::Starting {
-                error: None,
-                standby,
-                ..
-            } => {
-                let took = now.since(it.since);
-                if self.slots[index].is_active(worker.generation) {
-                    self.active_ready(index, worker, took, standby, now);
-                } else {
-                    self.promote(index, worker, took, now);
-                }
-                Reception::Taken
-            }
-            WorkerState::Starting { error: Some(_), .. }
-            | WorkerState::Serving { .. }
-            | WorkerState::HandingOver { .. }
-            | WorkerState::Leaving { .. }
-            | WorkerState::Stopping
-            | WorkerState::Killed { .. } => Reception::Stale,
+        let WorkerState::Starting {
+            error: None,
+            standby,
+            ..
+        } = it.state
+        else {
+            return Effect::Stale;
+        };
+        let took = now.since(it.since);
+        if self.slots[index].is_active(worker.generation) {
+            self.active_ready(index, worker, took, standby, now);
+        } else {
+            self.promote(index, worker, took, now);
         }
+        Effect::Applied
     }
 
     fn active_ready(
@@ -71,41 +58,38 @@ impl Machine {
         }
         let is_new = self.slots[index].queue == Queue::Unbound;
         self.serve(index, worker, false, now);
-        self.note_mended(worker.slot);
+        self.note_serving(worker.slot);
         let slot = worker.slot;
         if self.is_boot_slot(slot) {
             self.boot_slot(SlotId(slot.0 + 1), now);
         } else if is_new && slot.0 < self.policy.workers {
-            self.late_slot_is_there();
+            self.late_slot_ready();
         }
     }
 
-    pub(super) fn start_failed(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
+    pub(super) fn start_failed(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Effect {
         let Some((_, it)) = self.find_mut(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
-        match &mut it.state {
-            WorkerState::Starting { error, .. } if error.is_none() => {
-                *error = Some(cause.to_owned());
-            }
-            WorkerState::Starting { .. }
-            | WorkerState::Serving { .. }
-            | WorkerState::HandingOver { .. }
-            | WorkerState::Leaving { .. }
-            | WorkerState::Stopping
-            | WorkerState::Killed { .. } => return Reception::Stale,
-        }
+        let WorkerState::Starting {
+            error: error @ None,
+            ..
+        } = &mut it.state
+        else {
+            return Effect::Stale;
+        };
+        *error = Some(cause.to_owned());
         // Otherwise its exit, which follows, counts as the one failure.
         if self.is_boot_slot(worker.slot) && !self.may_degrade() {
             let cause = format!("the worker of slot {} cannot start: {cause}", worker.slot);
             self.fail_boot(cause, now);
         }
-        Reception::Taken
+        Effect::Applied
     }
 
-    pub(super) fn spawn_failed(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
+    pub(super) fn spawn_failed(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Effect {
         let Some((_, it)) = self.find(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         match it.state {
             // Killed: its spawn was still in progress when the worker was given up.
@@ -118,8 +102,8 @@ impl Machine {
                     served_for: None,
                     cause: Some(cause.to_owned()),
                 };
-                self.gone(worker, report, now);
-                Reception::Taken
+                self.worker_ended(worker, report, now);
+                Effect::Applied
             }
             WorkerState::Killed {
                 served_for: Some(_),
@@ -128,7 +112,7 @@ impl Machine {
             | WorkerState::Serving { .. }
             | WorkerState::HandingOver { .. }
             | WorkerState::Leaving { .. }
-            | WorkerState::Stopping => Reception::Stale,
+            | WorkerState::Stopping => Effect::Stale,
         }
     }
 
@@ -140,9 +124,9 @@ impl Machine {
         exit: ExitStatus,
         sign: Option<&str>,
         now: Tick,
-    ) -> Reception {
+    ) -> Effect {
         let Some((_, it)) = self.find(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         let (served_for, cause) = match &it.state {
             WorkerState::Starting { error, .. } => (None, error.clone()),
@@ -168,14 +152,14 @@ impl Machine {
             served_for,
             cause: cause.or_else(|| sign.map(str::to_owned)),
         };
-        self.gone(worker, report, now);
-        Reception::Taken
+        self.worker_ended(worker, report, now);
+        Effect::Applied
     }
 
     /// Kills a worker with a broken channel: it cannot be stopped, lent a queue, or trusted.
-    pub(super) fn channel_broken(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Reception {
+    pub(super) fn channel_broken(&mut self, worker: WorkerId, cause: &str, now: Tick) -> Effect {
         let Some((_, it)) = self.find(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         match it.state {
             WorkerState::Starting { .. }
@@ -192,25 +176,20 @@ impl Machine {
             // It is leaving, and finishes by itself.
             WorkerState::Leaving { .. } | WorkerState::Stopping | WorkerState::Killed { .. } => {}
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     /// Ends the service of a worker that closed its channel, whether it is reaped soon or never:
     /// its queue is due to be lent from now on.
-    pub(super) fn channel_closed(&mut self, worker: WorkerId, now: Tick) -> Reception {
+    pub(super) fn channel_closed(&mut self, worker: WorkerId, now: Tick) -> Effect {
         let Some((_, it)) = self.find(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
-        match it.state {
-            WorkerState::Serving { .. } => self.kill(worker, KillReason::ChannelClosed, now),
-            // Its exit or its deadline follows.
-            WorkerState::Starting { .. }
-            | WorkerState::HandingOver { .. }
-            | WorkerState::Leaving { .. }
-            | WorkerState::Stopping
-            | WorkerState::Killed { .. } => {}
+        // In all other states its exit or its deadline follows.
+        if it.is_serving() {
+            self.kill(worker, KillReason::ChannelClosed, now);
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     pub(super) fn handed_over(
@@ -219,9 +198,9 @@ impl Machine {
         (moved, left): (u32, u32),
         end: &HandoverEnd,
         now: Tick,
-    ) -> Reception {
+    ) -> Effect {
         let Some((index, it)) = self.find(worker) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         match it.state {
             WorkerState::HandingOver { back, .. } => {
@@ -234,27 +213,27 @@ impl Machine {
                     took,
                 });
                 self.handover_ended(index, worker, (moved, left), end, back, now);
-                Reception::Taken
+                Effect::Applied
             }
             WorkerState::Serving { owes_report: true } => {
                 self.late_report(worker, end, now);
-                Reception::Taken
+                Effect::Applied
             }
             // Its report may have crossed the stop request or the kill.
             WorkerState::Stopping | WorkerState::Killed { leaving: true, .. }
                 if !self.slots[index].is_active(worker.generation) =>
             {
-                Reception::Taken
+                Effect::Applied
             }
             WorkerState::Starting { .. }
             | WorkerState::Serving { owes_report: false }
             | WorkerState::Leaving { .. }
             | WorkerState::Stopping
-            | WorkerState::Killed { .. } => Reception::Stale,
+            | WorkerState::Killed { .. } => Effect::Stale,
         }
     }
 
-    pub(super) fn stop(&mut self, by: &str, now: Tick) -> Reception {
+    pub(super) fn stop(&mut self, by: &str, now: Tick) -> Effect {
         let by = by.to_owned();
         match &self.phase {
             Phase::Idle | Phase::Booting { .. } | Phase::Serving => {
@@ -264,7 +243,7 @@ impl Machine {
                 let at_most = deadline.since(now);
                 self.notice(Notice::Stopping { by, at_most });
                 self.abandon_operation();
-                self.forget_pending("the server is stopping");
+                self.refuse_pending("the server is stopping");
                 // A sibling serves clients in the queue of a slot without a worker: it empties its
                 // queues before it drains.
                 self.lend_unserved_for(Duration::ZERO, now);
@@ -273,16 +252,16 @@ impl Machine {
                     since: now,
                     deadline,
                 };
-                self.halt(KillReason::Stop, now);
+                self.stop_all(KillReason::Stop, now);
             }
             Phase::Draining { .. } => {
                 self.notice(Notice::StopForced { by });
-                self.force(|_| None, now);
+                self.kill_stopping(|_| None, now);
             }
             // Every process has been killed already.
             Phase::BootFailed { .. } | Phase::Forced | Phase::Ended => {}
         }
-        Reception::Taken
+        Effect::Applied
     }
 
     /// Acts on the deadlines of a slot and of its workers.
@@ -323,7 +302,7 @@ impl Machine {
             WorkerState::Leaving { .. } => {
                 let after = now.since(it.since);
                 self.notice(Notice::StillDraining { worker, after });
-                self.kill(worker, KillReason::Overstayed, now);
+                self.kill(worker, KillReason::LeaveTimedOut, now);
             }
             // They have no deadline of this kind.
             WorkerState::Serving { .. } | WorkerState::Stopping | WorkerState::Killed { .. } => {}

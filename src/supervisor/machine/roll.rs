@@ -24,27 +24,17 @@ use uppercased_ctl::limits::WORKERS_MAX;
 
 impl Machine {
     pub(super) fn roll(&self) -> Option<&Roll> {
-        match self.stage()? {
-            Stage::Roll(roll) => Some(roll),
-            Stage::Preflight { .. }
-            | Stage::Passed
-            | Stage::Exec
-            | Stage::Grow { .. }
-            | Stage::Shrink { .. }
-            | Stage::Ending { .. } => None,
-        }
+        let Stage::Roll(roll) = self.stage()? else {
+            return None;
+        };
+        Some(roll)
     }
 
     fn roll_mut(&mut self) -> Option<&mut Roll> {
-        match &mut self.operation.as_mut()?.stage {
-            Stage::Roll(roll) => Some(roll),
-            Stage::Preflight { .. }
-            | Stage::Passed
-            | Stage::Exec
-            | Stage::Grow { .. }
-            | Stage::Shrink { .. }
-            | Stage::Ending { .. } => None,
-        }
+        let Stage::Roll(roll) = &mut self.operation.as_mut()?.stage else {
+            return None;
+        };
+        Some(roll)
     }
 
     fn set_course(&mut self, course: Course) {
@@ -116,7 +106,7 @@ impl Machine {
         }
         let Some(it) = self.slots.get(slot.index()) else {
             // A worker that is being killed has not failed the roll yet; its exit will.
-            let renewed = |slot: &&Slot| slot.is_renewed(target);
+            let renewed = |slot: &&Slot| slot.serves_release(target);
             let all = self
                 .slots
                 .iter()
@@ -124,7 +114,7 @@ impl Machine {
             let renewed = self.slots.iter().filter(renewed).count();
             if all && renewed == 0 {
                 let cause = "no slot serves with the new release, and none did before";
-                self.turn_back(cause.to_owned(), now);
+                self.roll_back(cause.to_owned(), now);
             } else if all {
                 if let Some(operation) = &mut self.operation {
                     operation.replaced = u16::try_from(renewed).unwrap_or(u16::MAX);
@@ -133,7 +123,7 @@ impl Machine {
             }
             return all;
         };
-        if !it.is_renewed(target) {
+        if !it.serves_release(target) {
             if it.state == SlotState::Vacant {
                 // An earlier slot has no worker yet, and slots bind one after the other.
                 self.slots[slot.index()].next_release = target;
@@ -156,7 +146,7 @@ impl Machine {
     /// Starts watching the canary; returns whether it did. The canary may be in a slot already
     /// passed, whose retry has succeeded.
     fn begin_watch(&mut self, target: ReleaseId) -> bool {
-        let serves = self.slots.iter().any(|slot| slot.is_renewed(target));
+        let serves = self.slots.iter().any(|slot| slot.serves_release(target));
         let Some(roll) = self.roll_mut() else {
             return false;
         };
@@ -191,7 +181,7 @@ impl Machine {
     }
 
     /// Notes that the slot serves: from now on its failures count for the roll.
-    pub(super) fn note_mended(&mut self, slot: SlotId) {
+    pub(super) fn note_serving(&mut self, slot: SlotId) {
         if let Some(roll) = self.roll_mut() {
             roll.broken.retain(|it| it.slot != slot);
         }
@@ -199,8 +189,8 @@ impl Machine {
 
     fn advance_back(&mut self, slot: SlotId, now: Tick) -> bool {
         let release = self.release;
-        if self.slots[slot.index()].is_renewed(release) {
-            self.strike(slot);
+        if self.slots[slot.index()].serves_release(release) {
+            self.remove_from_rollback(slot);
             true
         } else {
             self.push(slot.index(), release, now);
@@ -235,7 +225,13 @@ impl Machine {
     }
 
     /// Handles an unexpected exit of a worker.
-    pub(super) fn roll_suffers(&mut self, slot: SlotId, release: ReleaseId, why: &str, now: Tick) {
+    pub(super) fn roll_lost_worker(
+        &mut self,
+        slot: SlotId,
+        release: ReleaseId,
+        why: &str,
+        now: Tick,
+    ) {
         let Some(roll) = self.roll() else {
             return;
         };
@@ -246,12 +242,12 @@ impl Machine {
                     self.note_tried(slot);
                 } else {
                     let cause = format!("the new worker of slot {slot} {why}");
-                    self.turn_back(cause, now);
+                    self.roll_back(cause, now);
                 }
             }
             Course::Back { todo, .. } => {
                 if release == self.release && todo.first() == Some(&slot) {
-                    self.strike(slot);
+                    self.remove_from_rollback(slot);
                 }
             }
         }
@@ -259,15 +255,15 @@ impl Machine {
 
     /// Fails the roll: not all connections of `slot` could migrate, and they return to their
     /// worker.
-    pub(super) fn roll_fails(&mut self, slot: SlotId, cause: String, now: Tick) {
+    pub(super) fn fail_roll(&mut self, slot: SlotId, cause: String, now: Tick) {
         match self.roll().map(|roll| &roll.course) {
-            Some(Course::Forward { .. }) => self.turn_back(cause, now),
-            Some(Course::Back { .. }) => self.strike(slot),
+            Some(Course::Forward { .. }) => self.roll_back(cause, now),
+            Some(Course::Back { .. }) => self.remove_from_rollback(slot),
             None => {}
         }
     }
 
-    pub(super) fn turn_back(&mut self, cause: String, now: Tick) {
+    pub(super) fn roll_back(&mut self, cause: String, now: Tick) {
         let Some(target) = self.roll().map(|roll| roll.target) else {
             return self.repair("a roll that does not exist turns back");
         };
@@ -279,7 +275,7 @@ impl Machine {
             if slot.release() == target {
                 todo.push(slot.id);
             }
-            self.dismiss_successor(index, now);
+            self.kill_successor(index, now);
         }
         if !todo.is_empty() {
             self.notice(Notice::RollingBack {
@@ -291,7 +287,7 @@ impl Machine {
     }
 
     /// Kills a successor that is no longer wanted.
-    pub(super) fn dismiss_successor(&mut self, index: usize, now: Tick) {
+    pub(super) fn kill_successor(&mut self, index: usize, now: Tick) {
         let slot = &self.slots[index];
         if let Some(successor) = slot.standby() {
             let successor = slot.id_of(successor.generation);
@@ -301,7 +297,7 @@ impl Machine {
 
     /// Notes that a former worker serves the slot again: during a rollback, one of the new release
     /// must still be replaced.
-    pub(super) fn note_return(&mut self, slot: SlotId, release: ReleaseId) {
+    pub(super) fn note_reactivated(&mut self, slot: SlotId, release: ReleaseId) {
         if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course
             && release == roll.target
@@ -312,7 +308,7 @@ impl Machine {
     }
 
     /// Removes a slot that has been rolled back, or cannot be, from the list.
-    fn strike(&mut self, slot: SlotId) {
+    fn remove_from_rollback(&mut self, slot: SlotId) {
         if let Some(roll) = self.roll_mut()
             && let Course::Back { todo, .. } = &mut roll.course
         {
@@ -333,7 +329,7 @@ impl Machine {
         };
         self.release = roll.target;
         if looks != (self.policy.hang_timeout, self.policy.stall_check) {
-            self.forget_pulses();
+            self.reset_pulses();
         }
         self.actions.push_back(Action::Commit {
             release: roll.target,
@@ -351,7 +347,7 @@ impl Machine {
             return self.repair("a roll that did not fail ends as failed");
         };
         let mut cause = cause.clone();
-        let mut odd = false;
+        let mut incomplete = false;
         for slot in &self.slots {
             // Or of an earlier reload that failed the same way.
             let what = if slot.active().is_some() && slot.release() != self.release {
@@ -361,10 +357,10 @@ impl Machine {
             } else {
                 continue;
             };
-            odd = true;
+            incomplete = true;
             cause.push_str(&format!("; slot {} {what}", slot.id));
         }
-        if odd {
+        if incomplete {
             self.note_incomplete();
         } else {
             cause.push_str("; every worker runs the old release");

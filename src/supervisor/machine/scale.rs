@@ -67,10 +67,10 @@ impl Machine {
 
     /// Handles a failed first start of a slot while slots are being added. A slot that was being
     /// added is dropped; one that has been missing since the boot is retried.
-    pub(super) fn give_up_growth(&mut self, index: usize, why: &str, now: Tick) {
+    pub(super) fn abandon_growth(&mut self, index: usize, why: &str, now: Tick) {
         let id = self.slots[index].id;
         if id.0 < self.policy.workers {
-            self.renew(index, Duration::ZERO, now);
+            self.restart(index, Duration::ZERO, now);
         } else {
             self.drop_last_slot();
         }
@@ -84,7 +84,7 @@ impl Machine {
 
     /// Spreads connections after the first worker of a slot that could not start at boot has
     /// started.
-    pub(super) fn late_slot_is_there(&mut self) {
+    pub(super) fn late_slot_ready(&mut self) {
         // Otherwise the end of the steering does this.
         if !matches!(self.stage(), Some(Stage::Shrink { .. })) {
             self.spread();
@@ -137,7 +137,7 @@ impl Machine {
         let slot = &self.slots[index];
         let left = match slot.state {
             // Otherwise its own restart continues and is awaited.
-            SlotState::Active(_) => match (slot.serving(), self.heir(to, turn)) {
+            SlotState::Active(_) => match (slot.serving(), self.next_receiver(to, turn)) {
                 (Some(from), Some(heir)) => {
                     self.retire(index, from, heir, now);
                     true
@@ -161,9 +161,9 @@ impl Machine {
             self.enter_stage(step(turn.wrapping_add(1), None, 0));
             return true;
         }
-        let until = patience.unwrap_or_else(|| now + self.leave_patience());
+        let until = patience.unwrap_or_else(|| now + self.leave_timeout());
         if until <= now {
-            self.give_up_shrinking(index);
+            self.abandon_shrinking(index);
             return true;
         }
         self.enter_stage(shrink(turn, Some(until)));
@@ -172,12 +172,12 @@ impl Machine {
 
     /// Returns the time for which the next slot to leave may lack a worker that could hand over, or
     /// a sibling that could receive: two worker starts, the first of which fails.
-    fn leave_patience(&self) -> Duration {
+    fn leave_timeout(&self) -> Duration {
         self.policy.start_timeout.saturating_mul(2)
     }
 
     /// Fails the scaling down: no worker could receive the connections of the next slot.
-    fn give_up_shrinking(&mut self, index: usize) {
+    fn abandon_shrinking(&mut self, index: usize) {
         let slot = &self.slots[index];
         let (id, state) = (slot.id, slot.name());
         let workers = self.open_slots();
@@ -199,7 +199,7 @@ impl Machine {
         let (id, Queue::Lent { to: from, .. }) = (slot.id, slot.queue) else {
             return false;
         };
-        slot.rest(SlotState::Retired, now);
+        slot.set_state(SlotState::Retired, now);
         slot.queue = Queue::Closed;
         let recall = Action::Recall {
             slot: id,
@@ -223,31 +223,37 @@ impl Machine {
 
     /// Returns the next receiver among the workers of the first `stay` slots: all of them in turn,
     /// so that the load is spread, and a failed handover is retried with another.
-    fn heir(&self, stay: u16, turn: u16) -> Option<WorkerId> {
-        let heirs: Vec<WorkerId> = self.heirs(stay).collect();
+    fn next_receiver(&self, stay: u16, turn: u16) -> Option<WorkerId> {
+        let heirs: Vec<WorkerId> = self.receivers(stay).collect();
         let at = usize::from(turn).checked_rem(heirs.len())?;
         heirs.get(at).copied()
     }
 
-    fn heirs(&self, stay: u16) -> impl Iterator<Item = WorkerId> {
+    fn receivers(&self, stay: u16) -> impl Iterator<Item = WorkerId> {
         let staying = self.slots.iter().take(stay.into());
         staying.filter_map(Slot::serving)
     }
 
     fn retire(&mut self, index: usize, from: WorkerId, to: WorkerId, now: Tick) {
         self.recall_all_from(from);
-        self.slots[index].rest(SlotState::Retired, now);
+        self.slots[index].set_state(SlotState::Retired, now);
         self.hand_over(from, to, false, true, now);
     }
 
     /// Handles connections of a leaving worker that the sibling cannot adopt: another sibling is
     /// tried, and if none is left, the slot stays.
-    pub(super) fn stay_after_all(&mut self, index: usize, from: WorkerId, cause: &str, now: Tick) {
+    pub(super) fn try_next_receiver(
+        &mut self,
+        index: usize,
+        from: WorkerId,
+        cause: &str,
+        now: Tick,
+    ) {
         if let Some(&Stage::Shrink {
             to, turn, tried, ..
         }) = self.stage()
-            && usize::from(tried) + 1 < self.heirs(to).count()
-            && let Some(heir) = self.heir(to, turn)
+            && usize::from(tried) + 1 < self.receivers(to).count()
+            && let Some(heir) = self.next_receiver(to, turn)
         {
             self.enter_stage(Stage::Shrink {
                 to,
@@ -258,7 +264,7 @@ impl Machine {
             });
             return self.hand_over(from, heir, false, true, now);
         }
-        self.reinstate(index, from, false, now);
+        self.reactivate(index, from, false, now);
         self.actions.push_back(Action::Serve { worker: from });
         if matches!(self.stage(), Some(Stage::Shrink { .. })) {
             self.actions.push_back(Action::Unsteer);

@@ -72,7 +72,7 @@ pub struct SlotView<'a> {
     /// The state of its active worker, or the reason why it has none, in one or two words.
     pub state: &'static str,
     /// Whether it is backing off, or its worker was killed because it was unresponsive.
-    pub is_ailing: bool,
+    pub is_failing: bool,
     /// When that state began.
     pub since: Tick,
     /// Since when its worker has stalled, if it has.
@@ -194,13 +194,10 @@ impl Slot {
     }
 
     pub(super) fn active(&self) -> Option<&Worker> {
-        match self.state {
-            SlotState::Active(generation) => self.worker(generation),
-            SlotState::Vacant
-            | SlotState::BackingOff { .. }
-            | SlotState::Retired
-            | SlotState::Stopped => None,
-        }
+        let SlotState::Active(generation) = self.state else {
+            return None;
+        };
+        self.worker(generation)
     }
 
     /// Returns the active worker, if it serves.
@@ -246,7 +243,7 @@ impl Slot {
     }
 
     /// Returns whether it serves with `release` and no connections are being handed over to it.
-    pub(super) fn is_renewed(&self, release: ReleaseId) -> bool {
+    pub(super) fn serves_release(&self, release: ReleaseId) -> bool {
         self.serving().is_some() && self.release() == release && self.handing_over().is_none()
     }
 
@@ -269,19 +266,14 @@ impl Slot {
 
     /// Returns the earliest deadline, except those of pulses and killed workers.
     pub(super) fn deadline(&self) -> Option<Tick> {
-        let backoff = match self.state {
-            SlotState::BackingOff { until } => Some(until),
-            SlotState::Vacant | SlotState::Active(_) | SlotState::Retired | SlotState::Stopped => {
-                None
-            }
-        };
-        let workers = self.workers.iter().filter_map(|it| it.state.deadline());
-        backoff
-            .into_iter()
-            .chain(workers)
-            // A worker that leaves with connections that cannot migrate exits when they end.
-            .filter(|at| *at < Tick::MAX)
-            .min()
+        let mut backoff = None;
+        if let SlotState::BackingOff { until } = self.state {
+            backoff = Some(until);
+        }
+        let workers = self.workers.iter().map(|it| it.state.deadline());
+        let all = workers.chain([backoff]).flatten();
+        // A worker that leaves with connections that cannot migrate exits when they end.
+        all.filter(|at| *at < Tick::MAX).min()
     }
 
     /// Returns whether one of its own workers accepts from its queue.
@@ -315,7 +307,7 @@ impl Slot {
             generation: self.generation(),
             release: self.release(),
             state: self.name(),
-            is_ailing: self.is_ailing(),
+            is_failing: self.is_failing(),
             since: active.map_or(self.since, |it| it.since),
             stalled_since: active.and_then(|it| it.pulse.as_ref()?.stalled_since()),
             queue: self.queue,
@@ -327,7 +319,7 @@ impl Slot {
     }
 
     /// Returns whether it is backing off, or its worker was killed because it was unresponsive.
-    fn is_ailing(&self) -> bool {
+    fn is_failing(&self) -> bool {
         match (self.state, self.active().map(|it| &it.state)) {
             (SlotState::BackingOff { .. }, _) => true,
             (_, Some(WorkerState::Killed { why, .. })) => matches!(
@@ -335,7 +327,7 @@ impl Slot {
                 KillReason::Hung
                     | KillReason::StartTimedOut
                     | KillReason::ChannelBroken { .. }
-                    | KillReason::Overstayed
+                    | KillReason::LeaveTimedOut
             ),
             (_, Some(_) | None) => false,
         }
@@ -384,18 +376,18 @@ impl Slot {
     /// Makes a worker the active one.
     pub(super) fn activate(&mut self, generation: Generation, now: Tick) {
         if !self.is_active(generation) {
-            self.rest(SlotState::Active(generation), now);
+            self.set_state(SlotState::Active(generation), now);
         }
     }
 
     /// Changes the slot's own state.
-    pub(super) fn rest(&mut self, next: SlotState, now: Tick) {
+    pub(super) fn set_state(&mut self, next: SlotState, now: Tick) {
         debug_assert!(
             self.state != SlotState::Stopped,
             "slot {} cannot go from Stopped to {next:?}",
             self.id
         );
-        self.remember_active();
+        self.record_active();
         self.state = next;
         self.since = now;
         self.update_queue(now);
@@ -403,7 +395,7 @@ impl Slot {
 
     /// Makes the starting worker, if there is one, the active one, because the active one is lost;
     /// the latter leaves if it still runs. Returns whether there is one.
-    pub(super) fn follow(&mut self, now: Tick) -> bool {
+    pub(super) fn promote_standby(&mut self, now: Tick) -> bool {
         let Some(&Worker {
             generation,
             release,
@@ -428,7 +420,7 @@ impl Slot {
         let mut workers = self.workers.iter();
         let at = workers.position(|it| it.generation == generation)?;
         if self.is_active(generation) {
-            self.rest(SlotState::Vacant, now);
+            self.set_state(SlotState::Vacant, now);
         }
         let worker = self.workers.remove(at);
         self.update_queue(now);
@@ -437,13 +429,12 @@ impl Slot {
 
     /// Ends a loan whose borrower no longer serves.
     pub(super) const fn end_loan(&mut self) {
-        match self.queue {
-            Queue::Lent { since, .. } => self.queue = Queue::Unserved { since },
-            Queue::Unbound | Queue::Served | Queue::Unserved { .. } | Queue::Closed => {}
+        if let Queue::Lent { since, .. } = self.queue {
+            self.queue = Queue::Unserved { since };
         }
     }
 
-    fn remember_active(&mut self) {
+    fn record_active(&mut self) {
         if let Some((generation, release)) = self.active().map(|it| (it.generation, it.release)) {
             self.history.generation = generation;
             self.history.release = release;
@@ -494,7 +485,7 @@ mod tests {
     #[should_panic(expected = "cannot go from Stopped")]
     fn stopped_slot_stays_stopped() {
         let mut slot = slot();
-        slot.rest(SlotState::Stopped, Tick::ZERO);
+        slot.set_state(SlotState::Stopped, Tick::ZERO);
         start(&mut slot, 0, 0);
     }
 }

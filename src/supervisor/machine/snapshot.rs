@@ -5,18 +5,9 @@
 //! and never partly restored. A change of any serialised type of the machine raises
 //! [`SNAPSHOT_VERSION`].
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 
-use super::exchange::Action;
-use super::phase::Phase;
-use super::plan::Operation;
-use super::policy::Policy;
-use super::queue::Pending;
-use super::slot::Slot;
-use super::trials::Balance;
-use uppercased_ctl::identity::{Generation, ReleaseId};
+use super::Machine;
 
 /// The format this program writes, and the only one it reads.
 pub const SNAPSHOT_VERSION: u32 = 1;
@@ -52,19 +43,23 @@ pub enum SnapshotError {
 pub struct Snapshot {
     /// [`SNAPSHOT_VERSION`] of the writer.
     pub version: u32,
-    pub(super) policy: Policy,
-    pub(super) rng_state: u64,
-    pub(super) phase: Phase,
-    pub(super) slots: Vec<Slot>,
-    pub(super) release: ReleaseId,
-    pub(super) operation: Option<Operation>,
-    pub(super) pending: Pending,
-    pub(super) balance: Balance,
-    pub(super) born_before: Generation,
-    pub(super) former_crashes: Vec<u32>,
-    pub(super) actions: VecDeque<Action>,
-    pub(super) stale_events: u64,
-    pub(super) repairs: u64,
+    pub(super) machine: Machine,
+}
+
+/// The random generator, stored as its seed.
+pub(super) mod seed {
+    use fastrand::Rng;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(rng: &Rng, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(rng.get_seed())
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Rng, D::Error> {
+        u64::deserialize(from).map(Rng::with_seed)
+    }
 }
 
 impl Snapshot {

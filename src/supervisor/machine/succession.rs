@@ -12,11 +12,11 @@
 
 use std::time::Duration;
 
-use super::pulse::LOOK_FLOOR;
+use super::pulse::SAMPLE_FLOOR;
 use super::worker::{ExitReport, Watch, Worker, WorkerState};
 use super::{
-    Action, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase, Progress,
-    Queue, Reception, ReloadConnections, SlotState, WorkerId,
+    Action, Effect, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase,
+    Progress, Queue, ReloadConnections, SlotState, WorkerId,
 };
 use crate::config::HANDOVER_CHECKS;
 use uppercased_ctl::clock::Tick;
@@ -76,7 +76,7 @@ impl Machine {
     fn progress_every(&self, to: WorkerId) -> Duration {
         let release = self.find(to).map_or(self.release, |(_, it)| it.release);
         let limit = self.policy_of(release).handover_timeout;
-        (limit / HANDOVER_CHECKS).max(LOOK_FLOOR)
+        (limit / HANDOVER_CHECKS).max(SAMPLE_FLOOR)
     }
 
     /// Requests a sample; the next one is timed from this one, as with pulses.
@@ -98,9 +98,9 @@ impl Machine {
         to: WorkerId,
         found: Progress,
         now: Tick,
-    ) -> Reception {
+    ) -> Effect {
         let Some((_, it)) = self.find_mut(from) else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         let after = now.since(it.since);
         let WorkerState::HandingOver {
@@ -110,21 +110,21 @@ impl Machine {
             ..
         } = &mut it.state
         else {
-            return Reception::Stale;
+            return Effect::Stale;
         };
         if *receiver != to {
-            return Reception::Stale;
+            return Effect::Stale;
         }
         if watch.progress != found {
             *watch = Watch {
                 progress: found,
                 misses: 0,
             };
-            return Reception::Taken;
+            return Effect::Applied;
         }
         watch.misses = watch.misses.saturating_add(1);
         if watch.misses < HANDOVER_CHECKS {
-            return Reception::Taken;
+            return Effect::Applied;
         }
         // The receiver must answer what was sent and not answered; everything else is up to the
         // sender.
@@ -133,7 +133,7 @@ impl Machine {
             *deadline = None;
             if !self.serves(to) {
                 // It is being killed already; its exit returns all connections.
-                return Reception::Taken;
+                return Effect::Applied;
             }
         }
         let stalled = if receiver_stalls { to } else { from };
@@ -147,7 +147,7 @@ impl Machine {
             self.damage(format!("the handover of {from} stalled, and it was killed"));
         }
         self.kill(stalled, KillReason::HandoverTimedOut, now);
-        Reception::Taken
+        Effect::Applied
     }
 
     pub(super) fn handover_ended(
@@ -161,7 +161,7 @@ impl Machine {
     ) {
         match end {
             // The migrated connections are with a worker that is gone or being killed.
-            HandoverEnd::PeerGone => self.bring_back(index, worker, now),
+            HandoverEnd::PeerGone => self.restore_sender(index, worker, now),
             HandoverEnd::Done => {
                 self.count_connections(moved, left);
                 let deadline = now + KILL_GRACE;
@@ -171,13 +171,13 @@ impl Machine {
             }
             HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => {
                 self.count_connections(moved, 0);
-                self.connections_stay(index, worker, left, cause, back, now);
+                self.handover_incomplete(index, worker, left, cause, back, now);
             }
         }
     }
 
     /// Handles an incomplete handover: `left` connections are still with the worker.
-    fn connections_stay(
+    fn handover_incomplete(
         &mut self,
         index: usize,
         worker: WorkerId,
@@ -203,22 +203,22 @@ impl Machine {
         let cause = format!("cannot migrate {left} connections of {worker}: {cause}");
         let slot = &self.slots[index];
         if slot.state == SlotState::Retired {
-            return self.stay_after_all(index, worker, &cause, now);
+            return self.try_next_receiver(index, worker, &cause, now);
         }
         if let Some(receiver) = slot.serving() {
-            self.give_back(index, receiver, worker, now);
+            self.return_connections(index, receiver, worker, now);
         } else {
             // The receiver is being killed: its exit would reinstate this one as well.
             self.actions.push_back(Action::Serve { worker });
-            self.bring_back(index, worker, now);
+            self.restore_sender(index, worker, now);
         }
-        self.roll_fails(worker.slot, cause, now);
+        self.fail_roll(worker.slot, cause, now);
     }
 
     /// Makes the active worker hand its connections back to its predecessor.
-    fn give_back(&mut self, index: usize, from: WorkerId, to: WorkerId, now: Tick) {
+    fn return_connections(&mut self, index: usize, from: WorkerId, to: WorkerId, now: Tick) {
         self.recall_all_from(from);
-        self.return_to_active(index, to, false, now);
+        self.activate_again(index, to, false, now);
         // It accepts at once, even if no connections can be returned to it.
         self.actions.push_back(Action::Serve { worker: to });
         self.hand_over(from, to, true, false, now);
@@ -261,27 +261,27 @@ impl Machine {
     }
 
     /// Makes the worker that hands over the active one again, because the present one failed.
-    fn bring_back(&mut self, index: usize, worker: WorkerId, now: Tick) {
+    fn restore_sender(&mut self, index: usize, worker: WorkerId, now: Tick) {
         if let Some(receiver) = self.slots[index].serving() {
             self.kill(receiver, KillReason::PeerGone, now);
         }
-        self.reinstate(index, worker, false, now);
+        self.reactivate(index, worker, false, now);
     }
 
-    /// As [`Self::bring_back`], but the receiver's process is gone, or belongs to another slot.
-    pub(super) fn reinstate(
+    /// As [`Self::restore_sender`], but the receiver's process is gone, or belongs to another slot.
+    pub(super) fn reactivate(
         &mut self,
         index: usize,
         worker: WorkerId,
         owes_report: bool,
         now: Tick,
     ) {
-        self.return_to_active(index, worker, owes_report, now);
+        self.activate_again(index, worker, owes_report, now);
         self.notice(Notice::Restored { worker });
-        self.note_return(worker.slot, self.slots[index].release());
+        self.note_reactivated(worker.slot, self.slots[index].release());
     }
 
-    fn return_to_active(&mut self, index: usize, worker: WorkerId, owes_report: bool, now: Tick) {
+    fn activate_again(&mut self, index: usize, worker: WorkerId, owes_report: bool, now: Tick) {
         // The failed worker did not run the release in force, or is not restarted at once.
         self.slots[index].next_release = self.release;
         self.serve(index, worker, owes_report, now);
@@ -291,18 +291,11 @@ impl Machine {
     pub(super) fn recall_all_from(&mut self, from: WorkerId) {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            match slot.queue {
-                Queue::Lent { to, .. } if to == from => {
-                    slot.end_loan();
-                    let slot = slot.id;
-                    let last = false;
-                    self.actions.push_back(Action::Recall { slot, from, last });
-                }
-                Queue::Lent { .. }
-                | Queue::Unbound
-                | Queue::Served
-                | Queue::Unserved { .. }
-                | Queue::Closed => {}
+            if matches!(slot.queue, Queue::Lent { to, .. } if to == from) {
+                slot.end_loan();
+                let slot = slot.id;
+                let last = false;
+                self.actions.push_back(Action::Recall { slot, from, last });
             }
         }
     }
@@ -310,7 +303,7 @@ impl Machine {
 
 /// The exit of workers that are not active.
 impl Machine {
-    pub(super) fn successor_gone(
+    pub(super) fn successor_ended(
         &mut self,
         worker: WorkerId,
         it: &Worker,
@@ -319,21 +312,21 @@ impl Machine {
     ) {
         let unwanted = it.was_killed_for(&KillReason::OperationFailed);
         if unwanted || self.phase != Phase::Serving {
-            return self.stopped(worker, report);
+            return self.report_exit(worker, report);
         }
         let why = report.to_string();
-        self.record(worker, report, now);
-        self.roll_suffers(worker.slot, it.release, &why, now);
+        self.record_failure(worker, report, now);
+        self.roll_lost_worker(worker.slot, it.release, &why, now);
     }
 
-    pub(super) fn predecessor_gone(
+    pub(super) fn predecessor_ended(
         &mut self,
         worker: WorkerId,
         it: &Worker,
         report: ExitReport,
         now: Tick,
     ) {
-        let (as_told, held_queue) = match &it.state {
+        let (as_requested, held_queue) = match &it.state {
             WorkerState::Leaving { .. } => (report.exit == Some(ExitStatus::Exited(0)), false),
             WorkerState::Killed { why, .. } => (*why == KillReason::Superseded, true),
             WorkerState::HandingOver { .. } => (false, true),
@@ -341,14 +334,14 @@ impl Machine {
                 (true, false)
             }
         };
-        if as_told || self.phase != Phase::Serving {
-            return self.stopped(worker, report);
+        if as_requested || self.phase != Phase::Serving {
+            return self.report_exit(worker, report);
         }
         let served_for = report.served_for.unwrap_or_default();
         if it.is_handing_over() {
             self.damage(format!("{worker} exited before the end of its handover"));
         }
-        self.record(worker, report, now);
+        self.record_failure(worker, report, now);
         // It was the last active worker of its slot, and has not released the queue. (The loss of
         // an earlier one, which only drained, does not affect the one that hands over now.)
         let index = worker.slot.index();
@@ -358,7 +351,7 @@ impl Machine {
             && held_queue
             && slot.handing_over().is_none()
         {
-            self.renew(index, served_for, now);
+            self.restart(index, served_for, now);
         }
     }
 }

@@ -16,7 +16,7 @@ pub(in super::super) struct Balance {
     /// A sample was requested and has not arrived.
     pub(super) awaited: bool,
     /// The latest sample.
-    pub(super) seen: Option<Look>,
+    pub(super) seen: Option<Sample>,
     /// The overloaded worker of that sample, and the number of samples in a row that found it.
     pub(super) suspect: Option<(WorkerId, u32)>,
     /// The move in progress.
@@ -27,7 +27,7 @@ pub(in super::super) struct Balance {
 
 /// The loads of all workers that served, in order of their slots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Look {
+pub(super) struct Sample {
     pub(super) at: Tick,
     pub(super) loads: Vec<Load>,
 }
@@ -49,7 +49,7 @@ pub(super) struct Trials {
     /// Connections moved by it, as far as known.
     pub(super) moved: u32,
     /// The workers that received some; one worker per slot at most.
-    pub(super) takers: Vec<WorkerId>,
+    pub(super) receivers: Vec<WorkerId>,
     /// The lowest rate of the busiest worker so far, in calls per second.
     pub(super) peak: u64,
     /// Minimum time from the latest move to the next one.

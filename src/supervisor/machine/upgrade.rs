@@ -8,13 +8,13 @@
 
 use super::pending::Obstacle;
 use super::plan::{Roll, Stage};
-use super::{Action, Machine, OperationKind, Policy, Reception, ReleaseId, RequestId};
+use super::{Action, Effect, Machine, OperationKind, Policy, ReleaseId, RequestId};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
-    pub(super) fn upgrade(&mut self, request: RequestId, drain: bool, now: Tick) -> Reception {
+    pub(super) fn upgrade(&mut self, request: RequestId, drain: bool, now: Tick) -> Effect {
         let kind = OperationKind::Upgrade;
-        match self.in_the_way(request, kind, now) {
+        match self.obstacle(request, kind, now) {
             Obstacle::Wait => {}
             Obstacle::Refuse(cause) => self.refuse(request, kind, cause),
             Obstacle::None => {
@@ -23,27 +23,23 @@ impl Machine {
                 self.actions.push_back(Action::Preflight);
             }
         }
-        Reception::Taken
+        Effect::Applied
     }
 
-    pub(super) fn preflight_passed(&mut self) -> Reception {
-        match self.stage() {
-            Some(Stage::Preflight { .. }) => {
-                self.enter_stage(Stage::Passed);
-                Reception::Taken
-            }
-            Some(_) | None => Reception::Stale,
+    pub(super) fn preflight_passed(&mut self) -> Effect {
+        if !matches!(self.stage(), Some(Stage::Preflight { .. })) {
+            return Effect::Stale;
         }
+        self.enter_stage(Stage::Passed);
+        Effect::Applied
     }
 
-    pub(super) fn preflight_failed(&mut self, cause: &str) -> Reception {
-        match self.stage() {
-            Some(Stage::Preflight { .. }) => {
-                self.fail_upgrade(cause);
-                Reception::Taken
-            }
-            Some(_) | None => Reception::Stale,
+    pub(super) fn preflight_failed(&mut self, cause: &str) -> Effect {
+        if !matches!(self.stage(), Some(Stage::Preflight { .. })) {
+            return Effect::Stale;
         }
+        self.fail_upgrade(cause);
+        Effect::Applied
     }
 
     pub(super) fn preflight_timeout(&mut self, now: Tick) {
@@ -60,32 +56,28 @@ impl Machine {
     }
 
     /// Requests the exec if it is due; comes after all other actions of a call.
-    pub(super) fn order_exec(&mut self) {
+    pub(super) fn request_exec(&mut self) {
         if let Some(Stage::Passed) = self.stage() {
             self.enter_stage(Stage::Exec);
             self.actions.push_back(Action::Exec);
         }
     }
 
-    pub(super) fn exec_failed(&mut self, cause: &str) -> Reception {
-        match self.stage() {
-            Some(Stage::Exec) => {
-                self.fail_upgrade(cause);
-                Reception::Taken
-            }
-            Some(_) | None => Reception::Stale,
+    pub(super) fn exec_failed(&mut self, cause: &str) -> Effect {
+        if self.stage() != Some(&Stage::Exec) {
+            return Effect::Stale;
         }
+        self.fail_upgrade(cause);
+        Effect::Applied
     }
 
-    pub(super) fn resumed(&mut self, release: ReleaseId, policy: &Policy) -> Reception {
-        match self.stage() {
-            Some(Stage::Exec) => {
-                let roll = Roll::new(release, policy.clone(), self.broken_slots());
-                self.enter_stage(Stage::Roll(Box::new(roll)));
-                Reception::Taken
-            }
-            Some(_) | None => Reception::Stale,
+    pub(super) fn resumed(&mut self, release: ReleaseId, policy: &Policy) -> Effect {
+        if self.stage() != Some(&Stage::Exec) {
+            return Effect::Stale;
         }
+        let roll = Roll::new(release, policy.clone(), self.broken_slots());
+        self.enter_stage(Stage::Roll(Box::new(roll)));
+        Effect::Applied
     }
 
     pub(super) fn fail_upgrade(&mut self, cause: &str) {

@@ -31,22 +31,20 @@ impl ExitStatus {
     /// Returns the exit code of a process that exited by itself.
     #[must_use]
     pub const fn exit_code(self) -> Option<i32> {
-        match self {
-            Self::Exited(code) => Some(code),
-            Self::Signalled(_) | Self::Unknown | Self::Lost => None,
-        }
+        let Self::Exited(code) = self else {
+            return None;
+        };
+        Some(code)
     }
 
     /// Returns the name of the signal that ended the process, or its number if it has no name.
     #[must_use]
     pub fn signal(self) -> Option<String> {
-        match self {
-            Self::Signalled(number) => Some(
-                Signal::try_from(number)
-                    .map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned()),
-            ),
-            Self::Exited(_) | Self::Unknown | Self::Lost => None,
-        }
+        let Self::Signalled(number) = self else {
+            return None;
+        };
+        let name = Signal::try_from(number).map(|signal| signal.as_str().to_owned());
+        Some(name.unwrap_or_else(|_| number.to_string()))
     }
 }
 
@@ -90,7 +88,7 @@ pub enum KillReason {
     /// Its predecessor lost the connection to it, and serves again.
     PeerGone,
     /// It did not exit by its deadline.
-    Overstayed,
+    LeaveTimedOut,
     /// The supervisor stops, and this worker did not serve, did not finish in time, or was to exit
     /// at once.
     Stop,
@@ -108,7 +106,7 @@ impl fmt::Display for KillReason {
             Self::OperationFailed => write!(f, "its operation failed"),
             Self::HandoverTimedOut => write!(f, "its handover stalled"),
             Self::PeerGone => write!(f, "its predecessor lost the connection to it"),
-            Self::Overstayed => write!(f, "it did not exit in time"),
+            Self::LeaveTimedOut => write!(f, "it did not exit in time"),
             Self::Stop => write!(f, "the server is stopping"),
         }
     }
@@ -266,13 +264,10 @@ impl Worker {
             self.generation,
             self.state,
         );
-        self.since = match next {
-            WorkerState::Serving { .. } => *self.served_since.get_or_insert(now),
-            WorkerState::Starting { .. }
-            | WorkerState::HandingOver { .. }
-            | WorkerState::Leaving { .. }
-            | WorkerState::Stopping
-            | WorkerState::Killed { .. } => now,
+        self.since = if matches!(next, WorkerState::Serving { .. }) {
+            *self.served_since.get_or_insert(now)
+        } else {
+            now
         };
         if !next.has_pulse() {
             self.pulse = None;
@@ -313,14 +308,10 @@ impl Worker {
 
     /// Returns when it is given up, if it was killed.
     pub(super) const fn killed_until(&self) -> Option<Tick> {
-        match self.state {
-            WorkerState::Killed { until, .. } => Some(until),
-            WorkerState::Starting { .. }
-            | WorkerState::Serving { .. }
-            | WorkerState::HandingOver { .. }
-            | WorkerState::Leaving { .. }
-            | WorkerState::Stopping => None,
-        }
+        let WorkerState::Killed { until, .. } = self.state else {
+            return None;
+        };
+        Some(until)
     }
 }
 

@@ -71,7 +71,7 @@ impl Parts {
             agent: Some(([127, 0, 0, 1], 0).into()),
             ..Config::default()
         };
-        let limits = Limits::settle(&config, 2, 1024).unwrap();
+        let limits = Limits::of_worker(&config, 2, 1024).unwrap();
         let release = Release {
             image: Image::of_this_process().unwrap(),
             config,

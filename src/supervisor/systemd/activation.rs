@@ -39,8 +39,8 @@ pub enum Error {
     Missing(String),
     /// A socket unit has a socket that is not a TCP listener.
     #[error(
-        "the socket unit hands over {name:?}, which is {what}; it must be a TCP socket that \
-         listens (ListenStream= with an address and a port)"
+        "cannot use socket {name:?} of the socket unit: {what}; it must be a listening TCP socket \
+         (ListenStream= with an address and a port)"
     )]
     Unusable {
         /// Its name.
@@ -88,7 +88,7 @@ impl Given {
                 (Err(what), Origin::Unit) => return Err(Error::Unusable { name, what }),
             }
         }
-        given.plan = inheritance::settle(&given.offers, wanted, config.workers)
+        given.plan = inheritance::plan(&given.offers, wanted, config.workers)
             .map_err(|error| Error::Unplaceable(error.to_string()))?;
         Ok(given)
     }

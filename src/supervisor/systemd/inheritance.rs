@@ -67,13 +67,13 @@ pub(crate) enum Error {
     )]
     Unwanted(String),
     #[error(
-        "the workers cannot join the socket that the socket unit has for {0}; add ReusePort=yes to \
+        "cannot share the socket for {0} of the socket unit; add ReusePort=yes to \
          it, in [Socket]"
     )]
     NotShared(String),
     #[error(
-        "the socket unit has {sockets} sockets for {address} and there are {workers} workers, of \
-         which each takes one; have as many workers, or fewer lines ListenStream="
+        "cannot serve the {sockets} sockets for {address} of the socket unit with {workers} \
+         workers; use as many workers, or fewer lines ListenStream="
     )]
     TooMany {
         address: String,
@@ -81,19 +81,18 @@ pub(crate) enum Error {
         workers: u16,
     },
     #[error(
-        "the socket for {address} belongs to another user, whose socket the workers cannot join; \
-         leave out User= (and use the setting `user`), or repeat its ListenStream= so that there \
-         is one for each of the {workers} workers"
+        "cannot share the socket for {address}: it belongs to another user; omit User= (and use \
+         the setting `user`), or repeat its ListenStream= once for each of the {workers} workers"
     )]
     OtherUser { address: String, workers: usize },
     #[error(
-        "a server of another user has left sockets for {0} in the store, which this one cannot \
-         join; stop the service, which empties the store, and start it again"
+        "cannot share the stored sockets for {0}: they belong to another user; stop the service, \
+         which empties the store, and start it again"
     )]
     OtherUserStored(String),
     #[error(
-        "the socket unit's socket for {0} is younger than those that the server has left in the \
-         store; stop the service, which empties the store, and start it again"
+        "cannot use the socket unit's socket for {0}: it is newer than the stored ones; stop the \
+         service, which empties the store, and start it again"
     )]
     Younger(String),
     #[error("cannot use the listeners of {0} slots in the store: the limit is {WORKERS_MAX}")]
@@ -101,7 +100,7 @@ pub(crate) enum Error {
 }
 
 /// Places every socket.
-pub(crate) fn settle(offers: &[Offer], wanted: &[Listen], workers: u16) -> Result<Plan, Error> {
+pub(crate) fn plan(offers: &[Offer], wanted: &[Listen], workers: u16) -> Result<Plan, Error> {
     let mut plan = Plan {
         addresses: resolve(offers, wanted),
         ..Plan::default()

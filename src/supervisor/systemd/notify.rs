@@ -370,7 +370,7 @@ pub(crate) fn unhealthy<'a>(
     slots.into_iter().find_map(|slot| {
         let served = match slot.queue {
             Queue::Served | Queue::Lent { .. } | Queue::Unbound | Queue::Closed => true,
-            Queue::Unserved { .. } => excused && !slot.is_ailing,
+            Queue::Unserved { .. } => excused && !slot.is_failing,
         };
         (!served).then(|| format!("slot {} is {}", slot.id, slot.state))
     })

@@ -62,7 +62,7 @@ impl EarlierProgram {
     ///
     /// # Errors
     /// The reason why that is impossible.
-    pub(crate) fn call_back(&self, cause: &str) -> io::Result<Infallible> {
+    pub(crate) fn exec(&self, cause: &str) -> io::Result<Infallible> {
         let image = Image::from(duplicate_inherited(self.image)?);
         let text = format!("{}:{}:{cause}", self.state, self.image);
         let arguments: Vec<OsString> = std::env::args_os().collect();

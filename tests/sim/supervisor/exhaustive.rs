@@ -319,7 +319,7 @@ const fn policy() -> Policy {
 fn without_count(snapshot: &Snapshot) -> serde_json::Value {
     let mut value = serde_json::to_value(snapshot).expect("a state can be saved");
     let count = value
-        .get_mut("stale_events")
+        .pointer_mut("/machine/stale_events")
         .expect("it is part of the state");
     *count = serde_json::Value::Null;
     value

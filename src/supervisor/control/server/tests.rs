@@ -218,7 +218,7 @@ fn silent_clients_yield_to_waiting_ones() {
     }
     assert_eq!(asked, 2, "the late one and the one that spoke");
     assert_eq!(bench.clients(), CONTROL_CLIENTS_MAX);
-    assert_eq!(bench.server.gave_way, 1);
+    assert_eq!(bench.server.displaced, 1);
 }
 
 #[test]

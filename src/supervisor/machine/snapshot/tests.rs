@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::super::{Boot, Event, Machine, ReloadConnections, SlotId, WorkerId};
+use super::super::{
+    Action, Boot, Event, Generation, Policy, ReleaseId, ReloadConnections, SlotId, WorkerId,
+};
 use super::*;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::RequestId;
@@ -10,7 +12,7 @@ use uppercased_ctl::identity::RequestId;
 /// Written once by version 1. A change of a serialised type that breaks this needs a new version;
 /// otherwise running supervisors cannot be upgraded.
 const VERSION_1: &str = concat!(
-    r#"{"version":1,"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
+    r#"{"version":1,"machine":{"policy":{"workers":2,"start_timeout":{"secs":5,"nanos":0},"#,
     r#""drain_timeout":{"secs":30,"nanos":0},"lame_duck":{"secs":0,"nanos":0},"#,
     r#""backoff_initial":{"secs":0,"nanos":100000000},"backoff_max":{"secs":10,"#,
     r#""nanos":0},"backoff_reset":{"secs":60,"nanos":0},"lend_after":{"secs":0,"#,
@@ -18,7 +20,7 @@ const VERSION_1: &str = concat!(
     r#""linger_timeout":{"secs":5,"nanos":0},"bake_time":{"secs":1,"nanos":0},"#,
     r#""handover_timeout":{"secs":10,"nanos":0},"handshake_timeout":{"secs":3,"#,
     r#""nanos":0},"hang_timeout":{"secs":8,"nanos":0},"stall_check":null,"#,
-    r#""rebalance":null},"rng_state":42,"phase":"Serving","slots":[{"id":0,"#,
+    r#""rebalance":null},"rng":42,"phase":"Serving","slots":[{"id":0,"#,
     r#""state":{"Active":2},"since":30000000,"workers":[{"generation":1,"#,
     r#""release":1,"state":{"HandingOver":{"to":{"slot":0,"generation":2},"#,
     r#""deadline":2530000000,"watch":{"progress":{"sent":0,"settled":0,"#,
@@ -49,7 +51,7 @@ const VERSION_1: &str = concat!(
     r#""cancel":null,"drain":false,"damage":null},"pending":{"waiting":[],"#,
     r#""beginning":null,"deadline":null},"balance":{"due":null,"awaited":false,"#,
     r#""seen":null,"suspect":null,"moving":null,"trials":null},"born_before":0,"#,
-    r#""former_crashes":[],"actions":[],"stale_events":0,"repairs":0}"#,
+    r#""former_crashes":[],"actions":[],"stale_events":0,"repairs":0}}"#,
 );
 
 /// Returns the machine of `VERSION_1`: slot 0 has a new worker, to which the old one hands over;

@@ -31,7 +31,7 @@ fn stored(slot: u16, port: u16, inode: u64) -> Offer {
 
 fn settled(offers: &[Offer], wanted: &[u16], workers: u16) -> Result<Plan, Error> {
     let wanted: Vec<Listen> = wanted.iter().map(|&port| listen(port)).collect();
-    settle(offers, &wanted, workers)
+    plan(offers, &wanted, workers)
 }
 
 #[test]

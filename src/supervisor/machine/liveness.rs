@@ -10,15 +10,15 @@ use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotState};
 use uppercased_ctl::clock::Tick;
 
-/// The way in which a state ends.
+/// How a state ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum End {
     /// Nothing waits for its end.
-    Rests,
+    Stable,
     /// At a deadline.
-    By(Tick),
+    At(Tick),
     /// When something else ends, which has an end of its own; whether that is in progress.
-    With(bool),
+    After(bool),
     /// By an outside event that is certain: an exec that returns, or the end of a socket pair.
     Outside,
 }
@@ -27,11 +27,11 @@ impl Machine {
     /// Returns what would wait for ever, if anything.
     pub(super) fn endless(&self) -> Option<String> {
         let wakes = self.poll_timeout();
-        let ends = |way: Way| match way {
-            Way::Rests | Way::Outside => true,
+        let ends = |end: End| match end {
+            End::Stable | End::Outside => true,
             // `Tick::MAX` means a worker without a time limit.
-            Way::By(at) => at == Tick::MAX || wakes.is_some_and(|wakes| wakes <= at),
-            Way::With(is_there) => is_there,
+            End::At(at) => at == Tick::MAX || wakes.is_some_and(|wakes| wakes <= at),
+            End::After(is_there) => is_there,
         };
         if !ends(self.phase_ends()) {
             return Some("its phase may last for ever".to_owned());
@@ -53,25 +53,27 @@ impl Machine {
         })
     }
 
-    fn phase_ends(&self) -> Way {
+    fn phase_ends(&self) -> End {
         match &self.phase {
-            Phase::Idle | Phase::Serving | Phase::Ended => Way::Rests,
-            Phase::Booting { slot } => Way::With(self.slots.get(slot.index()).is_some_and(is_busy)),
-            Phase::Draining { deadline, .. } => Way::By(*deadline),
-            Phase::BootFailed { .. } | Phase::Forced => Way::With(self.is_busy()),
+            Phase::Idle | Phase::Serving | Phase::Ended => End::Stable,
+            Phase::Booting { slot } => {
+                End::After(self.slots.get(slot.index()).is_some_and(is_busy))
+            }
+            Phase::Draining { deadline, .. } => End::At(*deadline),
+            Phase::BootFailed { .. } | Phase::Forced => End::After(self.is_busy()),
         }
     }
 
-    fn stage_ends(&self, stage: &Stage) -> Way {
+    fn stage_ends(&self, stage: &Stage) -> End {
         match stage {
-            Stage::Preflight { deadline } => Way::By(*deadline),
+            Stage::Preflight { deadline } => End::At(*deadline),
             // Ends within the call that enters it.
-            Stage::Passed => Way::With(false),
-            Stage::Exec => Way::Outside,
+            Stage::Passed => End::After(false),
+            Stage::Exec => End::Outside,
             Stage::Roll(roll) => match &roll.course {
-                Course::Forward { bake: Some(at), .. } => Way::By(*at),
+                Course::Forward { bake: Some(at), .. } => End::At(*at),
                 Course::Forward { bake: None, .. } | Course::Back { .. } => {
-                    Way::With(self.is_busy())
+                    End::After(self.is_busy())
                 }
             },
             Stage::Shrink {
@@ -79,53 +81,53 @@ impl Machine {
             }
             | Stage::Shrink {
                 patience: Some(at), ..
-            } => Way::By(*at),
+            } => End::At(*at),
             Stage::Shrink { .. } | Stage::Grow { .. } | Stage::Ending { .. } => {
-                Way::With(self.is_busy())
+                End::After(self.is_busy())
             }
         }
     }
 
-    fn slot_ends(&self, slot: &Slot) -> Way {
+    fn slot_ends(&self, slot: &Slot) -> End {
         match slot.state {
-            SlotState::Active(_) | SlotState::Stopped => Way::Rests,
+            SlotState::Active(_) | SlotState::Stopped => End::Stable,
             // Ends with the start of a slot below, or with an operation that removes it.
             SlotState::Vacant => {
-                Way::With(self.phase == Phase::Idle || self.is_busy() || self.operation.is_some())
+                End::After(self.phase == Phase::Idle || self.is_busy() || self.operation.is_some())
             }
-            SlotState::BackingOff { until } => Way::By(until),
+            SlotState::BackingOff { until } => End::At(until),
             // Ends with its predecessors, or with the slots above, which are dropped first.
-            SlotState::Retired => Way::With(
+            SlotState::Retired => End::After(
                 !slot.workers.is_empty() || (slot.queue == Queue::Closed && self.is_busy()),
             ),
         }
     }
 
-    const fn worker_ends(&self, state: &WorkerState) -> Way {
+    const fn worker_ends(&self, state: &WorkerState) -> End {
         match state {
-            WorkerState::Serving { .. } => Way::Rests,
+            WorkerState::Serving { .. } => End::Stable,
             WorkerState::Starting { deadline: at, .. }
             | WorkerState::HandingOver {
                 deadline: Some(at), ..
             }
             | WorkerState::Leaving { deadline: at, .. }
-            | WorkerState::Killed { until: at, .. } => Way::By(*at),
+            | WorkerState::Killed { until: at, .. } => End::At(*at),
             // The receiver was killed, and its exit ends their socket pair.
-            WorkerState::HandingOver { deadline: None, .. } => Way::Outside,
+            WorkerState::HandingOver { deadline: None, .. } => End::Outside,
             WorkerState::Stopping => self.drain_ends(),
         }
     }
 
     /// Returns the end of a stop: remaining workers are killed when the drain is over.
-    const fn drain_ends(&self) -> Way {
+    const fn drain_ends(&self) -> End {
         match &self.phase {
-            Phase::Draining { deadline, .. } => Way::By(*deadline),
+            Phase::Draining { deadline, .. } => End::At(*deadline),
             Phase::Idle
             | Phase::Booting { .. }
             | Phase::Serving
             | Phase::BootFailed { .. }
             | Phase::Forced
-            | Phase::Ended => Way::With(false),
+            | Phase::Ended => End::After(false),
         }
     }
 
