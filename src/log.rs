@@ -63,8 +63,18 @@ pub fn adjust(level: LogLevel, format: LogFormat) {
     }
 }
 
-/// Writes one of the [`events`] with fields from its declaration.
+/// Writes one of the [`events`] with fields from its declaration. With `key; worker` the fields
+/// begin with the worker's slot and generation.
 macro_rules! event {
+    ($key:ident; $worker:expr $(, $($field:tt)+)?) => {{
+        let worker = &$worker;
+        $crate::log::event!(
+            $key,
+            slot = worker.slot.0,
+            generation = worker.generation.0
+            $(, $($field)+)?
+        )
+    }};
     ($key:ident $(, $($field:tt)+)?) => {
         ::tracing::event!(
             $crate::log::events::$key.level,

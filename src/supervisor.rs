@@ -64,7 +64,7 @@ use systemd::Systemd;
 use telemetry::Telemetry;
 use timers::{PollTimes, Timers};
 use tokens::Source;
-use upgrade::{EarlierProgram, Upgrade};
+use upgrade::{EarlierBinary, Upgrade};
 
 pub use admin::Error as AdminError;
 pub use error::Error;
@@ -123,7 +123,7 @@ fn write_error(format: LogFormat, cause: &str) {
     }
 }
 
-/// Takes over from the earlier program of this process (see [`is_resuming`]), or execs the earlier
+/// Takes over from the earlier binary of this process (see [`is_resuming`]), or execs the earlier
 /// program if that is impossible.
 #[must_use]
 pub fn resume(args: Vec<OsString>) -> ExitCode {
@@ -133,10 +133,10 @@ pub fn resume(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Execs the earlier program, because this one cannot take over. Returns only if that is
+/// Execs the earlier binary, because this one cannot take over. Returns only if that is
 /// impossible, too.
 fn return_to_earlier(cause: &str) -> ExitCode {
-    let error = match EarlierProgram::find() {
+    let error = match EarlierBinary::find() {
         Ok(earlier) if earlier.cause.is_some() => "this is the earlier binary".to_owned(),
         Ok(earlier) => match earlier.exec(cause) {
             Ok(never) => match never {},

@@ -31,7 +31,7 @@ use super::subprocess::Ended;
 mod life;
 mod process;
 
-use life::{Life, Pace};
+use life::Life;
 use process::{AdminProcess, Received};
 
 /// Backlog of a listener.
@@ -198,7 +198,7 @@ impl Admin {
         }
     }
 
-    /// Reaps the process, if it has exited. `explain` returns the cause of a death that neither
+    /// Reaps the process, if it has exited. `explain` returns the cause of a crash that neither
     /// side has reported.
     pub(crate) fn on_exit(
         &mut self,
@@ -211,7 +211,7 @@ impl Admin {
         };
         let named = self.process.take().and_then(AdminProcess::cause);
         let cause = named.or_else(|| explain(exit));
-        let delay = self.life.died(now, pace(config));
+        let delay = self.life.died(now, config);
         event!(
             admin_died,
             exit_code = exit.exit_code(),
@@ -282,7 +282,7 @@ impl Admin {
         }
     }
 
-    /// Restores the state saved by the earlier program of this process. That program keeps the
+    /// Restores the state saved by the earlier binary of this process. That program keeps the
     /// sockets' files until [`Self::own_files`].
     ///
     /// # Errors
@@ -319,7 +319,7 @@ impl Admin {
                 None
             }
             Err(error) => {
-                let delay = self.life.died(now, pace(config));
+                let delay = self.life.died(now, config);
                 event!(admin_start_failed, %error, delay_ms = delay.as_millis());
                 self.process.take().map(AdminProcess::into_ended)
             }
@@ -353,14 +353,6 @@ impl Drop for Admin {
         if let Some(process) = &self.process {
             process.kill();
         }
-    }
-}
-
-const fn pace(config: &Config) -> Pace {
-    Pace {
-        initial: config.backoff_initial,
-        max: config.backoff_max,
-        reset: config.backoff_reset,
     }
 }
 

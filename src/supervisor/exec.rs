@@ -1,7 +1,7 @@
-//! The parts of reloads and upgrades that concern the whole supervisor: the pre-flight's result,
+//! The parts of reloads and upgrades that concern the whole supervisor: the preflight's result,
 //! and the exec.
 //!
-//! Signals are blocked from before the state is written until the new program handles them
+//! Signals are blocked from before the state is written until the new binary handles them
 //! ([`mod@super::resume`]); signals that arrive meanwhile stay pending in the kernel, and earlier
 //! ones travel in the state.
 //!
@@ -20,7 +20,7 @@ use uppercased_ctl::identity::RequestId;
 use super::Supervisor;
 use super::machine::Event;
 use super::state::State;
-use super::upgrade::{self, EarlierProgram, Passed};
+use super::upgrade::{self, EarlierBinary, Passed};
 
 impl Supervisor {
     /// Starts a child that reads the configuration for a reload.
@@ -33,7 +33,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts the pre-flight of the new binary.
+    /// Starts the preflight of the new binary.
     pub(super) fn begin_preflight(&mut self) {
         let state = self.save(&mut Kept::default()).write();
         let registry = self.poll.registry();
@@ -71,7 +71,7 @@ impl Supervisor {
     }
 
     /// Returns why an upgrade to the checked program would not keep every connection, if so. A
-    /// configuration that only the new program can read is checked by that one, when connections
+    /// configuration that only the new binary can read is checked by that one, when connections
     /// are to migrate.
     fn no_room_after_upgrade(&self) -> Option<String> {
         if self.machine.may_drain() {
@@ -84,7 +84,7 @@ impl Supervisor {
         self.fleet.no_room_with(&config, limits, active)
     }
 
-    /// Execs the program that passed the pre-flight. If that fails, this one continues.
+    /// Execs the program that passed the preflight. If that fails, this one continues.
     pub(super) fn exec(&mut self) {
         fault::point("supervisor.exec");
         let cause = self.replace_program();
@@ -104,7 +104,7 @@ impl Supervisor {
             Ok(blocked) => blocked,
             Err(errno) => return format!("cannot block signals: {errno}"),
         };
-        // The new program does not know this child and would never reap it.
+        // The new binary does not know this child and would never reap it.
         let admin = self.admin.pause(clock::now());
         self.end(admin);
         let cause = self.try_replace_program(passed);
@@ -133,7 +133,7 @@ impl Supervisor {
         };
         kept.keep(&written);
         kept.keep(&earlier);
-        let name = EarlierProgram::name(&written, earlier.as_fd().as_raw_fd());
+        let name = EarlierBinary::name(&written, earlier.as_fd().as_raw_fd());
         fault::point("supervisor.before_exec");
         self.upgrade.exec(&image, &name, kept.as_slice())
     }

@@ -351,7 +351,7 @@ impl Fleet {
         }
     }
 
-    /// Restores the workers saved by the earlier program of this process.
+    /// Restores the workers saved by the earlier binary of this process.
     ///
     /// # Errors
     /// A descriptor is missing or of the wrong kind, or cannot be watched.

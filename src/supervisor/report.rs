@@ -56,49 +56,35 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     };
     match notice {
         Notice::WorkerStarting { worker, listener } => {
-            event!(
-                worker_starting,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                listener = listener.name()
-            );
+            event!(worker_starting; worker, listener = listener.name())
         }
         Notice::WorkerStandingBy { worker, took } => {
             event!(
-                worker_standing_by,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                worker_pid = pid(worker),
-                duration_ms = took.as_millis()
+                worker_standing_by; worker,
+                worker_pid = pid(worker), duration_ms = took.as_millis()
             );
         }
         Notice::OperationStarted { operation, request } => {
-            event!(operation_started, %operation, request = request.0);
+            event!(operation_started, %operation, request = request.0)
         }
         Notice::OperationEnded { operation, answer } => operation_ended(*operation, answer),
         Notice::NotBegun { operation, cause } => {
-            event!(operation_not_prepared, %operation, error = cause);
+            event!(operation_not_prepared, %operation, error = cause)
         }
         Notice::RequestPending { operation, request } => {
-            event!(request_pending, %operation, request = request.0);
+            event!(request_pending, %operation, request = request.0)
         }
         Notice::OperationCancelled { operation, by } => {
-            event!(operation_cancelled, %operation, reason = by);
+            event!(operation_cancelled, %operation, reason = by)
         }
         Notice::CancelRefused { cause } => {
-            event!(operation_refused, operation = "cancel", error = cause);
+            event!(operation_refused, operation = "cancel", error = cause)
         }
         Notice::RequestWithdrawn { operation, request } => {
-            event!(request_withdrawn, %operation, request = request.0);
+            event!(request_withdrawn, %operation, request = request.0)
         }
         Notice::HandoverStarted { from, to } => {
-            event!(
-                handover_started,
-                slot = from.slot.0,
-                generation = from.generation.0,
-                to_slot = to.slot.0,
-                to_generation = to.generation.0
-            );
+            event!(handover_started; from, to_slot = to.slot.0, to_generation = to.generation.0);
         }
         Notice::HandoverEnded {
             from,
@@ -114,11 +100,8 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             after,
         } => {
             event!(
-                handover_stalled,
-                slot = stalled.slot.0,
-                generation = stalled.generation.0,
-                from_generation = from.generation.0,
-                to_generation = to.generation.0,
+                handover_stalled; stalled,
+                from_generation = from.generation.0, to_generation = to.generation.0,
                 duration_ms = after.as_millis()
             );
         }
@@ -151,40 +134,21 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 duration_ms = after.as_millis()
             );
         }
-        Notice::Restored { worker } => {
-            event!(
-                worker_restored,
-                slot = worker.slot.0,
-                generation = worker.generation.0
-            );
-        }
-        Notice::RollingBack { cause, slots } => {
-            event!(rollback_started, error = cause, slots);
-        }
+        Notice::Restored { worker } => event!(worker_restored; worker),
+        Notice::RollingBack { cause, slots } => event!(rollback_started, error = cause, slots),
         Notice::WorkerHung { worker, after } => {
-            event!(
-                worker_hung,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                duration_ms = after.as_millis()
-            );
+            event!(worker_hung; worker, duration_ms = after.as_millis())
         }
         Notice::NotEnded { worker, after } => {
             event!(
-                worker_not_reaped,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                worker_pid = pid(worker),
-                duration_ms = after.as_millis()
+                worker_not_reaped; worker,
+                worker_pid = pid(worker), duration_ms = after.as_millis()
             );
         }
         Notice::WorkerReady { worker, took } => {
             event!(
-                worker_ready,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                worker_pid = pid(worker),
-                duration_ms = took.as_millis()
+                worker_ready; worker,
+                worker_pid = pid(worker), duration_ms = took.as_millis()
             );
         }
         Notice::WorkerDied {
@@ -194,66 +158,31 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             cause,
         } => {
             event!(
-                worker_died,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                exit_code = exit.exit_code(),
-                signal = exit.signal(),
-                served_ms = served_for.map(|span| span.as_millis()),
-                error = cause,
+                worker_died; worker,
+                exit_code = exit.exit_code(), signal = exit.signal(),
+                served_ms = served_for.map(|span| span.as_millis()), error = cause,
                 lost_connections = lost(worker)
             );
         }
         Notice::WorkerStopped {
             worker,
             exit: ExitStatus::Exited(0),
-        } => {
-            event!(
-                worker_stopped,
-                slot = worker.slot.0,
-                generation = worker.generation.0
-            );
-        }
+        } => event!(worker_stopped; worker),
         Notice::WorkerStopped { worker, exit } => match lost(worker) {
-            0 => event!(
-                worker_killed_idle,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                exit_code = exit.exit_code(),
-                signal = exit.signal()
-            ),
+            0 => {
+                event!(worker_killed_idle; worker, exit_code = exit.exit_code(), signal = exit.signal())
+            }
             connections => event!(
-                worker_cut_short,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                exit_code = exit.exit_code(),
-                signal = exit.signal(),
-                lost_connections = connections
+                worker_cut_short; worker,
+                exit_code = exit.exit_code(), signal = exit.signal(), lost_connections = connections
             ),
         },
-        Notice::SpawnFailed { worker, cause } => {
-            event!(
-                worker_start_failed,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                error = cause
-            );
-        }
+        Notice::SpawnFailed { worker, cause } => event!(worker_start_failed; worker, error = cause),
         Notice::StartTimedOut { worker, after } => {
-            event!(
-                worker_start_timed_out,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                duration_ms = after.as_millis()
-            );
+            event!(worker_start_timed_out; worker, duration_ms = after.as_millis());
         }
         Notice::ChannelBroken { worker, cause } => {
-            event!(
-                worker_channel_broken,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                error = cause
-            );
+            event!(worker_channel_broken; worker, error = cause)
         }
         Notice::BackingOff {
             slot,
@@ -277,10 +206,10 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             );
         }
         Notice::Recalled { slot, from } => {
-            event!(queue_recalled, slot = slot.0, from_slot = from.slot.0);
+            event!(queue_recalled, slot = slot.0, from_slot = from.slot.0)
         }
         Notice::LeftWithoutWorker { slot, from } => {
-            event!(queue_emptied, slot = slot.0, from_slot = from.slot.0);
+            event!(queue_emptied, slot = slot.0, from_slot = from.slot.0)
         }
         Notice::Stopping { by, at_most } => {
             event!(
@@ -291,39 +220,26 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         Notice::StopForced { by } => event!(server_stop_forced, reason = by),
         Notice::StillDraining { worker, after } => {
-            event!(
-                worker_stop_timed_out,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                duration_ms = after.as_millis()
-            );
+            event!(worker_stop_timed_out; worker, duration_ms = after.as_millis());
         }
         Notice::WorkerStalled { worker, after } => {
             event!(
-                worker_stalled,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                worker_pid = pid(worker),
-                duration_ms = after.as_millis()
+                worker_stalled; worker,
+                worker_pid = pid(worker), duration_ms = after.as_millis()
             );
         }
         Notice::WorkerRunsAgain { worker, after } => {
             event!(
-                worker_recovered,
-                slot = worker.slot.0,
-                generation = worker.generation.0,
-                worker_pid = pid(worker),
-                duration_ms = after.as_millis()
+                worker_recovered; worker,
+                worker_pid = pid(worker), duration_ms = after.as_millis()
             );
         }
         Notice::Degraded { slot, cause } => {
-            event!(slot_without_worker, slot = slot.0, error = cause);
+            event!(slot_without_worker, slot = slot.0, error = cause)
         }
         // Reported once, with the result.
         Notice::BootFailed { cause } => event!(boot_failed, error = cause),
-        Notice::InvariantBroken { what, total } => {
-            event!(invariant_broken, detail = what, total);
-        }
+        Notice::InvariantBroken { what, total } => event!(invariant_broken, detail = what, total),
         Notice::StaleEvent { event, total } => {
             let dropped = serde_json::to_string(event).unwrap_or_default();
             event!(stale_event_dropped, dropped, total);
@@ -333,32 +249,16 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
 
 /// Logs the result of a handover.
 fn handover_ended(from: WorkerId, (moved, left): (u32, u32), end: &HandoverEnd, took: Duration) {
-    let (slot, generation) = (from.slot.0, from.generation.0);
-    let took_ms = took.as_millis();
+    let duration_ms = took.as_millis();
     match end {
-        HandoverEnd::Done => event!(
-            handover_finished,
-            slot,
-            generation,
-            migrated = moved,
-            duration_ms = took_ms
-        ),
+        HandoverEnd::Done => event!(handover_finished; from, migrated = moved, duration_ms),
         HandoverEnd::PeerGone => event!(
-            handover_receiver_gone,
-            slot,
-            generation,
-            migrated = moved,
-            remaining = left,
-            duration_ms = took_ms
+            handover_receiver_gone; from,
+            migrated = moved, remaining = left, duration_ms
         ),
         HandoverEnd::Refused { cause } | HandoverEnd::Incomplete { cause } => event!(
-            handover_incomplete,
-            slot,
-            generation,
-            migrated = moved,
-            remaining = left,
-            duration_ms = took_ms,
-            error = cause
+            handover_incomplete; from,
+            migrated = moved, remaining = left, duration_ms, error = cause
         ),
     }
 }
@@ -371,15 +271,15 @@ fn rebalance_ended(
     took: Duration,
 ) {
     let (slot, to_slot) = (from.slot.0, to.slot.0);
-    let took_ms = took.as_millis();
-    let cause = match end {
+    let duration_ms = took.as_millis();
+    let error = match end {
         HandoverEnd::Done => {
             return event!(
                 rebalance_finished,
                 slot,
                 to_slot,
                 migrated = moved,
-                duration_ms = took_ms
+                duration_ms
             );
         }
         HandoverEnd::PeerGone => "the receiver exited",
@@ -390,19 +290,14 @@ fn rebalance_ended(
         slot,
         to_slot,
         migrated = moved,
-        duration_ms = took_ms,
-        error = cause
+        duration_ms,
+        error
     );
 }
 
 /// Logs that a worker has begun to stop.
 pub(super) fn draining(worker: WorkerId, connections: u32) {
-    event!(
-        worker_draining,
-        slot = worker.slot.0,
-        generation = worker.generation.0,
-        connections
-    );
+    event!(worker_draining; worker, connections);
 }
 
 /// Logs the result of an operation.

@@ -1,10 +1,10 @@
 //! Resumes a server after an exec: the other half of an upgrade in place.
 //!
-//! Reads the state that the earlier program has left; each part takes its descriptors by the
+//! Reads the state that the earlier binary has left; each part takes its descriptors by the
 //! numbers in the state. If this program cannot take over, the earlier one, whose file was kept
 //! open for that, is executed again and resumes.
 //!
-//! Invariants: everything that can fail works on duplicates, so a return to the earlier program
+//! Invariants: everything that can fail works on duplicates, so a return to the earlier binary
 //! passes on the original descriptors with their original numbers; signals stay blocked until they
 //! are handled.
 //!
@@ -35,22 +35,22 @@ use super::signals::Signals;
 use super::state::State;
 use super::systemd::Systemd;
 use super::telemetry::Telemetry;
-use super::upgrade::{EarlierProgram, Upgrade};
+use super::upgrade::{EarlierBinary, Upgrade};
 
 impl Supervisor {
-    /// Takes over from the earlier program of this process.
+    /// Takes over from the earlier binary of this process.
     ///
     /// # Errors
     /// The reason why this program cannot. The earlier one can resume then.
     pub(super) fn resume(args: Vec<OsString>) -> Result<Self, String> {
         fault::point("supervisor.resuming");
-        let earlier = EarlierProgram::find()?;
+        let earlier = EarlierBinary::find()?;
         let mut inherited = Inherited::default();
         let state = earlier.take_state(&mut inherited);
         let state = state.map_err(|error| format!("cannot find the state: {error}"))?;
         let (state, machine) = State::read(state).map_err(|error| error.to_string())?;
         fault::fail("supervisor.resume").map_err(|error| error.to_string())?;
-        // The earlier program, called back, keeps its configuration.
+        // The earlier binary, executed again, keeps its configuration.
         let outcome = match earlier.cause {
             Some(cause) => Err(cause),
             None => Ok(config_of(&state)?),
@@ -68,7 +68,7 @@ impl Supervisor {
         inherited.close();
         supervisor.control.own_file();
         supervisor.admin.own_files();
-        // Blocked by the earlier program; signals since then are delivered now.
+        // Blocked by the earlier binary; signals since then are delivered now.
         let _ = SigSet::empty().thread_set_mask();
         let _ = nix::sys::prctl::set_name(c"uppercased");
         supervisor.report_outcome(outcome);
@@ -132,7 +132,7 @@ impl Supervisor {
     }
 }
 
-/// Returns the configuration as the pre-flight of this program has read it, so that nothing that
+/// Returns the configuration as the preflight of this program has read it, so that nothing that
 /// may block is read again.
 fn config_of(state: &State) -> Result<Config, String> {
     let config = state.resolved.clone();

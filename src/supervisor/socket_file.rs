@@ -311,7 +311,7 @@ impl SocketFile {
         })
     }
 
-    /// Returns the file created by an earlier program of this process, which keeps it until
+    /// Returns the file created by an earlier binary of this process, which keeps it until
     /// [`Self::own`] because it may resume.
     pub(crate) const fn inherited(id: FileId) -> Self {
         Self { id, owner: 0 }

@@ -5,7 +5,7 @@
 //!
 //! Invariants: the version is checked before anything else; a state that is inconsistent, that
 //! another version wrote, or that does not match the configuration is refused as a whole. The
-//! pre-flight uses the same function, so a state that passed there passes again.
+//! preflight uses the same function, so a state that passed there passes again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -51,8 +51,8 @@ pub(super) struct State {
     pub(super) locks: locks::Saved,
     pub(super) signals: signals::Saved,
     pub(super) reaper: reaper::Saved,
-    /// The configuration as the new program's pre-flight has read it, in that program's format;
-    /// absent in the state that a pre-flight reads.
+    /// The configuration as the new binary's preflight has read it, in that program's format;
+    /// absent in the state that a preflight reads.
     pub(super) resolved: Option<Value>,
 }
 
@@ -184,7 +184,7 @@ fn named_once(value: &Value, numbers: &mut BTreeSet<RawFd>) -> bool {
 }
 
 /// Checks that this program could take over the state in `written`, with `config` as it reads it:
-/// the part of a pre-flight that concerns the supervisor. Returns the first message to a worker.
+/// the part of a preflight that concerns the supervisor. Returns the first message to a worker.
 ///
 /// # Errors
 /// The cause, in one line.

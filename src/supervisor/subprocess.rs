@@ -1,4 +1,4 @@
-//! A child process and the socket to it: a worker, the admin process or a pre-flight.
+//! A child process and the socket to it: a worker, the admin process or a preflight.
 //!
 //! Invariants: the first message waits in the channel before the process exists; the end of the
 //! process is reported by its pidfd.

@@ -208,7 +208,7 @@ impl Systemd {
         saved.unwrap_or_default()
     }
 
-    /// Restores the state saved by the earlier program of this process: sends pending messages, and
+    /// Restores the state saved by the earlier binary of this process: sends pending messages, and
     /// a new barrier in place of one in progress.
     pub(crate) fn restore(
         saved: Saved,

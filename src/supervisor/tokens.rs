@@ -12,9 +12,9 @@ use crate::config::CONTROL_CLIENTS_MAX;
 pub(crate) enum Source {
     /// The pipe that signal handlers write to.
     Signals,
-    /// The channel of the pre-flight child.
+    /// The channel of the preflight child.
     PreflightChannel,
-    /// The pidfd of the pre-flight child.
+    /// The pidfd of the preflight child.
     PreflightProcess,
     /// The admin process's pidfd.
     AdminProcess,

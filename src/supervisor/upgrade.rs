@@ -1,4 +1,4 @@
-//! The program of a reload or an upgrade: the pre-flight child, and the exec in place.
+//! The program of a reload or an upgrade: the preflight child, and the exec in place.
 //!
 //! The new binary is opened once; as a child it reads the state that it would take over, and starts
 //! up as far as a worker does; only the file that passed is executed. The state is passed on in a
@@ -28,7 +28,7 @@ use super::machine::ExitStatus;
 use super::subprocess::{Ended, Subprocess};
 use super::tokens::Source;
 
-pub(crate) use earlier::EarlierProgram;
+pub(crate) use earlier::EarlierBinary;
 pub use earlier::is_resuming;
 
 /// See the module's text.
@@ -55,7 +55,7 @@ enum Stage {
     Idle,
     /// It has not answered.
     Running { task: Task, child: Child },
-    /// The new program could take over; this file is executed next, with the configuration that it
+    /// The new binary could take over; this file is executed next, with the configuration that it
     /// has read.
     Passed(Passed),
 }
@@ -89,7 +89,7 @@ pub(crate) enum Event {
         request: RequestId,
         config: Result<Config, String>,
     },
-    /// The new program can take over.
+    /// The new binary can take over.
     Passed,
     /// It cannot, for this cause.
     Failed(String),
@@ -141,7 +141,7 @@ impl Upgrade {
         Ok(())
     }
 
-    /// Starts a pre-flight of the new binary with `state`. [`Self::end`] is needed even if this
+    /// Starts a preflight of the new binary with `state`. [`Self::end`] is needed even if this
     /// fails.
     ///
     /// # Errors
@@ -245,7 +245,7 @@ impl Upgrade {
         }
     }
 
-    /// Restores the state saved by the earlier program of this process.
+    /// Restores the state saved by the earlier binary of this process.
     pub(crate) fn restore(saved: Saved, args: Vec<OsString>) -> Self {
         Self::over(saved.program, args)
     }

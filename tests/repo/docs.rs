@@ -117,9 +117,15 @@ fn written() -> Vec<Written> {
         }
         for (at, _) in text.match_indices(EVENT) {
             let mut arguments = arguments(&text[at + EVENT.len()..]).into_iter();
+            let first = arguments.next().unwrap();
+            // After a semicolon the worker whose slot and generation are the first fields.
+            let (key, worker) = first.split_once(';').unwrap_or((&first, ""));
+            let of_worker = ["slot", "generation"].map(str::to_owned);
+            let of_worker = of_worker.into_iter().filter(|_| !worker.is_empty());
+            let others = arguments.filter_map(|one| field(&one));
             found.push(Written {
-                key: arguments.next().unwrap(),
-                fields: arguments.filter_map(|one| field(&one)).collect(),
+                key: key.to_owned(),
+                fields: of_worker.chain(others).collect(),
             });
         }
     }

@@ -1,25 +1,15 @@
-//! Start and restart times of the admin process.
+//! When the admin process starts, and starts again.
 //!
-//! Pure. Invariants: there is at most one process; after a death the next one starts at once or
+//! Pure. Invariants: there is at most one process; after a crash the next one starts at once or
 //! with the backoff of a failing slot; after the end none is started.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
+use crate::config::Config;
 use crate::supervisor::backoff::{Retry, retry};
 use uppercased_ctl::clock::Tick;
-
-/// The backoff after failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pace {
-    /// The initial delay.
-    pub(crate) initial: Duration,
-    /// The maximum delay.
-    pub(crate) max: Duration,
-    /// The healthy time that resets the failure count.
-    pub(crate) reset: Duration,
-}
 
 /// The state of the admin endpoint across all its processes.
 #[derive(Debug)]
@@ -69,18 +59,23 @@ impl Life {
         }
     }
 
-    /// Records the death of a process, or a failed start. Returns the delay of the next start.
-    pub(crate) fn died(&mut self, now: Tick, pace: Pace) -> Duration {
+    /// Records the crash of a process, or a failed start. Returns the delay of the next start.
+    pub(crate) fn died(&mut self, now: Tick, config: &Config) -> Duration {
         let served = match self.stage {
             Stage::Runs { since } => now.since(since),
             Stage::Due(_) => Duration::ZERO,
             Stage::Ended => return Duration::ZERO,
         };
-        if served >= pace.reset {
+        if served >= config.backoff_reset {
             self.failures = 0;
         }
         self.crashes = self.crashes.saturating_add(1);
-        let delay = match retry(self.failures, pace.initial, pace.max, &mut self.rng) {
+        let delay = match retry(
+            self.failures,
+            config.backoff_initial,
+            config.backoff_max,
+            &mut self.rng,
+        ) {
             Retry::AtOnce => Duration::ZERO,
             Retry::After(delay) => delay,
         };
@@ -111,11 +106,14 @@ impl Life {
 mod tests {
     use super::*;
 
-    const PACE: Pace = Pace {
-        initial: Duration::from_millis(100),
-        max: Duration::from_secs(1),
-        reset: Duration::from_secs(60),
-    };
+    fn config() -> Config {
+        Config {
+            backoff_initial: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(1),
+            backoff_reset: Duration::from_secs(60),
+            ..Config::default()
+        }
+    }
 
     fn at(ms: u64) -> Tick {
         Tick::from_millis(ms)
@@ -127,15 +125,15 @@ mod tests {
         assert_eq!(life.due(), Some(at(5)));
         life.started(at(6));
         assert_eq!(life.due(), None);
-        assert_eq!(life.died(at(10), PACE), Duration::ZERO);
+        assert_eq!(life.died(at(10), &config()), Duration::ZERO);
         assert_eq!(life.due(), Some(at(10)));
         let mut now = at(10);
         for failure in 1..20 {
-            // A failed start counts like an immediate death.
+            // A failed start counts like an immediate crash.
             if failure % 2 == 0 {
                 life.started(now);
             }
-            let delay = life.died(now, PACE);
+            let delay = life.died(now, &config());
             let ceiling = Duration::from_millis((100 << (failure - 1).min(10)).min(1000));
             assert!(
                 delay >= ceiling / 2 && delay <= ceiling,
@@ -146,7 +144,7 @@ mod tests {
         }
         assert_eq!(life.crashes(), 20);
         life.started(now);
-        let delay = life.died(now + PACE.reset, PACE);
+        let delay = life.died(now + config().backoff_reset, &config());
         assert_eq!(delay, Duration::ZERO, "good service was forgotten");
     }
 
@@ -159,7 +157,7 @@ mod tests {
         life.end();
         life.started(at(8));
         life.paused(at(8));
-        life.died(at(9), PACE);
+        life.died(at(9), &config());
         assert_eq!((life.due(), life.crashes()), (None, 0));
     }
 }

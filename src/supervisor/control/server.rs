@@ -176,7 +176,7 @@ impl ControlServer {
         }
     }
 
-    /// Restores the state saved by the earlier program of this process. That program keeps the
+    /// Restores the state saved by the earlier binary of this process. That program keeps the
     /// socket's file until [`Self::own_file`].
     ///
     /// # Errors

@@ -40,19 +40,19 @@ impl Fleet {
     }
 
     /// Returns why not every connection of `workers` would be kept if only the first `stay` slots
-    /// stayed, if so: with their present workers, or with new ones that have room for `renewed`
+    /// stayed, if so: with their present workers, or with new ones that have room for `replaced`
     /// connections each.
     pub(crate) fn no_room(
         &self,
         workers: impl Iterator<Item = WorkerId>,
         stay: u16,
-        renewed: Option<u32>,
+        replaced: Option<u32>,
     ) -> Option<String> {
         let children = workers.filter_map(|worker| self.child(worker));
         let holdings = children.map(|child| Holding {
             slot: child.worker.slot,
             open: memory::open_connections(&child.memory),
-            room: renewed
+            room: replaced
                 .unwrap_or_else(|| memory::room(&child.memory))
                 .into(),
         });

@@ -70,7 +70,7 @@ impl Quota {
         reports: 1,
     };
 
-    /// Returns the quota of a worker started by an earlier program of this process: it owes at most
+    /// Returns the quota of a worker started by an earlier binary of this process: it owes at most
     /// these answers.
     pub(crate) const fn resumed(is_ready: bool) -> Self {
         Self {

@@ -3,6 +3,7 @@
 //! Invariant: both ends of a handover's socket pair leave this process with the messages that carry
 //! them, so that each worker detects when the other closes its end.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use socket2::SockRef;
@@ -24,81 +25,75 @@ use super::children::Child;
 impl Fleet {
     /// Gives a worker duplicates of the listeners of another slot.
     pub(crate) fn lend(&mut self, slot: SlotId, to: WorkerId) {
-        let listeners = self.slots[slot.index()].listeners().iter();
-        let duplicates: Result<Vec<_>, _> = listeners.map(OwnedFd::try_clone).collect();
-        match duplicates {
-            Ok(listeners) => {
-                let borrowed: Vec<_> = listeners.iter().map(OwnedFd::as_fd).collect();
-                self.send(to, ToWorker::Lend { slot }, &borrowed);
-            }
-            Err(error) => {
-                event!(listener_not_lent, to_slot = to.slot.0, to_generation = to.generation.0, %error);
-            }
+        if let Err(error) = self.send_listeners(slot, &[to]) {
+            event!(listener_not_lent, to_slot = to.slot.0, to_generation = to.generation.0, %error);
         }
     }
 
-    /// Connects two workers, so that all connections of `from` move to `to`. The receiver is sent
-    /// its message first, so that it is ready when the first connection arrives.
+    /// Makes all connections of `from` move to `to`.
     pub(crate) fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
-        let (near, far) = match Packets::pair() {
-            Ok(pair) => pair,
-            Err(error) => return self.hand_over_failed(from, to, &error.to_string()),
-        };
+        let left = self.open_connections(from);
+        let part = None;
+        if let Err(cause) = self.connect(from, wire::HandOver { to, last, part }, left) {
+            self.send(to, ToWorker::Serve, &[]);
+            self.machine(Event::HandedOver {
+                worker: from,
+                moved: 0,
+                left,
+                end: HandoverEnd::Refused { cause },
+            });
+        }
+    }
+
+    /// Makes a part of the connections of `from` move to `to`; both continue to serve.
+    pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
+        let expected = part.of(self.open_connections(from));
+        let (last, part) = (false, Some(part));
+        if let Err(cause) = self.connect(from, wire::HandOver { to, last, part }, expected) {
+            self.machine(Event::Rebalanced {
+                worker: from,
+                moved: 0,
+                end: HandoverEnd::Refused { cause },
+            });
+        }
+    }
+
+    /// Connects two workers. The receiver is sent its message first, so that it is ready when the
+    /// first connection arrives.
+    ///
+    /// # Errors
+    /// There is no socket pair: nothing moves, and no connection is closed.
+    fn connect(
+        &mut self,
+        from: WorkerId,
+        hand_over: wire::HandOver,
+        expected: u32,
+    ) -> Result<(), String> {
+        let pair = Packets::pair();
+        let (near, far) = pair.map_err(|error| format!("cannot create a socket pair: {error}"))?;
         // Fails only for a descriptor that is not a socket.
         let _ = SockRef::from(&near).set_send_buffer_size(HANDOVER_SOCKET_BYTES);
-        let take_over = ToWorker::TakeOver(wire::TakeOver {
-            from,
-            expected: self.open_connections(from),
-        });
-        self.send(to, take_over, &[far.as_fd()]);
+        let take_over = ToWorker::TakeOver(wire::TakeOver { from, expected });
+        self.send(hand_over.to, take_over, &[far.as_fd()]);
         fault::point("supervisor.handover_half_ordered");
-        let hand_over = wire::HandOver {
-            to,
-            last,
-            part: None,
-        };
         self.send(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
         fault::point("supervisor.handover_ordered");
+        Ok(())
     }
 
-    /// Reports a failed handover: without a socket pair nothing moves, and no connection is closed.
-    fn hand_over_failed(&mut self, from: WorkerId, to: WorkerId, cause: &str) {
-        let cause = format!("cannot create a socket pair: {cause}");
-        let left = self.open_connections(from);
-        self.send(to, ToWorker::Serve, &[]);
-        self.machine(Event::HandedOver {
-            worker: from,
-            moved: 0,
-            left,
-            end: HandoverEnd::Refused { cause },
-        });
-    }
-
-    /// Connects two workers that continue to serve, so that a part of the connections of `from`
-    /// moves to `to`.
-    pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
-        let (near, far) = match Packets::pair() {
-            Ok(pair) => pair,
-            Err(error) => {
-                let cause = format!("cannot create a socket pair: {error}");
-                return self.machine(Event::Rebalanced {
-                    worker: from,
-                    moved: 0,
-                    end: HandoverEnd::Refused { cause },
-                });
-            }
-        };
-        let take_over = wire::TakeOver {
-            from,
-            expected: part.of(self.open_connections(from)),
-        };
-        self.send(to, ToWorker::TakeOver(take_over), &[far.as_fd()]);
-        let hand_over = wire::HandOver {
-            to,
-            last: false,
-            part: Some(part),
-        };
-        self.send(from, ToWorker::HandOver(hand_over), &[near.as_fd()]);
+    /// Sends workers duplicates of the listeners of a slot.
+    ///
+    /// # Errors
+    /// A listener cannot be duplicated.
+    pub(super) fn send_listeners(&mut self, slot: SlotId, to: &[WorkerId]) -> io::Result<()> {
+        let listeners = self.slots[slot.index()].listeners().iter();
+        let duplicates = listeners.map(OwnedFd::try_clone);
+        let duplicates = duplicates.collect::<io::Result<Vec<_>>>()?;
+        let borrowed: Vec<_> = duplicates.iter().map(OwnedFd::as_fd).collect();
+        for worker in to {
+            self.send(*worker, ToWorker::Lend { slot }, &borrowed);
+        }
+        Ok(())
     }
 
     /// Returns each worker's load.

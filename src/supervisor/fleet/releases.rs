@@ -92,7 +92,7 @@ impl Releases {
         }
     }
 
-    /// Restores the state saved by the earlier program of this process. A state without its release
+    /// Restores the state saved by the earlier binary of this process. A state without its release
     /// in force was refused when it was read.
     ///
     /// # Errors

@@ -7,13 +7,10 @@
 //! Invariants: a worker is sent the listeners of its own slot, or of one that it was lent, only; a
 //! failed bind is retried until it succeeds or the worker is gone.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-
 use crate::config::REBIND_RETRY;
 use crate::fault;
 use crate::listener;
 use crate::log::event;
-use crate::wire::ToWorker;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{SlotId, WorkerId};
 
@@ -59,18 +56,28 @@ impl Fleet {
                     .map_err(|error| error.to_string())
                     .map(|(socket, _)| socket)
             };
-            match self.slots[slot.index()].replace_lost(addresses, bind) {
-                Ok(()) => {
+            let replaced = self.slots[slot.index()].replace_lost(addresses, bind);
+            let sent = replaced.and_then(|()| {
+                event!(
+                    listener_rebound,
+                    worker_slot = worker.slot.0,
+                    worker_generation = worker.generation.0,
+                    slot = slot.0
+                );
+                let receivers = self.receivers(rebind);
+                let sent = self.send_listeners(slot, &receivers);
+                sent.map_err(|error| error.to_string())
+            });
+            match sent {
+                Ok(()) => self.events.push_back(Event::ListenersChanged(slot)),
+                Err(error) => {
                     event!(
-                        listener_rebound,
+                        listener_rebind_failed,
                         worker_slot = worker.slot.0,
                         worker_generation = worker.generation.0,
-                        slot = slot.0
+                        slot = slot.0,
+                        error
                     );
-                    self.send_listeners(rebind, now);
-                }
-                Err(error) => {
-                    event!(listener_rebind_failed, worker_slot = worker.slot.0, worker_generation = worker.generation.0, slot = slot.0, %error);
                     self.rebinds.push(rebind);
                     self.rebind_at = Some(now + REBIND_RETRY);
                 }
@@ -84,29 +91,13 @@ impl Fleet {
         lost.map(|rebind| rebind.since).min()
     }
 
-    /// Sends the listeners to the waiting worker, and to its successors, which adopted the old
+    /// Returns the worker that waits for new listeners, and its successors, which adopted the old
     /// ones.
-    fn send_listeners(&mut self, rebind: Rebind, now: Tick) {
+    fn receivers(&self, rebind: Rebind) -> Vec<WorkerId> {
         let Rebind { worker, slot, .. } = rebind;
-        let resources = &self.slots[slot.index()];
-        let listeners = resources.listeners().iter();
-        let copies: Result<Vec<_>, _> = listeners.map(OwnedFd::try_clone).collect();
-        let children = resources.children().iter().map(|child| child.worker);
+        let children = self.slots[slot.index()].children().iter();
         let follows = |it: &WorkerId| slot == worker.slot && it.generation > worker.generation;
-        let followers: Vec<_> = children.filter(follows).collect();
-        match copies {
-            Ok(copies) => {
-                let borrowed: Vec<_> = copies.iter().map(OwnedFd::as_fd).collect();
-                for receiver in std::iter::once(worker).chain(followers) {
-                    self.send(receiver, ToWorker::Lend { slot }, &borrowed);
-                }
-                self.events.push_back(Event::ListenersChanged(slot));
-            }
-            Err(error) => {
-                event!(listener_rebind_failed, worker_slot = worker.slot.0, worker_generation = worker.generation.0, slot = slot.0, %error);
-                self.rebinds.push(rebind);
-                self.rebind_at = Some(now + REBIND_RETRY);
-            }
-        }
+        let followers = children.map(|child| child.worker).filter(follows);
+        std::iter::once(worker).chain(followers).collect()
     }
 }

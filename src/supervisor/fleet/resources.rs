@@ -36,11 +36,11 @@ pub(crate) struct SlotResources {
     listeners: Vec<OwnedFd>,
     /// Few: the main worker, perhaps a successor, perhaps draining predecessors.
     children: Vec<Child>,
-    /// Memory of the worker that died last, while the slot has no other worker.
+    /// Memory of the worker that exited last, while the slot has no other worker.
     left_behind: Option<SharedMemory>,
     /// Counters of dropped memories.
     carried: Totals,
-    /// The worker that died last, and the connections that were lost with it.
+    /// The worker that exited last, and the connections that were lost with it.
     last_loss: Option<(WorkerId, u64)>,
     /// Whether an accept queue of the slot has filled and has not been found empty since.
     pub(crate) queue_filled: bool,
@@ -92,7 +92,7 @@ impl SlotResources {
         }
     }
 
-    /// Restores the state saved by the earlier program of this process. `next_serial` is that of
+    /// Restores the state saved by the earlier binary of this process. `next_serial` is that of
     /// the first child.
     ///
     /// # Errors
@@ -136,14 +136,9 @@ impl SlotResources {
 
     /// Removes a worker that has exited, and keeps its memory for the next one.
     pub(crate) fn remove(&mut self, worker: WorkerId) {
-        let Some(index) = self
-            .children
-            .iter()
-            .position(|child| child.worker == worker)
-        else {
+        let Some(child) = self.take(worker) else {
             return;
         };
-        let child = self.children.swap_remove(index);
         child.process.channel.purge();
         if self.note_loss(worker, &child.memory) {
             self.leave_behind(child.memory);
@@ -153,24 +148,24 @@ impl SlotResources {
     /// Removes a worker that was killed and has not exited. Its counters are kept; no other worker
     /// ever writes to its memory.
     pub(crate) fn abandon(&mut self, worker: WorkerId) -> Option<Ended> {
-        let of = |child: &Child| child.worker == worker;
-        let index = self.children.iter().position(of)?;
-        let child = self.children.swap_remove(index);
+        let child = self.take(worker)?;
         if self.note_loss(worker, &child.memory) {
             self.carried.close(&child.memory);
         }
         Some(child.process.into_ended())
     }
 
+    fn take(&mut self, worker: WorkerId) -> Option<Child> {
+        let mut children = self.children.iter();
+        let index = children.position(|child| child.worker == worker)?;
+        Some(self.children.swap_remove(index))
+    }
+
     /// Records the connections lost with a worker; returns whether its counters are plausible.
     fn note_loss(&mut self, worker: WorkerId, memory: &SharedMemory) -> bool {
         let believable = memory::is_believable(memory);
         if !believable {
-            event!(
-                worker_counters_invalid,
-                slot = worker.slot.0,
-                generation = worker.generation.0
-            );
+            event!(worker_counters_invalid; worker);
         }
         self.last_loss = believable.then(|| (worker, memory::open_connections(memory)));
         believable
@@ -190,11 +185,7 @@ impl SlotResources {
 
     /// Removes a running worker that cannot be watched.
     pub(crate) fn discard(&mut self, worker: WorkerId) -> Option<Ended> {
-        let index = self
-            .children
-            .iter()
-            .position(|child| child.worker == worker)?;
-        let child = self.children.swap_remove(index);
+        let child = self.take(worker)?;
         self.leave_behind(child.memory);
         Some(child.process.into_ended())
     }

@@ -1,6 +1,6 @@
 //! Cancels the operation in progress on request.
 //!
-//! It rolls back as a failure would: a roll is reversed, a pre-flight is aborted, added slots leave
+//! It rolls back as a failure would: a roll is reversed, a preflight is aborted, added slots leave
 //! again, and slots that were about to leave stay. What cannot be reversed stays: a release that is
 //! in force (of a reload that has continued to another number of workers), and the places of slots
 //! that have begun to leave.

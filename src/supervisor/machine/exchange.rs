@@ -158,13 +158,13 @@ pub enum Action {
         /// Whether connections that cannot move may be drained.
         drain: bool,
     },
-    /// Run the pre-flight of the new binary. [`Event::PreflightPassed`] or
+    /// Run the preflight of the new binary. [`Event::PreflightPassed`] or
     /// [`Event::PreflightFailed`] must follow, unless the machine stops waiting.
     Preflight,
-    /// Kill the child that runs the pre-flight or reads the configuration of a reload: it timed
+    /// Kill the child that runs the preflight or reads the configuration of a reload: it timed
     /// out, or its result is no longer wanted. No event follows.
     AbortPreflight,
-    /// Exec the binary that passed the pre-flight, with a snapshot of the machine taken now. Always
+    /// Exec the binary that passed the preflight, with a snapshot of the machine taken now. Always
     /// the last action of its batch. Report a failure with [`Event::ExecFailed`].
     Exec,
     /// Every slot runs the release: its configuration is now in force for the supervisor too, and

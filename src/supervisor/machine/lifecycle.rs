@@ -164,7 +164,7 @@ impl Machine {
         }
     }
 
-    /// Returns when the first killed worker is given up.
+    /// Returns when the first killed worker is abandoned.
     pub(super) fn killed_deadline(&self) -> Option<Tick> {
         let killed = self.slots.iter().flat_map(Slot::killed);
         killed.map(|(_, until)| until).min()

@@ -32,11 +32,11 @@ pub(super) struct Operation {
 /// The stage of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stage {
-    /// The pre-flight of the new binary runs.
+    /// The preflight of the new binary runs.
     Preflight { deadline: Tick },
     /// It passed; the exec is requested after the other actions of this call.
     Passed,
-    /// The exec is requested. No deadline: either it fails, or the new program sends the next
+    /// The exec is requested. No deadline: either it fails, or the new binary sends the next
     /// event.
     Exec,
     /// Workers are replaced, or rolled back.

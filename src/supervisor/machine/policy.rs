@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::config::{Boot, ReloadConnections};
 
 /// Time beyond `lame_duck` + `drain_timeout` for a stopping worker to exit before it is killed, and
-/// time for a killed worker to exit before it is given up. A worker closes its last connections
+/// time for a killed worker to exit before it is abandoned. A worker closes its last connections
 /// itself when `drain_timeout` is over; this is the time that it then has for that on a busy
 /// machine.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);

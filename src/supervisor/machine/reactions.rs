@@ -92,7 +92,7 @@ impl Machine {
             return Effect::Stale;
         };
         match it.state {
-            // Killed: its spawn was still in progress when the worker was given up.
+            // Killed: its spawn was still in progress when the worker was abandoned.
             WorkerState::Starting { .. }
             | WorkerState::Killed {
                 served_for: None, ..

@@ -258,7 +258,7 @@ impl Slot {
         }
     }
 
-    /// Returns the killed workers that are awaited, each with the time when it is given up.
+    /// Returns the killed workers that are awaited, each with the time when it is abandoned.
     pub(super) fn killed(&self) -> impl Iterator<Item = (WorkerId, Tick)> {
         let workers = self.workers.iter();
         workers.filter_map(|it| Some((self.id_of(it.generation), it.killed_until()?)))

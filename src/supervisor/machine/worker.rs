@@ -174,7 +174,7 @@ pub(super) enum WorkerState {
     /// It sends its connections to another worker.
     HandingOver {
         to: WorkerId,
-        /// When its progress is sampled next; `None`: the receiver has been given up.
+        /// When its progress is sampled next; `None`: the receiver has been abandoned.
         deadline: Option<Tick>,
         watch: Watch,
         /// It returns connections, because not all of them could be handed over to it.
@@ -190,7 +190,7 @@ pub(super) enum WorkerState {
     Stopping,
     /// Sent SIGKILL, not reaped yet. Its pidfd reports the exit.
     Killed {
-        /// When it is given up: something in the kernel blocks it, which no signal ends.
+        /// When it is abandoned: something in the kernel blocks it, which no signal ends.
         until: Tick,
         why: KillReason,
         /// Time for which it had served; `None` if it never was Ready.
@@ -243,7 +243,7 @@ impl WorkerState {
     }
 }
 
-/// A process of a slot, from its spawn until it is reaped or given up.
+/// A process of a slot, from its spawn until it is reaped or abandoned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Worker {
     pub(super) generation: Generation,
@@ -306,7 +306,7 @@ impl Worker {
         matches!(&self.state, WorkerState::Killed { why, .. } if why == reason)
     }
 
-    /// Returns when it is given up, if it was killed.
+    /// Returns when it is abandoned, if it was killed.
     pub(super) const fn killed_until(&self) -> Option<Tick> {
         let WorkerState::Killed { until, .. } = self.state else {
             return None;

@@ -1,7 +1,7 @@
-//! Finds the cause of a death from the exit status of a process that has sent no error message.
+//! Finds the cause of a crash from the exit status of a process that has sent no error message.
 //!
 //! Invariants: a cause is named only on evidence: the signal of a filter, or a kernel count that
-//! has risen; each counted kill explains one death, and only one that is found soon after it. Files
+//! has risen; each counted kill explains one crash, and only one that is found soon after it. Files
 //! are read only at the start and after a process was killed.
 
 use std::fs;
@@ -14,7 +14,7 @@ use uppercased_ctl::clock::Tick;
 
 use crate::supervisor::machine::ExitStatus;
 
-/// Maximum time between a counted kill and the death that it explains. Several processes may be
+/// Maximum time between a counted kill and the crash that it explains. Several processes may be
 /// killed before the first is found; one that is killed by hand much later was not killed for
 /// memory.
 const EXPLAINS_FOR: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ const EXPLAINS_FOR: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
     seen: Option<OomKills>,
-    /// Kills that have not explained a death yet.
+    /// Kills that have not explained a crash yet.
     unexplained: u64,
     risen: Tick,
 }
@@ -44,7 +44,7 @@ impl Evidence {
         }
     }
 
-    /// Returns the cause of a death with this status, if there is evidence.
+    /// Returns the cause of a crash with this status, if there is evidence.
     pub(crate) fn cause_of(&mut self, exit: ExitStatus, now: Tick) -> Option<String> {
         match exit {
             ExitStatus::Signalled(SIGSYS) => {

@@ -119,7 +119,7 @@ impl Notifier {
         }
     }
 
-    /// Returns the state of a supervisor after an exec: the messages of the earlier program remain
+    /// Returns the state of a supervisor after an exec: the messages of the earlier binary remain
     /// valid.
     pub(crate) fn resumed(watchdog: Option<Duration>) -> Self {
         Self {

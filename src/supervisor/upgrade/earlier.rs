@@ -1,4 +1,4 @@
-//! The earlier program of this process: its saved state, and the return to it.
+//! The earlier binary of this process: its saved state, and the return to it.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -11,23 +11,23 @@ use uppercased_ctl::process::STATE_VARIABLE;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(crate) struct EarlierProgram {
+pub(crate) struct EarlierBinary {
     /// The number of the state's descriptor.
     state: RawFd,
-    /// The number of the earlier program's file.
+    /// The number of the earlier binary's file.
     image: RawFd,
     /// Set when this program *is* the earlier one, resumed: the reason why the other could not take
     /// over.
     pub(crate) cause: Option<String>,
 }
 
-/// Returns whether an earlier program of this process has left its state.
+/// Returns whether an earlier binary of this process has left its state.
 #[must_use]
 pub fn is_resuming() -> bool {
     std::env::var_os(STATE_VARIABLE).is_some()
 }
 
-impl EarlierProgram {
+impl EarlierBinary {
     /// Returns the text by which the next program finds the earlier one.
     pub(crate) fn name(state: &OwnedFd, image: RawFd) -> String {
         format!("{}:{image}", state.as_raw_fd())
@@ -58,7 +58,7 @@ impl EarlierProgram {
         inherited.take(self.state.into())
     }
 
-    /// Executes the earlier program. The descriptors survive this exec as they did the last.
+    /// Executes the earlier binary. The descriptors survive this exec as they did the last.
     ///
     /// # Errors
     /// The reason why that is impossible.

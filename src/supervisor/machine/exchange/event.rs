@@ -84,9 +84,9 @@ pub enum Event {
         /// As in [`Event::Reload`].
         drain: bool,
     },
-    /// The new program passed its pre-flight.
+    /// The new binary passed its preflight.
     PreflightPassed,
-    /// The new program failed its pre-flight.
+    /// The new binary failed its preflight.
     PreflightFailed {
         /// The cause, in one line.
         cause: String,
@@ -96,10 +96,10 @@ pub enum Event {
         /// The cause, in one line.
         cause: String,
     },
-    /// The first event from the new program to the restored machine, after
+    /// The first event from the new binary to the restored machine, after
     /// [`Action::Exec`](super::Action::Exec).
     Resumed {
-        /// The release of the new program and its configuration.
+        /// The release of the new binary and its configuration.
         release: ReleaseId,
         /// Its limits, as in [`Event::Reload`].
         policy: Policy,

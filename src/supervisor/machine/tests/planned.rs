@@ -504,7 +504,7 @@ fn upgrade_runs_preflight_exec_and_roll() {
     );
     assert_eq!(stage.at(231, exited(0, 1, 0)), [done(1, 1, 10, 0, 131)]);
 
-    // A stop ends a running pre-flight.
+    // A stop ends a running preflight.
     let mut stage = Stage::booted(calm(1), 0);
     stage.at(100, upgrade.clone());
     assert_eq!(
