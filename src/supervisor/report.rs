@@ -56,7 +56,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     };
     match notice {
         Notice::WorkerStarting { worker, listener } => {
-            event!(worker_starting; worker, listener = listener.name())
+            event!(worker_starting; worker, listener = listener.name());
         }
         Notice::WorkerStandingBy { worker, took } => {
             event!(
@@ -65,23 +65,23 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             );
         }
         Notice::OperationStarted { operation, request } => {
-            event!(operation_started, %operation, request = request.0)
+            event!(operation_started, %operation, request = request.0);
         }
         Notice::OperationEnded { operation, answer } => operation_ended(*operation, answer),
         Notice::NotBegun { operation, cause } => {
-            event!(operation_not_prepared, %operation, error = cause)
+            event!(operation_not_prepared, %operation, error = cause);
         }
         Notice::RequestPending { operation, request } => {
-            event!(request_pending, %operation, request = request.0)
+            event!(request_pending, %operation, request = request.0);
         }
         Notice::OperationCancelled { operation, by } => {
-            event!(operation_cancelled, %operation, reason = by)
+            event!(operation_cancelled, %operation, reason = by);
         }
         Notice::CancelRefused { cause } => {
-            event!(operation_refused, operation = "cancel", error = cause)
+            event!(operation_refused, operation = "cancel", error = cause);
         }
         Notice::RequestWithdrawn { operation, request } => {
-            event!(request_withdrawn, %operation, request = request.0)
+            event!(request_withdrawn, %operation, request = request.0);
         }
         Notice::HandoverStarted { from, to } => {
             event!(handover_started; from, to_slot = to.slot.0, to_generation = to.generation.0);
@@ -137,7 +137,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         Notice::Restored { worker } => event!(worker_restored; worker),
         Notice::RollingBack { cause, slots } => event!(rollback_started, error = cause, slots),
         Notice::WorkerHung { worker, after } => {
-            event!(worker_hung; worker, duration_ms = after.as_millis())
+            event!(worker_hung; worker, duration_ms = after.as_millis());
         }
         Notice::NotEnded { worker, after } => {
             event!(
@@ -170,7 +170,10 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         } => event!(worker_stopped; worker),
         Notice::WorkerStopped { worker, exit } => match lost(worker) {
             0 => {
-                event!(worker_killed_idle; worker, exit_code = exit.exit_code(), signal = exit.signal())
+                event!(
+                    worker_killed_idle; worker,
+                    exit_code = exit.exit_code(), signal = exit.signal()
+                );
             }
             connections => event!(
                 worker_cut_short; worker,
@@ -182,7 +185,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             event!(worker_start_timed_out; worker, duration_ms = after.as_millis());
         }
         Notice::ChannelBroken { worker, cause } => {
-            event!(worker_channel_broken; worker, error = cause)
+            event!(worker_channel_broken; worker, error = cause);
         }
         Notice::BackingOff {
             slot,
@@ -206,10 +209,10 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             );
         }
         Notice::Recalled { slot, from } => {
-            event!(queue_recalled, slot = slot.0, from_slot = from.slot.0)
+            event!(queue_recalled, slot = slot.0, from_slot = from.slot.0);
         }
         Notice::LeftWithoutWorker { slot, from } => {
-            event!(queue_emptied, slot = slot.0, from_slot = from.slot.0)
+            event!(queue_emptied, slot = slot.0, from_slot = from.slot.0);
         }
         Notice::Stopping { by, at_most } => {
             event!(
@@ -235,7 +238,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             );
         }
         Notice::Degraded { slot, cause } => {
-            event!(slot_without_worker, slot = slot.0, error = cause)
+            event!(slot_without_worker, slot = slot.0, error = cause);
         }
         // Reported once, with the result.
         Notice::BootFailed { cause } => event!(boot_failed, error = cause),

@@ -169,8 +169,8 @@ fn only_completed_operation_is_success() {
             "",
         ),
         (
-            "{\"refused\":\"a reload is under way\"}\n",
-            "refused: a reload is under way\n",
+            "{\"refused\":\"reload in progress\"}\n",
+            "refused: reload in progress\n",
             "",
         ),
         (

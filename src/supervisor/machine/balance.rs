@@ -157,10 +157,10 @@ impl Machine {
             ..
         } = &self.balance;
         if *awaited && due.is_none() {
-            return Some("it awaits loads that nobody looks at");
+            return Some("it awaits loads without sampling");
         }
         if moving.is_some() && due.is_some() {
-            return Some("it looks for a move while one is under way");
+            return Some("it samples loads while a move is in progress");
         }
         moving
             .as_ref()

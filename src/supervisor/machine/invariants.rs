@@ -40,7 +40,7 @@ impl Machine {
             } else if !self.phase_allows(slot) {
                 Some("its state does not belong in this phase")
             } else if self.operation.is_none() && slot.handing_over().is_some() {
-                Some("its worker hands over and nobody has asked for it")
+                Some("its worker hands over without an operation")
             } else {
                 slot.contradiction()
             };
@@ -79,7 +79,7 @@ impl Machine {
             ));
         }
         if self.operation.is_some() && self.phase != Phase::Serving {
-            return Some("an operation is under way in a phase without any".to_owned());
+            return Some("an operation is in progress in a phase without any".to_owned());
         }
         if let Some(what) = self.roll_contradiction() {
             return Some(what);
@@ -89,7 +89,7 @@ impl Machine {
         let (least, most) = match self.stage() {
             // One more may be starting.
             Some(Stage::Grow { .. }) => (workers, workers + 1),
-            Some(Stage::Shrink { to: 0, .. }) => return Some("nobody is to stay".to_owned()),
+            Some(Stage::Shrink { to: 0, .. }) => return Some("no slot would stay".to_owned()),
             Some(Stage::Shrink { to, .. }) => (usize::from(*to), workers),
             Some(
                 Stage::Preflight { .. }
@@ -117,11 +117,11 @@ impl Machine {
         let unknown = |slot: &SlotId| slot.index() >= self.slots.len();
         match &self.roll()?.course {
             Course::Forward { slot, .. } => (slot.index() > self.slots.len())
-                .then(|| format!("it renews slot {slot}, which does not exist")),
+                .then(|| format!("it replaces slot {slot}, which does not exist")),
             Course::Back { todo, .. } => todo
                 .iter()
                 .find(|slot| unknown(slot))
-                .map(|slot| format!("it puts back slot {slot}, which does not exist")),
+                .map(|slot| format!("it rolls back slot {slot}, which does not exist")),
         }
     }
 
