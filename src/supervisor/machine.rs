@@ -66,7 +66,7 @@ pub use policy::{Boot, KILL_GRACE, Policy, ReloadConnections};
 use queue::Pending;
 pub use slot::{LastCrash, Queue, SlotView, WorkerView};
 use slot::{Slot, SlotState};
-pub use snapshot::{SNAPSHOT_VERSION, Snapshot, SnapshotError};
+pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
 use trials::Balance;
 use uppercased_ctl::clock::Tick;
 pub use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
@@ -356,6 +356,41 @@ impl Machine {
     #[must_use]
     pub const fn stale_events(&self) -> u64 {
         self.stale_events
+    }
+}
+
+/// The whole state of a machine. Created by `Machine::snapshot`, consumed by `Machine::restore`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// [`SNAPSHOT_VERSION`] of the writer.
+    pub version: u32,
+    machine: Machine,
+}
+
+impl Snapshot {
+    /// As bytes, to be read by [`Snapshot::from_json`] of this or a later program.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Format`], which no state of the machine is known to cause.
+    pub fn to_json(&self) -> Result<Vec<u8>, SnapshotError> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    /// Reads what [`Snapshot::to_json`] wrote.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Version`] before anything else is read, so that another program's format is
+    /// reported as such and not as a missing field; [`SnapshotError::Format`] otherwise.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        #[derive(Deserialize)]
+        struct Header {
+            version: u32,
+        }
+        let Header { version } = serde_json::from_slice(bytes)?;
+        if version != SNAPSHOT_VERSION {
+            return Err(SnapshotError::Version { found: version });
+        }
+        Ok(serde_json::from_slice(bytes)?)
     }
 }
 

@@ -5,10 +5,6 @@
 //! and never partly restored. A change of any serialised type of the machine raises
 //! [`SNAPSHOT_VERSION`].
 
-use serde::{Deserialize, Serialize};
-
-use super::Machine;
-
 /// The format this program writes, and the only one it reads.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
@@ -38,14 +34,6 @@ pub enum SnapshotError {
     },
 }
 
-/// The whole state of a machine. Created by `Machine::snapshot`, consumed by `Machine::restore`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// [`SNAPSHOT_VERSION`] of the writer.
-    pub version: u32,
-    pub(super) machine: Machine,
-}
-
 /// The random generator, stored as its seed.
 pub(super) mod seed {
     use fastrand::Rng;
@@ -59,33 +47,6 @@ pub(super) mod seed {
         from: D,
     ) -> Result<Rng, D::Error> {
         u64::deserialize(from).map(Rng::with_seed)
-    }
-}
-
-impl Snapshot {
-    /// As bytes, to be read by [`Snapshot::from_json`] of this or a later program.
-    ///
-    /// # Errors
-    /// [`SnapshotError::Format`], which no state of the machine is known to cause.
-    pub fn to_json(&self) -> Result<Vec<u8>, SnapshotError> {
-        Ok(serde_json::to_vec(self)?)
-    }
-
-    /// Reads what [`Snapshot::to_json`] wrote.
-    ///
-    /// # Errors
-    /// [`SnapshotError::Version`] before anything else is read, so that another program's format is
-    /// reported as such and not as a missing field; [`SnapshotError::Format`] otherwise.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, SnapshotError> {
-        #[derive(Deserialize)]
-        struct Header {
-            version: u32,
-        }
-        let Header { version } = serde_json::from_slice(bytes)?;
-        if version != SNAPSHOT_VERSION {
-            return Err(SnapshotError::Version { found: version });
-        }
-        Ok(serde_json::from_slice(bytes)?)
     }
 }
 

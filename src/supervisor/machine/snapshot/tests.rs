@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::super::{
-    Action, Boot, Event, Generation, Policy, ReleaseId, ReloadConnections, SlotId, WorkerId,
+    Action, Boot, Event, Generation, Machine, Policy, ReleaseId, ReloadConnections, SlotId,
+    Snapshot, WorkerId,
 };
 use super::*;
 use uppercased_ctl::clock::Tick;
