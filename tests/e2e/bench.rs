@@ -21,7 +21,9 @@ use uppercased_bench::outcome::Outcome;
 
 use crate::support::netns::isolated;
 use crate::support::observe::{field, until};
-use crate::support::{DEADLINE, Server, in_background, own_address, poll_one};
+use crate::support::{
+    DEADLINE, Server, give_children_default_signals, in_background, own_address, poll_one,
+};
 
 /// The result of a measurement.
 struct Said {
@@ -705,6 +707,7 @@ fn failed_measurement_keeps_earlier_results() {
 
 /// Starts `bench` with `args` in the background, in its own process group.
 fn in_the_background(args: &[&str], change: impl FnOnce(&mut Command)) -> Child {
+    give_children_default_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
     command
         .arg("bench")
@@ -1062,6 +1065,7 @@ fn ctrl_c_ends_run_with_results() {
             }
         }
     });
+    give_children_default_signals();
     let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))
         .args([
             "bench",

@@ -14,7 +14,9 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::support::terminal::open_terminal;
-use crate::support::{DEADLINE, Deadline, Server, Watched, poll_one};
+use crate::support::{
+    DEADLINE, Deadline, Server, Watched, give_children_default_signals, poll_one,
+};
 
 const ROWS: usize = 24;
 const COLUMNS: usize = 80;
@@ -124,6 +126,7 @@ struct Person {
 impl Person {
     #[track_caller]
     fn start(control: &Path, environment: &[(&str, &str)]) -> Self {
+        give_children_default_signals();
         let (terminal, line) = open_terminal();
         tcsetwinsize(&line, size(ROWS, COLUMNS)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_uppercased"))

@@ -43,7 +43,8 @@ pub use self::bytes::{assert_same, pattern, upper};
 pub use self::client::Client;
 pub use self::lines::Lines;
 pub use self::process::{
-    DEADLINE, Deadline, Watched, children, in_background, poll_one, sweep, wait_gone,
+    DEADLINE, Deadline, Watched, children, give_children_default_signals, in_background, poll_one,
+    sweep, wait_gone,
 };
 pub use self::server::{CommandOutput, Server, ServerBuilder};
 pub use self::stand_in::{answer_all, serve_one, serve_one_at};

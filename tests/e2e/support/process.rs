@@ -6,12 +6,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use procfs::process::Process;
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, WaitId, WaitIdOptions, pidfd_getfd, pidfd_open,
     pidfd_send_signal, waitid,
@@ -33,6 +36,30 @@ pub fn in_background<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {
     std::thread::spawn(body)
+}
+
+/// Makes children start with the default disposition of the signals that end a program.
+///
+/// A signal that this process ignores, as in the background of a script, would be ignored in them;
+/// one that it handles is not.
+pub fn give_children_default_signals() {
+    static GIVEN: Once = Once::new();
+    GIVEN.call_once(|| {
+        let status = Process::myself().and_then(|process| process.status());
+        let ignored = status.expect("read /proc/self/status").sigign;
+        let signals = [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+        ];
+        for signal in signals {
+            if ignored & (1 << (signal as u64 - 1)) != 0 {
+                let unread = Arc::new(AtomicBool::new(false));
+                signal_hook::flag::register(signal as i32, unread).expect("handle a signal");
+            }
+        }
+    });
 }
 
 /// A point in time by which something must have happened.
