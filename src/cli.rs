@@ -59,10 +59,10 @@ pub enum Command {
     Check(String),
     /// Run a line client.
     Client(client::Options),
-    /// Measure a server, or compare measurements.
+    /// Measure a server or compare measurements.
     #[cfg(feature = "bench")]
     Bench(ArgMatches),
-    /// Run a part of the benchmark that started this process.
+    /// Run one process of a benchmark; started by the benchmark itself.
     #[cfg(feature = "bench")]
     BenchPart,
     /// Send a command to a running server.
@@ -74,29 +74,30 @@ pub enum Command {
     /// Watch a running server on a terminal.
     #[cfg(feature = "top")]
     Top(top::Options),
-    /// Run a worker of the supervisor that started this process.
+    /// Run a worker; started by the supervisor.
     Worker,
-    /// Run the admin endpoint of the supervisor that started this process.
+    /// Run the admin endpoint; started by the supervisor.
     Admin(admin::Options),
-    /// Show the supervisor that started this process that this program can replace it.
+    /// Check that this program can replace the running supervisor, which started it.
     Preflight(Vec<OsString>),
 }
 
 /// Runs the program with these arguments (the first is its own name).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     fault::point("main.starting");
-    // Exceeding a file size limit then gives an error that can be reported; otherwise it ends the
-    // process, for instance when the log is too long. Fails for no signal that can be caught.
+    // Exceeding the file size limit, for instance with a long log, then fails with EFBIG instead of
+    // killing the process. Registering fails only for signals that cannot be caught.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     // Fails only for an invalid signal number.
     let _ = signals::keep_exit_statuses();
     let args: Vec<OsString> = args.into_iter().collect();
     if supervisor::is_resuming() {
-        // Errors in the arguments concern only this program and the one that started it.
+        // The supervisor that started this program checks the arguments with the same rules.
         return supervisor::resume(args);
     }
-    // The supervisor's processes run with signals blocked, as it started them; every other command
-    // unblocks them, whatever its parent had blocked, also while the configuration is read.
+    // The supervisor starts its processes with signals blocked, and they keep that mask. Every
+    // other command unblocks signals before it reads the configuration, whatever its parent had
+    // blocked.
     let roles = [names::WORKER, names::ADMIN, names::PREFLIGHT];
     let role = args.get(1).and_then(|role| role.to_str());
     if !role.is_some_and(|role| roles.contains(&role)) {
@@ -141,7 +142,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 ///
 /// # Errors
 ///
-/// The first error in any of them.
+/// The first error in these sources.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -233,7 +234,7 @@ fn line_client(typed: &ArgMatches) -> client::Options {
     }
 }
 
-/// Returns the command line of the server that this program may replace.
+/// Returns the server's command line, which `preflight` received as arguments.
 fn servers(preflight: &ArgMatches, args: &[OsString]) -> Vec<OsString> {
     let servers = preflight.get_many::<OsString>(names::SERVER_ARGS);
     let program = args.first().cloned().unwrap_or_default();
@@ -301,7 +302,7 @@ fn resolve_launch(args: &[OsString]) -> Result<Config, String> {
     match parse(args.iter().cloned(), std::env::vars_os()) {
         Ok(Command::Serve(launch)) => Ok(launch.config),
         Ok(_) => Err("these arguments do not start a server".to_owned()),
-        // The text is escaped where it is shown: it passes through a log or a reply first.
+        // The text passes through a log or a reply, which escapes it.
         Err(error) => Err(error.to_string()),
     }
 }

@@ -1,6 +1,6 @@
-//! The command `completions`: scripts for shells to complete our command line.
+//! The `completions` command: generates shell completion scripts.
 //!
-//! Invariant: they are generated from the one definition of the command line, without the internal
+//! Invariant: scripts are generated from the one command-line definition, without the internal
 //! roles. Must not: know a command or a flag by name.
 
 use std::process::ExitCode;
@@ -37,7 +37,7 @@ pub(super) fn command() -> Command {
         )
 }
 
-/// Returns the parsed shell.
+/// Returns the requested shell.
 pub(super) fn typed(typed: &ArgMatches) -> Shell {
     let shell = typed.get_one(SHELL).copied();
     shell.expect("invariant: clap requires it")
@@ -48,8 +48,7 @@ pub(super) fn run(shell: Shell, command: Command) -> ExitCode {
     print(&script(shell, command))
 }
 
-/// Adds the words that settings accept: their values are checked elsewhere, so the definition does
-/// not contain them.
+/// Adds the settings' keywords: the definition lacks them, since values are checked elsewhere.
 fn with_words(command: Command) -> Command {
     command.mut_args(|arg| {
         let setting = Setting::find(arg.get_id().as_str());

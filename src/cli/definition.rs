@@ -1,4 +1,4 @@
-//! The definition of commands, flags and help; the flags of settings come from their table.
+//! Defines commands, flags and help; the flags of settings come from their table.
 //!
 //! Invariant: the short help (`-h`) is at most 79 columns wide, and every command has an example.
 //! Must not: check a value (the settings' own grammars do, for all sources alike).
@@ -141,18 +141,18 @@ fn root() -> Command {
         .subcommand_help_heading("Commands")
 }
 
-/// Returns the error that clap would report if it had detected it.
+/// Returns a conflict error in clap's form.
 pub(super) fn conflict(message: String) -> Error {
     refused(ErrorKind::ArgumentConflict, message)
 }
 
-/// Returns the same for another kind of error.
+/// Returns an error of this kind in clap's form.
 pub(super) fn refused(kind: ErrorKind, message: String) -> Error {
     escaped_usage_error(command().error(kind, message))
 }
 
-/// Returns an error report of clap's; the caller has the arguments, and so the command. The typed
-/// words are escaped here, so that none of them looks like a line of the report.
+/// Turns a clap report into an error. User input is escaped, so that none of it looks like a line
+/// of the report. The caller has the arguments, and so the command.
 pub(super) fn escaped_usage_error(mut report: clap::Error) -> Error {
     let words: Vec<_> = report
         .context()
@@ -395,7 +395,7 @@ fn control() -> Arg {
         )
 }
 
-/// Returns a role in which the program starts itself; hidden from users.
+/// Returns a hidden command for a role in which the program starts itself.
 fn role(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).hide(true)
 }
@@ -411,7 +411,7 @@ fn value(name: &'static str, value_name: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value_name)
 }
 
-/// Parses one of the words of `T`.
+/// Returns a parser for the keywords of `T`.
 fn one_of<T: Word>() -> impl TypedValueParser<Value = T> {
     let words = T::VARIANTS.iter().map(|one| one.word());
     PossibleValuesParser::new(words)
@@ -429,7 +429,7 @@ where
     }
 }
 
-/// Parses a number of workers, or a change of it.
+/// Parses a number of workers, absolute or relative.
 fn number_of_workers(text: &str) -> Result<ScaleTo, String> {
     if text.starts_with(['+', '-']) {
         return text.parse().map_err(|_| {
@@ -449,7 +449,7 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a refresh interval that suits readers and the server.
+/// Parses a refresh interval, which has a minimum to spare the server.
 fn interval(text: &str) -> Result<Duration, String> {
     time(text).and_then(|interval| {
         if interval < WATCH_INTERVAL_MIN {

@@ -1,6 +1,6 @@
 //! The output of `check`: a result, or the effective configuration with each value's origin.
 //!
-//! Invariant: the effective configuration is a configuration file that gives the same
+//! Invariant: the effective configuration is a configuration file that produces the same
 //! configuration. Must not: write (the caller prints).
 
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use uppercased_ctl::escape::visible;
 /// The column at which origins begin, if the values are short enough.
 const ORIGIN_COLUMN: usize = 36;
 
-/// Returns one line for a valid configuration, and one for each ignored input.
+/// Returns one line for a valid configuration, and one per ignored input.
 pub(super) fn check_result(file: Option<&Path>, ignored: &[String]) -> String {
     let mut text = file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
@@ -48,7 +48,7 @@ pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> St
         let from_default = *origin == Origin::Default;
         let mut origin = origin.describe(setting);
         if from_default && shown != setting.default {
-            // The machine resolved this default.
+            // The default depends on the machine.
             let _ = write!(origin, " ({})", setting.default);
         }
         let line = format!("{} = {}", setting.key(), setting.in_toml(&shown));

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use super::usage_error;
 use crate::config;
 
-/// Why the arguments give no command.
+/// An error in the arguments or in a source of the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Rejected by the command line's definition; also how help and version are requested.
+    /// Rejected by the command line's definition; help and version are also reported this way.
     #[error("{}", usage_error::one_line(.report, .command))]
     Usage {
         /// Clap's error.
@@ -28,7 +28,7 @@ pub enum Error {
          --config and {variable}", path.display(), variable = config::CONFIG_VARIABLE
     )]
     ReadFile {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
         /// The system's error.
         #[source]
@@ -41,7 +41,7 @@ pub enum Error {
          again; use a regular file", path.display()
     )]
     NotAFile {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
     },
 
@@ -51,11 +51,11 @@ pub enum Error {
         path.display(), config::CONFIG_FILE_MAX_BYTES
     )]
     FileTooLarge {
-        /// The file, as it was named.
+        /// The path as given.
         path: PathBuf,
     },
 
-    /// The machine does not report its limits.
+    /// The descriptor limit cannot be read.
     #[error("cannot read the descriptor limit (RLIMIT_NOFILE): {0}")]
     DescriptorLimit(#[source] nix::Error),
 }

@@ -1,6 +1,6 @@
-//! The meaning of exit codes by command: one table for help, manual pages and documentation.
+//! The meaning of each command's exit codes: one table for help, manual pages and documentation.
 //!
-//! Must not: end a process; each command exits by itself, with one of these.
+//! Must not: end a process; each command exits by itself with one of these.
 
 use clap::Command;
 
@@ -57,7 +57,7 @@ const TEXT: Meanings = [
     "Bad usage.",
 ];
 
-/// Returns the exit codes of a command with their meanings; none for an unknown command.
+/// Returns a command's exit codes with their meanings; none for an unknown command.
 pub(super) fn meanings(command: &Command) -> Vec<(u8, &'static str)> {
     let takes = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
     let meanings = match command.get_name() {

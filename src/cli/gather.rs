@@ -1,7 +1,7 @@
-//! Reads the sources of the configuration: flags, the environment, the file, the machine.
+//! Reads the sources of the configuration: flags, environment, file and machine.
 //!
-//! Invariant: every external input of the configuration is read here and nowhere else. Must not:
-//! bind, write, or decide (`config::resolve` does).
+//! Invariant: every external input of the configuration is read only here. Must not: bind, write,
+//! or decide (`config::resolve` does).
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -141,8 +141,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         path: PathBuf::from(path),
         why,
     };
-    // A FIFO without a writer would block the open, one with a writer the read: indefinitely, and
-    // during a reload in the supervisor.
+    // Opening a FIFO without a writer, or reading one with an idle writer, would block
+    // indefinitely; during a reload it would block the supervisor.
     let file = File::options()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -166,7 +166,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(contents)
 }
 
-/// Returns the CPUs by affinity and cgroup quota; one, if the system does not report them.
+/// Returns the number of CPUs allowed by affinity and cgroup quota; 1 if the system does not report
+/// them.
 fn usable_cpus() -> u16 {
     std::thread::available_parallelism()
         .map_or(1, |cpus| u16::try_from(cpus.get()).unwrap_or(u16::MAX))
@@ -179,8 +180,9 @@ fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Splits the addresses of a name that also has IPv4 addresses: those to use, and the IPv6
-/// addresses that this machine lacks. Images list `::1` as localhost where IPv6 is disabled.
+/// Splits the addresses of a name that also has IPv4 addresses into those to use and the IPv6
+/// addresses that this machine lacks. Container images list `::1` as localhost even where IPv6 is
+/// disabled.
 fn without_absent_ipv6(
     found: Vec<SocketAddr>,
     is_absent: impl Fn(&SocketAddr) -> bool,
@@ -190,8 +192,8 @@ fn without_absent_ipv6(
     found.into_iter().partition(keep)
 }
 
-/// Returns whether no interface has the address, or its family is unsupported. Tested with a UDP
-/// socket, which uses no TCP port.
+/// Returns whether no interface has the address, or its family is unsupported. A UDP socket tests
+/// it, so no TCP port is used.
 fn is_absent(address: &SocketAddr) -> bool {
     let mut any_port = *address;
     any_port.set_port(0);
@@ -226,8 +228,8 @@ fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config
     Ok(())
 }
 
-/// Rejects limits that exceed the machine's. The hard limit counts: the server raises the soft
-/// limit to it when it starts.
+/// Rejects limits that exceed the machine's hard limit, to which the server raises the soft limit
+/// at start.
 fn check_descriptors(config: &Config) -> Result<(), Error> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::DescriptorLimit)?;
     config::connection_limit(
@@ -257,7 +259,7 @@ mod tests {
         let (one, four) = ("[::1]:9", "127.0.0.1:9");
         assert_eq!(split(&[one, four], &[]), (2, vec![]));
         assert_eq!(split(&[one, four], &[one]), (1, addresses(&[one])));
-        // Without it no address is left, so its error is the right one.
+        // Without this address none is left, so its error is reported.
         assert_eq!(split(&[one], &[one]), (1, vec![]));
         assert_eq!(split(&[one, four], &[four]), (2, vec![]));
     }

@@ -1,6 +1,6 @@
-//! The command `man`: prints one manual page, or writes all of them into a directory.
+//! The `man` command: prints one manual page, or writes all of them into a directory.
 //!
-//! Invariant: a failed write is one line on standard error and exit code 1. Must not: know the
+//! Invariant: a failed write reports one line on standard error and exit code 1. Must not: know the
 //! contents of a page (`page` does).
 
 use std::fs;
@@ -26,11 +26,12 @@ pub enum Manual {
     /// One page, on standard output: that of a command, of the configuration file, or of the
     /// program.
     Print(Option<String>),
-    /// All of them, as files in this directory, which is created if missing.
+    /// All pages, as files in this directory, which is created if missing.
     Write(PathBuf),
 }
 
-/// Returns the command's definition, given `root` with all the others. Hidden roles have no page.
+/// Returns the command's definition, for the pages of the commands in `root`. Hidden roles have no
+/// page.
 pub(super) fn command(root: &Command) -> Command {
     let mut pages = Vec::new();
     for command in root.get_subcommands().filter(|one| !one.is_hide_set()) {

@@ -34,7 +34,7 @@ pub(super) const WORKER: &str = "worker";
 pub(super) const ADMIN: &str = "admin";
 /// `admin`: the process ID of that supervisor.
 pub(super) const SUPERVISOR: &str = "supervisor";
-/// Role of a new program that is checked before an upgrade.
+/// Role of a new binary during its pre-flight check.
 pub(super) const PREFLIGHT: &str = "preflight";
 /// The roles in which the program starts itself; hidden from users.
 pub(super) const ROLES: &[&str] = &[
@@ -76,9 +76,9 @@ pub(super) const SOCKETS: &str = "sockets";
 /// `top`: refresh interval.
 #[cfg(feature = "top")]
 pub(super) const EVERY: &str = "every";
-/// `status --sockets`: maximum number of them.
+/// `status --sockets`: maximum number of sockets.
 pub(super) const LIMIT: &str = "limit";
-/// `status`: only the exit code: are new clients accepted?
+/// `status`: report readiness by exit code only.
 pub(super) const READY: &str = "ready";
 /// `preflight`: the arguments of the server that this program may replace.
 pub(super) const SERVER_ARGS: &str = "args";

@@ -1,9 +1,9 @@
-//! Commands to a running server: finding the server, its replies, and the exit code.
+//! Commands to a running server: find the server, print its replies, return the exit code.
 //!
-//! Invariants: the exit code is 0 only if the server completed the request; 2 if no server could be
-//! reached (nothing has happened then), 1 for everything else. Progress goes to standard error, the
-//! result to standard output, one line each, whatever texts a server sends. Must not: know how a
-//! server carries out a command.
+//! Invariants: the exit code is 0 only if the server completed the request, 2 if no server could be
+//! reached (nothing happened then), and 1 otherwise. Progress goes to standard error, the result to
+//! standard output, one line each, whatever text a server sends. Must not: know how a server
+//! carries out a command.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -28,9 +28,9 @@ use uppercased_ctl::stderr::{self, write_error};
 pub struct RemoteCommand {
     /// The request.
     pub request: Request,
-    /// The control socket of the server; `None`: the only one that runs.
+    /// The control socket of the server; `None`: that of the only running server.
     pub control: Option<PathBuf>,
-    /// Timeout for the result; `None`: none.
+    /// Timeout for the result; `None`: unlimited.
     pub timeout: Option<Duration>,
     /// How a status is shown.
     pub shown: Shown,
@@ -55,7 +55,7 @@ pub(super) fn run(command: &RemoteCommand) -> ExitCode {
     }
 }
 
-/// Shows a server on this terminal.
+/// Runs `top` for a server on this terminal.
 #[cfg(feature = "top")]
 pub(super) fn watch(options: &top::Options) -> ExitCode {
     let find = || only_running_server().map_err(|error| error.to_string());
@@ -119,8 +119,8 @@ fn execute(command: &RemoteCommand) -> Result<ExitCode, Error> {
     Ok(print(&format!("{line}\n")))
 }
 
-/// Stops the server. The end of the connection is the end of the server only after the server has
-/// reported that it stops.
+/// Stops the server. The end of the connection means the end of the server only after the server
+/// has reported that it is stopping.
 fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, Error> {
     let mut server = Conversation::open(path, timeout)?;
     server.ask(&Request::Stop)?;
@@ -143,7 +143,7 @@ fn stop(path: &std::path::Path, timeout: Option<Duration>) -> Result<ExitCode, E
 }
 
 fn write_progress(progress: &str) {
-    // Best effort; the result counts.
+    // Best effort: only the result matters.
     stderr::write_line(progress);
 }
 

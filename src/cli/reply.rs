@@ -1,4 +1,4 @@
-//! One request to a running server: its errors with their exit codes, and the display of a status.
+//! One request to a running server: errors with their exit codes, and the display of a status.
 
 use std::fmt;
 use std::io;
@@ -18,13 +18,13 @@ pub struct Shown {
     pub json: bool,
     /// Repeatedly, at this interval.
     pub watch: Option<Duration>,
-    /// Each socket on the ports, up to this many.
+    /// Each socket on the ports, up to this maximum.
     pub sockets: Option<usize>,
-    /// Whether only the exit code is wanted: are new clients accepted?
+    /// Whether to report readiness by exit code only.
     pub ready: bool,
 }
 
-/// Why there is no result.
+/// The error of a request without a positive result.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("cannot find a running server: no control socket in {}; name one with --control", joined(.0))]
@@ -38,7 +38,7 @@ pub(super) enum Error {
     Several(Vec<String>),
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// Only for a status: a live supervisor replies at once.
+    /// Reported for a status only: a live supervisor replies at once.
     #[error(
         "cannot get the status within {within:?}: {}; the workers may still be serving",
         missing_reply_cause(*.server)
@@ -122,7 +122,7 @@ fn missing_reply_cause(server: Option<i32>) -> String {
 /// Returns whether a signal or a debugger has stopped a process.
 fn is_stopped(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // After the name, which may contain any byte.
+    // The state follows the name, which may contain any byte.
     let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
     state.starts_with(['T', 't'])
 }

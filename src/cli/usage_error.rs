@@ -1,7 +1,7 @@
-//! Error reports for invalid command lines: clap's report in one line, a pointer to help, and the
-//! name here for terms of other programs.
+//! Error reports for invalid command lines: clap's report in one line, a pointer to help, and this
+//! program's name for terms of other programs.
 //!
-//! Invariant: one line for any input. Must not: decide what is accepted.
+//! Invariant: one line for any input. Must not: decide which input is valid.
 
 use clap::error::{ContextKind, ContextValue};
 
@@ -60,7 +60,7 @@ const FOREIGN_TERMS: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Returns clap's report without its decoration: message and tips, and where to find help.
+/// Returns clap's message and tips without decoration, and where to find help.
 pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
     let text = error.to_string();
     let mut parts = text
@@ -72,7 +72,7 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
         .map(|line| line.strip_prefix("tip: ").unwrap_or(line));
     let mut line = parts.next().unwrap_or_default().to_owned();
     if let Some(suggestion) = suggestion(error, command) {
-        // A similar word is not a useful tip for a term with a known equivalent.
+        // A similar spelling is a useless tip for a term with a known equivalent.
         line.push_str("; ");
         line.push_str(suggestion);
     } else {
@@ -152,7 +152,7 @@ mod tests {
                 assert!(!line.contains(role), "{line}");
             }
         }
-        // After a flag it is not a role either.
+        // After a flag the word is not a role either.
         assert!(line_for(&["--pin", "worker"]).starts_with("unrecognized subcommand 'worker'"));
     }
 
@@ -168,7 +168,7 @@ mod tests {
                 assert!(!line.contains('\n'), "{line}");
             }
         }
-        // Where a flag is not the server's it has another meaning.
+        // `-n` has another meaning for other commands.
         assert!(!line_for(&["status", "-n"]).contains("--workers"));
     }
 

@@ -1,9 +1,9 @@
-//! The command `status`: one report, or one per interval.
+//! The `status` command: one report, or one per interval.
 //!
-//! A single text report has rates, from two samples a moment apart; JSON has counters only, from
-//! which rates can be computed. With `--watch` each interval adds a block of text, or a line of
-//! JSON, so that a script can read it; `top` is for terminals. Invariants: intervals do not drift;
-//! Ctrl-C ends a watch with success, the end of the server with failure.
+//! A single text report includes rates, from two samples a moment apart; JSON has counters only,
+//! from which rates can be computed. With `--watch` each interval appends a block of text or a line
+//! of JSON, so that scripts can read it; `top` is for terminals. Invariants: intervals do not
+//! drift; Ctrl-C ends a watch with success, the end of the server with failure.
 
 use std::io;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub(super) fn status(path: &Path, shown: Shown, within: Duration) -> Result<Exit
         return watch(path, shown, within, every);
     }
     if !shown.json && shown.sockets.is_none() {
-        // Another kind of reply would only be repeated.
+        // Retrying after another kind of reply would only repeat it.
         let (status, _) = request_status(path, within)?;
         sampler.compare_with(*status);
         wait_until(clock::now() + STATUS_RATES_SPAN);
@@ -89,24 +89,24 @@ fn following(last: Tick, every: Duration, now: Tick) -> Tick {
     last + every.saturating_mul(steps)
 }
 
-/// From here on Ctrl-C ends the process with exit code 0, whatever it waits for.
+/// From here on Ctrl-C ends the process with exit code 0, even during a blocking call.
 fn end_at_once_on_interrupt() -> io::Result<()> {
     let always = Arc::new(AtomicBool::new(true));
     signal_hook::flag::register_conditional_shutdown(SIGINT, 0, always)?;
     Ok(())
 }
 
-/// Waits; returns false if the reader of the output is gone.
+/// Waits; returns false if the reader of the output has closed it.
 fn wait_until(until: Tick) -> bool {
     loop {
         let left = until.since(clock::now());
         if left.is_zero() {
             return true;
         }
-        // Rounded up, so that the last millisecond is waited for and not busy-polled.
+        // Rounded up, so that the last millisecond is slept and not busy-polled.
         let left = left + Duration::from_micros(999);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        // Without a requested event only the closing of the reader is reported.
+        // With no event requested, poll reports only that the reader has closed.
         let mut reader = [PollFd::new(output::stdout(), PollFlags::empty())];
         match poll(&mut reader, timeout) {
             Ok(0) | Err(Errno::EINTR) => {}
@@ -125,7 +125,7 @@ fn json(sample: &Sample) -> Result<String, Error> {
     Ok(line + "\n")
 }
 
-/// Prints a line per socket, for `grep`; so a line wider than the terminal is not cut.
+/// Prints one line per socket, for `grep`; lines wider than the terminal are not cut.
 fn print_sockets(sockets: &Sockets) -> ExitCode {
     if let Some(why) = &sockets.unknown {
         write_error(&format!("cannot list the sockets: {why}"));

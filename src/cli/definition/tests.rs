@@ -178,7 +178,7 @@ fn supervisor_handles_listed_signals() {
     let mut handled: Vec<String> = handled
         .map(|signal| nix::sys::signal::Signal::try_from(*signal).unwrap())
         .map(|signal| signal.as_str().to_owned())
-        // Not handled by the server, but what it does to the workers is.
+        // The server does not handle it, but the page describes its effect on workers.
         .chain(["SIGKILL".to_owned()])
         .collect();
     handled.sort();

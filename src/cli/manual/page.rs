@@ -1,7 +1,7 @@
-//! Manual pages as text: generated from the definition of the command line, plus other sections.
+//! Renders manual pages from the command-line definition, plus other sections.
 //!
 //! Invariants: options, notes and examples come from the definition, settings from their table,
-//! signals and exit codes from theirs; nothing is repeated here. Must not: write.
+//! signals and exit codes from theirs; no text is duplicated here. Must not: write.
 
 use clap::Command;
 use clap_mangen::Man;
@@ -74,22 +74,22 @@ const FILES: &[(&str, &str)] = &[
 /// One manual page.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// Its name: `uppercased-reload`.
+    /// The title: `uppercased-reload`.
     pub(super) title: String,
-    /// Its section of the manual.
+    /// The section of the manual.
     section: &'static str,
-    /// Its contents, for `troff`.
+    /// The contents, for `troff`.
     pub(super) text: String,
 }
 
 impl Page {
-    /// Returns its file name: `uppercased-reload.1`.
+    /// Returns the file name: `uppercased-reload.1`.
     pub(super) fn file_name(&self) -> String {
         format!("{}.{}", self.title, self.section)
     }
 }
 
-/// Returns the name of the page for this word; without a word, the program's page.
+/// Returns the page title of a command, or of the program for `None`.
 pub(super) fn title(word: Option<&str>) -> String {
     match word {
         None => names::PROGRAM.to_owned(),
@@ -124,7 +124,7 @@ fn collect(command: &Command, into: &mut Vec<Command>) {
     }
 }
 
-/// Returns a title such as `uppercased-bench-compare`, clap's name for a command after building it.
+/// Returns a title such as `uppercased-bench-compare`: clap's name of a built command.
 fn page_title(command: &Command) -> String {
     let name = command.get_display_name();
     name.unwrap_or_else(|| command.get_name()).to_owned()
@@ -167,7 +167,7 @@ fn is_root(command: &Command) -> bool {
     command.get_name() == names::PROGRAM
 }
 
-/// Adds the purpose of the command, and the rest of its help.
+/// Adds the command's purpose and the rest of its help.
 fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
     roff.control("SH", ["DESCRIPTION"]);
     let description = match command.get_about() {
@@ -184,14 +184,14 @@ fn description(roff: &mut Roff, command: &Command, help: &[Block]) {
     }
 }
 
-/// Adds the given headed parts of a help, each as a section.
+/// Adds each part of a help whose heading is wanted, as a section.
 fn headed(roff: &mut Roff, help: &[Block], wanted: fn(&str) -> bool) {
     for block in help {
         let Some(heading) = block.heading.as_deref().filter(|it| wanted(it)) else {
             continue;
         };
         let heading = if is_example(heading) {
-            // Even if there is only one.
+            // The plural is conventional even for one example.
             "EXAMPLES".to_owned()
         } else {
             heading.to_uppercase()
@@ -255,7 +255,7 @@ fn environment(roff: &mut Roff, command: &Command) {
     let variables = if is_root(command) {
         VARIABLES
     } else if takes(command, names::CONFIG) {
-        // The rest is the control socket and the log format, which do not matter here.
+        // The remaining variables, for the control socket and the log format, do not apply here.
         &VARIABLES[..2]
     } else if takes(command, names::CONTROL) {
         VARIABLES_OF_REMOTE_COMMANDS
@@ -266,7 +266,7 @@ fn environment(roff: &mut Roff, command: &Command) {
 }
 
 /// Returns the pages related to a command's: its ancestors, its subcommands, and the configuration
-/// file if it reads that.
+/// file's if the command reads one.
 fn related_pages(command: &Command) -> Vec<String> {
     let own = page_title(command);
     let above = own.match_indices('-').map(|(at, _)| own[..at].to_owned());
@@ -293,7 +293,7 @@ fn see_also(roff: &mut Roff, pages: &[String]) {
     roff.text([roman(pages.join(", "))]);
 }
 
-/// Adds a section of names with their meaning.
+/// Adds a section of names and their meanings.
 fn list<N: Into<String>, M: Into<String>>(
     roff: &mut Roff,
     heading: &str,
@@ -309,7 +309,7 @@ fn list<N: Into<String>, M: Into<String>>(
 
 /// A part of a command's closing help, between empty lines.
 struct Block {
-    /// Its first line, if that ends with a colon and the others belong to it.
+    /// The first line, if it ends with a colon and heads the others.
     heading: Option<String>,
     lines: Vec<String>,
 }
@@ -342,7 +342,7 @@ impl Text {
     fn begin(title: &str, section: &str, manual: &str) -> Self {
         let version = format!("{} {}", names::PROGRAM, env!("CARGO_PKG_VERSION"));
         let mut roff = Roff::new();
-        // Builds are reproducible, so a page has no date; an omitted argument would have to be
+        // Builds are reproducible, so a page has no date. An omitted argument would have to be
         // quoted.
         let title = title.to_uppercase();
         roff.control("TH", [&title, section, "\"\"", &version, manual]);
@@ -363,8 +363,8 @@ impl Text {
         self.append(&String::from_utf8_lossy(&section));
     }
 
-    /// Removes the preamble that every rendered section repeats, and empty lines, which formatters
-    /// warn about, as they do about breaks before and after a section.
+    /// Adds a rendered section without its repeated preamble, and without empty lines and without
+    /// breaks around a section, which formatters warn about.
     fn append(&mut self, section: &str) {
         let preamble = Roff::new().render();
         let section = section.strip_prefix(&preamble).unwrap_or(section);
