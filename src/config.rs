@@ -1,5 +1,5 @@
-//! The configuration: validated, complete, plain data; and the one way to obtain it, [`resolve()`],
-//! from file, environment and flags.
+//! The configuration: validated, complete, plain data. [`resolve()`], the only way to obtain it,
+//! combines file, environment and flags.
 //!
 //! Invariants: a [`Config`] returned by [`resolve()`] satisfies every bound in [`SETTINGS`] and
 //! every rule between settings; limits, their units and defaults are defined here only. Must not:

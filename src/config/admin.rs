@@ -1,6 +1,6 @@
-//! Addresses of the admin endpoint and of the agent-check: their syntax.
+//! Addresses of the admin endpoint and of the agent-check: syntax.
 //!
-//! Invariant: the admin endpoint is reachable from this machine only. Must not: bind them.
+//! Invariant: the admin endpoint is reachable only from this machine. Must not: bind them.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,7 +16,7 @@ use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminAddr {
-    /// A loopback address; port 0 asks the kernel for one.
+    /// A loopback address; with port 0 the kernel chooses the port.
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(#[serde(with = "path_bytes")] PathBuf),
@@ -75,8 +75,7 @@ impl Grammar for Admin {
     }
 }
 
-/// Grammar of an address with its port, or a port for all IPv4 addresses: load balancers are
-/// remote.
+/// Grammar of an address with a port, or a port on all IPv4 addresses: load balancers are remote.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Agent;
 

@@ -1,7 +1,7 @@
-//! Which changes of the configuration a running server can apply, and which need a stop.
+//! Decides which configuration changes a running server can apply, and which need a stop.
 //!
-//! Pure. Invariant: every change that [`check_change`] accepts takes effect with the workers of a
-//! restart (or at once, in the supervisor); none is applied silently in part.
+//! Pure. Invariant: every change that [`check_change`] accepts takes effect with the restarted
+//! workers (or at once, in the supervisor); none is applied partially without an error.
 
 use super::settings::{Config, SETTINGS};
 use super::types::ListenAddr;
@@ -19,7 +19,7 @@ pub struct NeedsStop {
     pub running: String,
     /// Its new value.
     pub wanted: String,
-    /// Why it is fixed.
+    /// The reason why it is fixed.
     pub why: &'static str,
 }
 
@@ -32,7 +32,7 @@ pub fn check_change(running: &Config, wanted: &Config) -> Result<(), NeedsStop> 
         let &[why] = setting.fixed else { continue };
         let (now, then) = (setting.show(running), setting.show(wanted));
         let changed = match setting.key() {
-            // A name server may return the addresses of a name in another order each time.
+            // A name server may return addresses in a different order each time.
             "listen" => sorted(&running.listen) != sorted(&wanted.listen),
             "recv_buffer" | "send_buffer" => now != "auto" && then == "auto",
             _ => now != then,

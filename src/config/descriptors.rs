@@ -1,17 +1,17 @@
-//! The number of connections that fit a worker's descriptor limit.
+//! Computes the number of connections that fit a worker's descriptor limit.
 
 use super::error::Error;
 use super::limits::{AUTO_CONNECTIONS_MAX, FD_RESERVE, FDS_PER_SLOT};
 
-/// Returns the maximum connections of a worker: `asked`, or if `None` all that fit.
+/// Returns a worker's maximum number of connections: `asked`, or if `None` as many as fit.
 ///
-/// `nofile_limit` is the descriptor limit of the worker (`RLIMIT_NOFILE`, the soft limit after it
-/// was raised to the maximum). The reserve covers a worker that serves every sibling's listeners as
-/// well as the supervisor, which holds them all.
+/// `nofile_limit` is the worker's descriptor limit (`RLIMIT_NOFILE`, with the soft limit raised to
+/// the hard limit). The reserve suffices for a worker that serves all siblings' listeners and for
+/// the supervisor, which holds them all.
 ///
 /// # Errors
 ///
-/// The limit is too low; the message gives the required limit, and how to raise it.
+/// An error if the limit is too low; it gives the required limit and how to raise it.
 pub fn connection_limit(
     asked: Option<u32>,
     nofile_limit: u64,

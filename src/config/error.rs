@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::networks::NETWORKS_IN_ALL_MAX;
 
-/// Why the configuration is invalid. Every message is one line that includes the remedy.
+/// A configuration error. Every message is one line that includes the remedy.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document them")]
 pub enum Error {

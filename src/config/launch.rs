@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::settings::Config;
 
-/// A start: a command line and the configuration that it gave.
+/// A start: a command line and the configuration that resulted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// The configuration at the start.

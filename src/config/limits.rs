@@ -1,4 +1,4 @@
-//! Fixed limits: their name, unit and value in one place.
+//! Fixed limits: name, unit and value in one place.
 //!
 //! Settings have their default in `settings` and their range in `bounds`. Must not: hold anything
 //! that depends on a configuration.
@@ -8,65 +8,66 @@ use std::time::Duration;
 /// Size of a worker's scratch buffer in bytes: the maximum of one read.
 pub const SCRATCH_BYTES: usize = 65_536;
 
-/// Connections whose input is in hand at once: so many are received from, before the first of them
-/// is answered. With 1 each is answered before the next one is received from.
+/// Number of connections whose input is held at once: that many are received from before the first
+/// is answered. With 1, each is answered before the next is received from.
 pub const HANDS: usize = 16;
 
-/// Least room that a receive has in the scratch buffer beside the input in hand: half of it, so that
-/// a receive seldom fills its room and then needs a second call.
+/// Minimum room of a receive in the scratch buffer beside input already held: half the buffer, so
+/// that a receive seldom fills its room and needs a second call.
 pub const RECEIVE_ROOM_MIN: u32 = SCRATCH_BYTES as u32 / 2;
 
-/// Of short event loop iterations that only serve connections one in this many is measured.
+/// Short event loop iterations that only serve connections are sampled: one in this many is
+/// measured.
 pub const TURNS_PER_SAMPLE: u64 = 64;
 
-/// An iteration is short below this; reading the clock costs less than a thousandth of it.
+/// Maximum duration of a short iteration; reading the clock costs less than a thousandth of it.
 pub const SHORT_TURN: Duration = Duration::from_micros(50);
 
 /// Descriptors of a process that are not connections and whose number does not grow: standard
 /// streams, log, epoll, waker, shared memory, control sockets, the pair of a handover.
 pub const FD_RESERVE: u32 = 64;
 
-/// Maximum connections per worker where none is configured: container runtimes set descriptor
-/// limits in the billions, and a worker's memory is laid out for its limit (64 GiB of address
-/// space, not of memory, for this many).
+/// Maximum connections per worker if not configured: container runtimes set descriptor limits in
+/// the billions, and a worker's memory layout depends on its limit (64 GiB of address space, not of
+/// memory, for this value).
 pub const AUTO_CONNECTIONS_MAX: u32 = 1_000_000;
 
 /// Interval between checks that the file of the control socket still exists.
 pub const CONTROL_FILE_CHECK: Duration = Duration::from_secs(10);
 
-/// Sources that a worker tracks at once, for the limits per source: those with connections, and
-/// those whose rate is not unused again. About 130 bytes each, and only where there are such
-/// limits. Beyond it those without connections are forgotten; when all have some, new sources are
-/// admitted unlimited, which is counted (`untracked`).
+/// Maximum sources tracked per worker for the limits per source: sources with connections, and
+/// sources whose rate has not fully recovered. Each takes about 130 bytes, and only if such limits
+/// are configured. At the maximum, sources without connections are forgotten; if all have
+/// connections, new sources are admitted without limits and counted (`untracked`).
 pub const ADMISSION_SOURCES_MAX: usize = 65_536;
 
-/// A worker at `max_connections` accepts again when a tenth of its places is free, or this long
-/// after the first one is: so a new client does not wait while there is room.
+/// A worker at `max_connections` accepts again once a tenth of its places is free, or this long
+/// after the first is free, so that new clients do not wait while there is room.
 pub const LIMIT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Pending output in the kernel that the client does not read is discarded after
-/// `write_stall_timeout`, or this if that is shorter: the network may need that long.
+/// Minimum timeout for output in the kernel that the client does not read; the timeout is
+/// `write_stall_timeout` if that is longer. Delivery may take this long.
 pub const KERNEL_STALL_MIN: Duration = Duration::from_secs(1);
 
-/// Maximum of that time that the kernel accepts (a positive number of milliseconds).
+/// Maximum of that timeout in the kernel (a positive number of milliseconds).
 pub const KERNEL_STALL_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// Interval between attempts to bind a socket in place of a lost listener.
 pub const REBIND_RETRY: Duration = Duration::from_secs(1);
 
-/// Descriptors kept for each slot besides its listeners: channel, pidfd, memory, and one spare.
+/// Descriptors per slot besides its listeners: channel, pidfd, memory, and one spare.
 pub const FDS_PER_SLOT: u32 = 4;
 
 /// Maximum connections in one handover message: the kernel's descriptor limit per message
 /// (`SCM_MAX_FD`, 253), less a margin.
 pub const HANDOVER_BATCH_CONNECTIONS: usize = 200;
 
-/// Maximum bytes of one handover message without descriptors: room for one connection with a full
-/// buffer of unsent output and its record; below the capacity of a socket pair (about 208 KiB).
+/// Maximum bytes of one handover message without descriptors: room for one connection's record and
+/// a full buffer of unsent output; below the capacity of a socket pair (about 208 KiB).
 pub const HANDOVER_MESSAGE_BYTES: usize = 96 * 1024;
 
-/// Handover messages sent and not acknowledged: as many as fit the socket when each is full of
-/// unsent output, few enough that a connection is frozen for milliseconds.
+/// Maximum unacknowledged handover messages: as many as fit the socket when all carry full buffers
+/// of unsent output, but few enough to freeze a connection for milliseconds only.
 pub const HANDOVER_WINDOW: usize = 6;
 
 /// Requested buffer size of a handover's socket pair in bytes; the kernel grants up to
@@ -74,26 +75,25 @@ pub const HANDOVER_WINDOW: usize = 6;
 pub const HANDOVER_SOCKET_BYTES: usize = HANDOVER_WINDOW * HANDOVER_MESSAGE_BYTES;
 
 /// Time per event loop iteration for handover batches, on either side. Each iteration processes at
-/// least one batch, and all other clients are served between two iterations.
+/// least one batch; all other clients are served between iterations.
 pub const HANDOVER_TURN: Duration = Duration::from_millis(2);
 
 /// How long a new worker waits for the number of migrating connections before it accepts new ones.
-/// The sender sends it in its next iteration; a stalled one must not delay new clients.
+/// The sender reports it in its next iteration; a stalled sender must not delay new clients.
 pub const HANDOVER_COUNT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Samples of a handover's progress within `handover_timeout`; a side is stalled when all of them
-/// in a row show that it owes the next step.
+/// Samples of a handover's progress within `handover_timeout`; a side is stalled if all of them
+/// show it owing the next step.
 pub const HANDOVER_CHECKS: u32 = 4;
 
-/// Maximum characters of a worker's own text, such as why it cannot start: a long sentence.
+/// Maximum characters of text from a worker, such as the reason why it cannot start.
 pub const WORKER_WORDS_MAX_CHARS: usize = 1024;
 
-/// Delay before a handover message that the kernel did not accept is tried again, unless the kernel
-/// reports room earlier.
+/// Delay before a rejected handover message is sent again, unless the kernel reports room earlier.
 pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 
-/// Samples of a worker's pulse within `hang_timeout`; a worker is stalled when all of them in a row
-/// show that its loop has made no iteration.
+/// Samples of a worker's pulse within `hang_timeout`; a worker is stalled if none of them shows a
+/// new iteration.
 pub const HANG_CHECKS: u32 = 4;
 
 /// Interval between comparisons of the workers' loads (`rebalance`).
@@ -102,7 +102,7 @@ pub const REBALANCE_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Consecutive samples that must show the same worker overloaded before connections migrate.
 pub const REBALANCE_LOOKS: u32 = 3;
 
-/// Calls per second of the busiest worker below which nothing migrates: it is not overloaded.
+/// Calls per second of the busiest worker below which no connection migrates: it is not overloaded.
 pub const REBALANCE_LEAST_CALLS: u64 = 500;
 
 /// Bytes, in or out, that count as much as one call.
@@ -111,25 +111,25 @@ pub const REBALANCE_BYTES_PER_CALL: u64 = 16 * 1024;
 /// A connection with traffic within this time is active.
 pub const REBALANCE_ACTIVE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Maximum connections that migrate at once. With the interval below, 2,400 a minute.
+/// Maximum connections that migrate at once: with the interval below, 2,400 per minute.
 pub const REBALANCE_CONNECTIONS: u32 = 200;
 
 /// Minimum interval between two migrations.
 pub const REBALANCE_REST: Duration = Duration::from_secs(5);
 
-/// Maximum of this interval; it doubles with each migration that has not helped.
+/// Maximum of this interval, which doubles with each migration that has not helped.
 pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
 
-/// Time, from its accept, for a connection's first byte although the worker stops: an admitted
-/// client that sends its request at once is answered.
+/// Time after its accept in which a connection's first byte is awaited even by a stopping worker,
+/// so that a client that sends its request at once is answered.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum clients of the control socket. One more replaces a slow one, and is refused with a retry
-/// hint if all of them wait for a reply.
+/// Maximum clients of the control socket. One more replaces a slow client; if all clients wait for
+/// a reply, it is refused with a retry hint.
 pub const CONTROL_CLIENTS_MAX: usize = 32;
 
-/// Maximum commands queued by `--wait`; one more is refused. Fewer than clients, so that a status
-/// can be requested meanwhile.
+/// Maximum commands queued by `--wait`; one more is refused. Below the maximum of clients, so that
+/// a status can still be requested.
 pub const CONTROL_WAITERS_MAX: usize = 8;
 
 /// Maximum bytes of a request on the control socket.
@@ -138,17 +138,18 @@ pub const CONTROL_REQUEST_MAX_BYTES: usize = 4096;
 /// Timeout for a client of the control socket to send its request, and to read the last reply.
 pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client of the control socket that sends nothing, or does not read its reply, keeps
-/// its place while others wait for one. A client with a request sends it at once.
+/// How long a client of the control socket that sends nothing or does not read its reply keeps its
+/// place while others wait for one. A client sends its request at once.
 pub const CONTROL_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Clients of the control socket accepted per iteration of the supervisor's loop.
 pub const CONTROL_ACCEPTS_PER_TURN: usize = 64;
 
-/// Connections to an address lock accepted and closed per iteration.
+/// Connections to an address lock accepted and closed per iteration of the supervisor's loop.
 pub const LOCK_CHECKS_PER_TURN: usize = 64;
 
-/// Pause of the locks after an iteration that left some: bounds the cost of a flood.
+/// Pause of the locks after an iteration that did not handle all connections: bounds the cost of a
+/// flood.
 pub const LOCK_CHECKS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Maximum concurrent requests to the admin process, each with a thread of its own.
@@ -160,39 +161,39 @@ pub const ADMIN_HEAD_MAX_BYTES: usize = 8192;
 /// Timeout for a client of the admin endpoint to send its request, and to read the response.
 pub const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The same while other clients wait. A client on this machine sends its request at once, and the
-/// response fits into the socket buffer. So a hundred slow clients delay the next one by little
-/// more than half a second.
+/// The same while other clients wait. A local client sends its request at once, and the response
+/// fits the socket buffer. A hundred slow clients so delay the next one by little more than half a
+/// second.
 pub const ADMIN_EXCLUSIVE_TIME: Duration = Duration::from_millis(25);
 
-/// How long the admin process waits for the supervisor; a slower one is unhealthy.
+/// How long the admin process waits for the supervisor; if it takes longer, it is unhealthy.
 pub const ADMIN_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum load balancers that the admin process serves at once; others wait.
 pub const AGENT_CLIENTS_MAX: usize = 4;
 
-/// Timeout for a load balancer to read its line, and then to close, while none waits.
+/// Timeout for a load balancer to read its line and close, while no other waits.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a load balancer's line is reused: at any request rate, the supervisor is queried at
-/// most five times per second.
+/// How long a load balancer's line is reused: limits queries to the supervisor to five per second.
 pub const AGENT_FRESH: Duration = Duration::from_millis(200);
 
-/// Smoothing of the weight: a constant load counts by two thirds after this time, fully after five.
+/// Smoothing time of the weight: a constant load is reflected to two thirds after this time, and
+/// fully after five times this.
 pub const AGENT_SMOOTHING: Duration = Duration::from_secs(10);
 
-/// Maximum interval of checks that each worker's loop runs. Busy workers do nothing for it; an idle
-/// one is woken every other time.
+/// Maximum interval of the check that each worker's loop runs. Busy workers do nothing for it; an
+/// idle one is woken at every other check.
 pub const STALL_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// A worker that made no iteration in this many checks in a row, one of them with a wake-up, has
+/// A worker without an iteration in this many consecutive checks, one of them with a wake-up, has
 /// stalled.
 pub const STALL_CHECKS: u32 = 2;
 
 /// Sampling interval of the accept queue lengths, for the log.
 pub const QUEUE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// Minimum interval of `status --watch`: it must not load the supervisor.
+/// Minimum interval of `status --watch`, to limit the supervisor's load.
 pub const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Sampling time of `status` for rates.
@@ -210,17 +211,17 @@ pub const TOP_COLUMNS_MAX: u16 = 512;
 /// Maximum rows that `top` draws; a higher terminal stays empty below.
 pub const TOP_ROWS_MAX: u16 = 256;
 
-/// How long `top` waits for room in the queue of a control socket; its keys wait with it.
+/// How long `top` waits to connect to a full control socket; keys are not handled meanwhile.
 pub const TOP_CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Default number of sockets in `status --sockets`.
 pub const STATUS_SOCKETS_LISTED: usize = 1000;
 
-/// Maximum size of a configuration file in bytes; `--config /dev/zero` must end.
+/// Maximum size of a configuration file in bytes, so that reading `/dev/zero` ends.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// Added to the OOM score of the supervisor's children, in thousandths of the memory. They are
-/// often of the supervisor's size, and only a worker can be replaced.
+/// often as large as the supervisor, and only workers are replaceable.
 pub const OOM_SCORE_STEP: i16 = 100;
 
 /// Interval at which the service manager's status line is rendered; it is sent if changed.
@@ -229,15 +230,15 @@ pub const NOTIFY_STATUS_IDLE: Duration = Duration::from_secs(5);
 /// The same while an operation is in progress.
 pub const NOTIFY_STATUS_BUSY: Duration = Duration::from_secs(1);
 
-/// Delay before a message that the service manager did not accept is sent again.
+/// Delay before a message rejected by the service manager is sent again.
 pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
 
-/// Maximum length of the status line for the service manager, in characters: systemd drops a
-/// message of more than 4096 bytes whole.
+/// Maximum characters of the status line for the service manager: systemd drops a message of more
+/// than 4096 bytes.
 pub const NOTIFY_STATUS_MAX_CHARS: usize = 1000;
 
 /// How far the service manager's timeout for a start or a reload is extended, repeatedly while that
-/// is in progress. So its own timeout only affects a supervisor that hangs.
+/// is in progress, so that it expires only if the supervisor hangs.
 pub const NOTIFY_EXTENSION: Duration = Duration::from_secs(15);
 
 /// Time added to the maximum duration of a stop in the timeout requested of the service manager.

@@ -1,8 +1,8 @@
 //! The addresses to listen on: their syntax, and which of them conflict.
 //!
-//! Invariants: [`Listen`] returns at least one address, at most [`LISTEN_MAX`], no duplicates, and
-//! each is read back from its own `Display`. Must not: bind anything, or resolve a name other than
-//! through [`Facts`].
+//! Invariants: [`Listen`] returns 1 to [`LISTEN_MAX`] addresses without duplicates, and parses back
+//! each one's own `Display`. Must not: bind anything, or resolve a name other than through
+//! [`Facts`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -29,8 +29,8 @@ impl Grammar for Listen {
                         "{address} is a multicast address, which TCP does not support"
                     ));
                 }
-                // A name may resolve to one address twice. Duplicates are served once, except port
-                // 0, which is another port each time.
+                // A name may resolve to one address twice. Duplicates are dropped, except port 0,
+                // which is a different port each time.
                 let from = if address.addr.port() == 0 { earlier } else { 0 };
                 if !addresses[from..].contains(&address) {
                     addresses.push(address);
@@ -56,7 +56,7 @@ impl Grammar for Listen {
     }
 }
 
-/// Reads one entry of the list; a name may resolve to several addresses.
+/// Parses one entry of the list; a name may resolve to several addresses.
 fn parse_one(text: &str, facts: &Facts<'_>) -> Result<Vec<ListenAddr>, String> {
     if text.is_empty() {
         return Err("an address is empty".to_owned());
@@ -91,7 +91,7 @@ fn parse_one(text: &str, facts: &Facts<'_>) -> Result<Vec<ListenAddr>, String> {
     }
 }
 
-/// Reads the text in brackets: an IPv6 address, perhaps with a scope (`fe80::1%eth0`).
+/// Parses the text in brackets: an IPv6 address, perhaps with a scope (`fe80::1%eth0`).
 fn parse_v6(
     inside: &str,
     port: u16,
@@ -109,7 +109,7 @@ fn parse_v6(
         Ok(ip) => Ok(vec![plain(SocketAddr::from((ip, port)))]),
         Err(_) => match format!("[{inside}]:{port}").parse::<SocketAddrV6>() {
             Ok(addr) => Ok(vec![plain(SocketAddr::V6(addr))]),
-            // Only the system's resolver knows the number of an interface.
+            // Only the system's resolver maps an interface name to its number.
             Err(_) if inside.contains('%') => look_up(inside, port, text, facts),
             Err(_) => Err(format!("{text:?} has no IPv6 address in brackets")),
         },
@@ -138,7 +138,7 @@ fn parse_port(port: &str, text: &str) -> Result<u16, String> {
         .map_err(|_| format!("port {port} of {text:?} is above 65535"))
 }
 
-/// Returns an address that serves one family.
+/// Returns an address that serves one family only.
 pub(super) fn plain(addr: SocketAddr) -> ListenAddr {
     ListenAddr {
         addr,
@@ -146,11 +146,11 @@ pub(super) fn plain(addr: SocketAddr) -> ListenAddr {
     }
 }
 
-/// Returns the first two addresses of which one would receive clients meant for the other.
+/// Returns the first two addresses of which one would receive the other's clients.
 ///
 /// The kernel gives a connection to the most specific listener, so `127.0.0.1:9999` beside
-/// `0.0.0.0:9999` would not share its load but receive all of it from loopback. Port 0 means a port
-/// of the kernel's choice and overlaps with nothing.
+/// `0.0.0.0:9999` would not share its load but receive all connections from loopback. Port 0 means
+/// a port chosen by the kernel and overlaps with no address.
 pub(crate) fn overlap(addresses: &[ListenAddr]) -> Option<(&ListenAddr, &ListenAddr)> {
     addresses.iter().enumerate().find_map(|(index, first)| {
         addresses[index + 1..]
@@ -169,7 +169,7 @@ pub(super) fn overlapping(address: SocketAddr, addresses: &[ListenAddr]) -> Opti
     })
 }
 
-/// Returns whether `wide` accepts every client that `narrow` is for.
+/// Returns whether `wide` accepts every client of `narrow`.
 fn covers(wide: &ListenAddr, narrow: &ListenAddr) -> bool {
     if wide.addr.port() != narrow.addr.port() || wide.addr.port() == 0 {
         return false;

@@ -1,9 +1,9 @@
 //! Lists of networks (`allow`, `deny`) and their syntax.
 //!
-//! Invariants: [`Networks`] returns at most [`NETWORKS_MAX`] networks, no duplicates, each with no
-//! bit set beyond its prefix, and each is read back from its own `Display`. An empty text is
-//! refused: an unset variable must not open a server to every client. Must not: resolve a name (its
-//! address may change), or decide about admission (`admission` does).
+//! Invariants: [`Networks`] returns at most [`NETWORKS_MAX`] networks without duplicates, with no
+//! bit set beyond the prefix, and parses back each one's own `Display`. An empty text is refused:
+//! an unset variable must not open a server to every client. Must not: resolve a name (its address
+//! may change), or decide about admission (`admission` does).
 
 use std::net::IpAddr;
 
@@ -14,8 +14,8 @@ use super::value::{Facts, Grammar};
 /// Maximum number of networks in one list.
 pub const NETWORKS_MAX: usize = 512;
 
-/// Maximum number of networks in all lists, since they go to a worker in one message: two full
-/// lists, and the third with its default or little more.
+/// Maximum number of networks in all lists, which go to a worker in one message: two full lists,
+/// and a third near its default.
 pub const NETWORKS_IN_ALL_MAX: usize = 1040;
 
 /// The word for an empty list.

@@ -1,7 +1,7 @@
 //! Serialization of paths between processes: text where they are UTF-8, bytes otherwise.
 //!
-//! A path on Linux is any bytes without a zero. JSON has only text, and serde's own form of a path
-//! refuses other bytes, which would make the whole message or state fail.
+//! A Linux path may contain any byte but zero. JSON has only text, and serde rejects paths that are
+//! not UTF-8, which would make the whole message or state fail.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -28,10 +28,10 @@ pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::
     written.serialize(serializer)
 }
 
-/// Reads what [`serialize`] wrote.
+/// Reads the output of [`serialize`].
 ///
 /// # Errors
-/// It is neither text nor a list of bytes.
+/// An error if it is neither text nor a list of bytes.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
     Ok(match Written::deserialize(from)? {
         Written::Text(text) => PathBuf::from(text),

@@ -10,13 +10,13 @@ use super::settings::{Config, SETTINGS};
 use super::source::{Assignment, Origin, Origins};
 use super::value::Facts;
 
-/// Resolves the settings: of several assignments to one setting the last one wins, so `assignments`
-/// are in ascending precedence (file, environment, flags).
+/// Resolves the settings. The last of several assignments to a setting wins, so `assignments` are
+/// in ascending precedence (file, environment, flags).
 ///
 /// # Errors
 ///
-/// The first value that its setting rejects (even one that another source overrides: it would take
-/// effect when that source is removed), then the first violated rule between settings.
+/// The first value that its setting rejects (even one that another source overrides, since it would
+/// take effect once that source is removed), then the first violated rule between settings.
 pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config, Origins), Error> {
     let mut config = Config::blank();
     let mut origins = Vec::with_capacity(SETTINGS.len());
@@ -37,7 +37,7 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
             origins.push(Origin::Default);
             continue;
         };
-        // A name that will not be listened on is not resolved: it may belong to another machine.
+        // Overridden names are not resolved: they may belong to another machine.
         let offline = Facts {
             lookup: &|_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
             ..*facts
@@ -53,8 +53,8 @@ pub fn resolve(assignments: &[Assignment], facts: &Facts<'_>) -> Result<(Config,
     Ok((config, origins))
 }
 
-/// Checks a configuration received as data from another process against the guarantees of
-/// [`resolve`]. No name is resolved.
+/// Checks a configuration from another process against the guarantees of [`resolve`]. No name is
+/// resolved.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
 //! The rules between settings: combinations of values that are not allowed.
 //!
-//! Must not: check a value alone (its row does).
+//! Must not: check a single value (its row does).
 
 use super::admin::AdminAddr;
 use super::error::Error;
@@ -63,8 +63,8 @@ pub(super) fn check(config: &Config, origins: &Origins) -> Result<(), Error> {
     }
 }
 
-/// Returns the endpoint whose address conflicts with another that this server binds: the second
-/// bind would blame another server.
+/// Returns the endpoint whose address conflicts with another address of this server. Otherwise the
+/// error of the second bind would blame another server.
 fn taken(config: &Config) -> Option<(&'static str, String)> {
     let admin = match config.admin {
         Some(AdminAddr::Tcp(address)) => Some(address),

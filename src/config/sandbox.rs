@@ -1,7 +1,7 @@
 //! The sandbox of workers and the account they run as: values and syntax.
 //!
 //! Invariant: a parsed [`Account`] has a name and no number; the number is added where names may be
-//! resolved ([`super::Config`] is complete only then). Must not: resolve a name.
+//! resolved, which completes the [`super::Config`]. Must not: resolve a name.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +26,9 @@ words! {
 /// A user or a group, as given and as the kernel identifies it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
-    /// The name or number as given.
+    /// The name or number, as given.
     pub name: String,
-    /// Its number; `None` until resolved.
+    /// The number; `None` until resolved.
     #[serde(default)]
     pub id: Option<u32>,
     /// Of a user: the number of its primary group, if it has one.
@@ -36,7 +36,7 @@ pub struct Account {
     pub primary_group: Option<u32>,
 }
 
-/// Grammar of an account, or the word for the user that started the server.
+/// Grammar of an account, or the keyword for the supervisor's own user.
 pub(crate) const ACCOUNT: OrWord<AccountName> = OrWord("unchanged", AccountName);
 
 /// Grammar of the name or the number of a user or a group.
@@ -51,7 +51,7 @@ impl Grammar for AccountName {
         if text.is_empty() || text.starts_with('-') || text.contains(invalid) {
             return Err(format!("{text:?} is not a valid account name"));
         }
-        // For the kernel the highest number means "leave unchanged".
+        // The kernel interprets the highest number as "leave unchanged".
         if text.bytes().all(|byte| byte.is_ascii_digit())
             && !text.parse().is_ok_and(|id: u32| id != u32::MAX)
         {

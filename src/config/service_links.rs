@@ -1,5 +1,5 @@
-//! Variables that Kubernetes and Docker set for a service whose name begins like the program's: a
-//! pod must start although a Service in its namespace is named `uppercased` or `uppercased-admin`.
+//! Variables that Kubernetes and Docker set for services: a pod must start even if a Service in its
+//! namespace is named `uppercased` or `uppercased-admin`.
 //!
 //! Invariant: both name and value must match, so a mistyped setting is still refused:
 //! `UPPERCASED_PORT=80` is an error, `UPPERCASED_PORT=tcp://10.0.0.1:80` is not. Must not: read the
@@ -13,7 +13,7 @@ use uppercased_ctl::process::ENV_PREFIX;
 /// Protocols of a service's port, as written in a value.
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
-/// Returns the names of those among `variables`, sorted, for a notice.
+/// Returns the sorted names of the service variables among `variables`, for a notice.
 pub fn service_links<'a>(
     variables: impl IntoIterator<Item = &'a (OsString, OsString)>,
 ) -> Vec<String> {
@@ -27,13 +27,13 @@ pub fn service_links<'a>(
     names
 }
 
-/// Returns whether a variable is one of those, by its name and its value.
+/// Returns whether a variable is a service variable, by name and value.
 #[must_use]
 pub fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
     let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
         return false;
     };
-    // The service's own name ends with the prefix, or continues after it.
+    // The service's name ends with the prefix or continues after it.
     let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
         return false;
     };
@@ -108,7 +108,7 @@ mod tests {
         let settings = SETTINGS.iter().map(|setting| setting.variable() + "_");
         let others =
             ["", "METRICS_", "7_", "A_PORT_", "SERVICE_"].map(|name| ENV_PREFIX.to_owned() + name);
-        // A Service named `uppercased-share` has a variable with the name of a setting.
+        // A Service named `uppercased-share` sets a variable named like a setting.
         for prefix in settings
             .chain(others)
             .chain(["UPPERCASED_SHARE_".to_owned()])

@@ -42,8 +42,8 @@ const SCRATCH: u32 = SCRATCH_BYTES as u32;
 pub const WORKERS: Count<u16> = Count::new(WORKERS_MIN, WORKERS_MAX);
 
 // A row: field, type and grammar; placeholder of the value in help (`TIME`, `SIZE`, `N`), default
-// and a useful other value; why it cannot change while the server runs, if so; a line of help without
-// a full stop; its purpose, and what to consider when changing it.
+// and a useful other value; why it cannot change while the server runs, if so; a line of help
+// without a full stop; purpose, and what to consider when changing it.
 settings! {
     "Listening" {
         /// Addresses to listen on; at least one.
@@ -71,7 +71,7 @@ settings! {
             "Maximum length of each accept queue"
             "Each worker has one accept queue per address. The kernel caps the length at \
              net.core.somaxconn; auto asks for exactly that."
-        /// Join other servers on the same address instead of refusing to start beside them.
+        /// Whether to join other servers on the same address instead of refusing to start.
         share_port: bool = Switch;
             "BOOL", default "false", example "true",
             fixed because "it is decided when the port is bound";
@@ -80,7 +80,7 @@ settings! {
              starting one is an error unless this is set."
     }
     "Connections" {
-        /// Connections per worker; `None`: what `RLIMIT_NOFILE` leaves after the reserve.
+        /// Connections per worker; `None`: `RLIMIT_NOFILE` less the reserve.
         max_connections: Option<u32> = OrWord("auto", Count::new(1, 10_000_000));
             "N", default "auto", example "50000";
             "Maximum connections per worker"
@@ -243,9 +243,9 @@ settings! {
             "Pause before accepting again when out of resources"
             "After EMFILE, ENFILE, ENOBUFS or ENOMEM an immediate retry would fail again and \
              waste CPU time. The pause ends early when a connection closes."
-        /// How long a worker busy-polls before it sleeps; `None`: it sleeps at once.
-        // Below 10 us it would end before a peer on the same machine can answer; beyond a second it
-        // permanently occupies a CPU.
+        /// How long a worker busy-polls before it sleeps; `None`: not at all.
+        // Below 10 us it would end before a local peer can answer; beyond a second it permanently
+        // occupies a CPU.
         busy_poll: Option<Duration> = OrWord("off", Span::new(MS / 100, SECOND));
             "TIME", default "off", example "50us";
             "Busy-poll for this long before sleeping"
@@ -270,7 +270,7 @@ settings! {
             "Worker i runs only on the i-th available CPU; with more workers than CPUs the \
              numbering wraps around. status shows the CPU. Worthwhile on a dedicated machine: \
              the scheduler cannot move a pinned worker."
-        /// Whether connections migrate from an overloaded worker to the least loaded one.
+        /// Whether connections migrate from an overloaded worker to the least loaded worker.
         rebalance: bool = Switch;
             "BOOL", default "false", example "true";
             "Migrate connections away from an overloaded worker"
@@ -280,7 +280,7 @@ settings! {
              connections migrate there, a bounded number at a time, with pauses in between. \
              Never while a reload, an upgrade or a change of the number of workers is in \
              progress."
-        /// Minimum load difference for that, in percent.
+        /// Minimum load difference for a migration, in percent.
         // Below 10 it would react to noise.
         rebalance_threshold: u16 = Count::new(10, 1000);
             "PERCENT", default "50", example "25";

@@ -1,7 +1,7 @@
-//! The three sources of settings, each read into the same plain assignments.
+//! The three sources of settings, each parsed into the same plain assignments.
 //!
-//! Invariants: every value arrives as the text that its flag accepts, so one parser and one
-//! error text serve all three; an unknown setting is an error that names the nearest one. Must not:
+//! Invariants: every value has the text form that its flag accepts, so one parser and one error
+//! text serve all three; an unknown setting is an error that names the most similar one. Must not:
 //! open the file or read the environment (the command line does and passes the contents in), or
 //! check a value.
 
@@ -38,7 +38,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Returns how `setting` is spelled there, for the beginning of an error.
+    /// Returns the name of `setting` in this source, for the beginning of an error.
     #[must_use]
     pub fn name_of(&self, setting: &Setting) -> String {
         match self {
@@ -71,7 +71,7 @@ impl Origins {
         SETTINGS.iter().zip(&self.0)
     }
 
-    /// Returns the spelling of the setting with this key in the source of its value.
+    /// Returns the name of the setting with this key in the source of its value.
     pub(crate) fn name_of(&self, key: &str) -> String {
         self.iter()
             .find(|(setting, _)| setting.key() == key)
@@ -90,12 +90,12 @@ pub struct Assignment {
     pub origin: Origin,
 }
 
-/// Parses the contents of a configuration file; `path` is for the errors.
+/// Parses the contents of a configuration file; `path` is used in errors.
 ///
 /// # Errors
 ///
-/// The first part of the file that is not TOML, not a setting, or not of a type that a setting can
-/// have.
+/// An error for the first part of the file that is not TOML, not a setting, or of a type that the
+/// setting cannot have.
 pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error> {
     let syntax = |offset: usize, why: String| {
         let (line, column) = position(contents, offset);
@@ -149,7 +149,8 @@ pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error>
 ///
 /// # Errors
 ///
-/// The first variable that begins with `UPPERCASED_` but is no setting, or is not UTF-8.
+/// An error for the first variable that begins with `UPPERCASED_` but is not a setting, or not
+/// UTF-8.
 pub fn from_environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<Assignment>, Error> {
@@ -203,11 +204,11 @@ fn unknown_key(name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Err
     }
 }
 
-/// Minimum similarity of a setting to an unknown name to be suggested: as similar as `idle` and
-/// `idle_timeout`, unlike `config` and `backoff_initial`.
+/// Minimum similarity at which a setting is suggested for an unknown name: that of `idle` and
+/// `idle_timeout`, but not of `config` and `backoff_initial`.
 const ALIKE: f64 = 0.75;
 
-/// Returns the setting whose key is most similar to `name`, if any is similar enough.
+/// Returns the setting whose key is most similar to `name`, if similar enough.
 fn nearest(name: &str) -> Option<&'static Setting> {
     let name = name.to_ascii_lowercase().replace('-', "_");
     let alike = SETTINGS

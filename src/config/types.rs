@@ -14,9 +14,9 @@ use uppercased_ctl::words;
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenAddr {
-    /// Address and port; port 0: chosen by the kernel, and then shared by all slots.
+    /// Address and port; port 0: chosen by the kernel, then shared by all slots.
     pub addr: SocketAddr,
-    /// For an IPv6 address: whether IPv4 clients are served by the same socket.
+    /// For an IPv6 address: whether the same socket also serves IPv4 clients.
     pub dual_stack: bool,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for ListenAddr {
 pub enum Control {
     /// A socket named after the supervisor's process ID, in the runtime directory.
     Auto,
-    /// None: signals only.
+    /// No socket: signals only.
     #[default]
     Off,
     /// A socket at this path.
@@ -44,14 +44,14 @@ pub enum Control {
 }
 
 words! {
-    /// How many workers must start for a server to serve.
+    /// How many workers must start before the server serves.
     #[derive(Default, Serialize, Deserialize)]
     #[serde(rename_all = "lowercase")]
     pub enum Boot {
-        /// The first one; those that fail after it are tried again.
+        /// One; failed workers are retried.
         #[default]
         Any = "any",
-        /// All of them; a failure ends the start.
+        /// All; a failure aborts the start.
         All = "all",
     }
 }
@@ -64,7 +64,7 @@ words! {
         /// They migrate to the new worker.
         #[default]
         Handover = "handover",
-        /// They stay with the old one until they end or `drain_timeout` expires.
+        /// They stay with the old worker until they end or `drain_timeout` expires.
         Drain = "drain",
     }
 }
@@ -89,7 +89,7 @@ words! {
     #[derive(Default, Serialize, Deserialize)]
     #[serde(rename_all = "lowercase")]
     pub enum LogFormat {
-        /// For people, with colour on a terminal.
+        /// For people, coloured on a terminal.
         #[default]
         Human = "human",
         /// One JSON object per line.

@@ -1,10 +1,9 @@
-//! The syntax of values: the grammars that every source of settings shares.
+//! The syntax of values: grammars shared by all sources of settings.
 //!
-//! Invariants: each kind of value is read and written by one grammar only, so [`Grammar::parse`]
-//! reads back what [`Grammar::show`] writes; its `Display` describes the accepted values, and help,
-//! documentation and error texts all quote it. Must not: touch a descriptor, the clock or the
-//! environment (a name is resolved through [`Facts`]), or accept a number without a unit where the
-//! unit is ambiguous.
+//! Invariants: each kind of value has one grammar, so [`Grammar::parse`] reads back the output of
+//! [`Grammar::show`]; its `Display` describes the accepted values, and help, documentation and
+//! errors quote it. Must not: touch a descriptor, the clock or the environment (names are resolved
+//! through [`Facts`]), or accept a number without a unit where the unit is ambiguous.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -15,7 +14,7 @@ use super::types::Control;
 use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 use uppercased_ctl::words::Word;
 
-/// Resolves a host name: its addresses with the given port, or why there are none.
+/// Resolves a host name: returns its addresses with the given port, or why there are none.
 pub type Lookup<'a> = &'a dyn Fn(&str, u16) -> Result<Vec<SocketAddr>, String>;
 
 /// Properties of the machine that the configuration needs, passed in by the caller.
@@ -28,7 +27,7 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'static> {
-    /// Facts without a machine: one CPU, and no name service.
+    /// Facts that depend on no machine: one CPU and no name service.
     pub const NONE: Self = Self {
         cpus: 1,
         lookup: &|_, _| Err("it is a name, not an address".to_owned()),
@@ -48,17 +47,17 @@ pub(crate) trait Grammar {
     /// The parsed value.
     type Value;
 
-    /// Reads `text`. The error is a clause that begins with the text itself and describes the
-    /// fault; the caller adds what to write instead.
+    /// Parses `text`. The error is a clause that begins with the text and describes the fault; the
+    /// caller appends the accepted values.
     fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<Self::Value, String>;
 
-    /// Writes `value` so that `parse` reads it back.
+    /// Formats `value` so that `parse` reads it back.
     fn show(&self, value: &Self::Value) -> String;
 
     /// Returns the accepted values, as the end of the sentence "use …".
     fn accepts(&self) -> String;
 
-    /// Returns all accepted texts, if they are a few words; none otherwise.
+    /// Returns all accepted texts if they are keywords; none otherwise.
     fn words(&self) -> Vec<&'static str> {
         Vec::new()
     }
@@ -112,7 +111,7 @@ impl Size {
     }
 }
 
-/// A value of the inner grammar, or one word for none.
+/// A value of the inner grammar, or a keyword for none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OrWord<G>(pub(crate) &'static str, pub(crate) G);
 
@@ -124,11 +123,11 @@ pub(crate) struct PerCpu(pub(crate) Count<u16>);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Switch;
 
-/// The path of the control socket, or a word for the default path or none.
+/// The path of the control socket, or a keyword for the default path or none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ControlSocket;
 
-/// One word of a list.
+/// A keyword from a list.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Choice<T>(PhantomData<T>);
 
@@ -146,7 +145,7 @@ impl<T: Copy + fmt::Display + Into<u64> + TryFrom<u64>> Grammar for Count<T> {
         if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!("{text:?} is not a whole number"));
         }
-        // More digits than fit a u64 are a number all the same, and too high.
+        // A number that exceeds u64 is still a number, and too high.
         let number = text.parse::<u64>().unwrap_or(u64::MAX);
         if text.starts_with('-') || number < self.least.into() {
             return Err(format!("{text} is too low"));
@@ -257,7 +256,7 @@ impl Grammar for Size {
     }
 }
 
-/// Returns a size as `64KiB`: in the largest unit that divides it, so nothing is rounded.
+/// Returns a size as `64KiB`: exact, in the largest unit that divides it.
 fn show_size(bytes: u32) -> String {
     let bytes = u64::from(bytes);
     let (scale, names) = SIZE_UNITS
@@ -313,7 +312,7 @@ impl Grammar for Switch {
     fn parse(&self, text: &str, _: &Facts<'_>) -> Result<bool, String> {
         match text {
             "true" | "on" => Ok(true),
-            // Other settings use this word, so it is accepted here too.
+            // Other settings accept `off`, so it is accepted here too.
             "false" | "off" => Ok(false),
             _ => Err(format!("{text:?} is neither true nor false")),
         }

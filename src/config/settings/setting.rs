@@ -8,9 +8,9 @@ use super::super::value::{Facts, Grammar as _, Switch};
 
 /// One setting of a configuration `C`: a row of the table.
 pub struct Row<C> {
-    /// Its name in the configuration file: `idle_timeout`.
+    /// The name in the configuration file: `idle_timeout`.
     pub(super) key: &'static str,
-    /// The heading it is listed under.
+    /// The heading under which it is listed.
     pub heading: &'static str,
     /// The placeholder of the value in help (`TIME`, `SIZE`, `N`).
     pub value_name: &'static str,
@@ -18,11 +18,11 @@ pub struct Row<C> {
     pub default: &'static str,
     /// A useful value other than the default.
     pub example: &'static str,
-    /// Why it cannot change while the server runs, if it cannot.
+    /// The reason why it cannot change while the server runs, if so.
     pub(in crate::config) fixed: &'static [&'static str],
-    /// One line: what it is, without a full stop.
+    /// One line of help without a full stop.
     pub help: &'static str,
-    /// Its purpose, and what to consider when changing it.
+    /// The purpose, and what to consider when changing it.
     pub long_help: &'static str,
     pub(super) apply: fn(&mut C, &str, &Facts<'_>) -> Result<(), String>,
     pub(super) show: fn(&C) -> String,
@@ -42,8 +42,8 @@ macro_rules! settings {
     )+ })+) => {
         /// All settings, validated.
         ///
-        /// Sent to the workers as JSON. During an upgrade both ends may be of different versions,
-        /// so an unknown field is skipped and a missing one has its default.
+        /// Sent to the workers as JSON. During an upgrade the two ends may have different versions,
+        /// so an unknown field is skipped and a missing field has its default.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct Config {
@@ -51,7 +51,8 @@ macro_rules! settings {
         }
 
         impl Config {
-            /// Returns the value that every setting is applied to. It is not a valid configuration.
+            /// Returns the value to which every setting is applied. It is not a valid
+            /// configuration.
             pub(super) fn blank() -> Self {
                 Self { $($($key: Default::default(),)+)+ }
             }
@@ -90,19 +91,19 @@ impl<C> fmt::Debug for Row<C> {
 }
 
 impl<C> Row<C> {
-    /// Returns its name in the configuration file: `idle_timeout`.
+    /// Returns the name in the configuration file: `idle_timeout`.
     #[must_use]
     pub fn key(&self) -> &'static str {
         self.key
     }
 
-    /// Returns its name on the command line, without the dashes: `idle-timeout`.
+    /// Returns the name on the command line, without dashes: `idle-timeout`.
     #[must_use]
     pub fn flag(&self) -> String {
         self.key().replace('_', "-")
     }
 
-    /// Returns its name in the environment: `UPPERCASED_IDLE_TIMEOUT`.
+    /// Returns the name in the environment: `UPPERCASED_IDLE_TIMEOUT`.
     #[must_use]
     pub fn variable(&self) -> String {
         format!("{ENV_PREFIX}{}", self.key().to_ascii_uppercase())
@@ -114,7 +115,7 @@ impl<C> Row<C> {
         (self.accepts)()
     }
 
-    /// Returns all accepted values, if they are a few words; none otherwise.
+    /// Returns all accepted values if they are keywords; none otherwise.
     #[must_use]
     pub fn words(&self) -> Vec<&'static str> {
         (self.words)()
@@ -136,8 +137,8 @@ impl<C> Row<C> {
         )
     }
 
-    /// Returns a value in the configuration file's syntax. No value needs escaping in TOML: they
-    /// are words, numbers with units and addresses.
+    /// Returns a value in the configuration file's syntax. Keywords, numbers with units and
+    /// addresses need no escaping in TOML.
     #[must_use]
     pub fn in_toml(&self, value: &str) -> String {
         if self.is_list() && value.contains(',') {
@@ -150,13 +151,13 @@ impl<C> Row<C> {
         }
     }
 
-    /// Returns the value in `config`, as text that this setting reads back.
+    /// Returns the value in `config` as text, which this setting parses back.
     #[must_use]
     pub fn show(&self, config: &C) -> String {
         (self.show)(config)
     }
 
-    /// Reads `text` into its field of `config`; the error gives the cause and what to write.
+    /// Parses `text` into its field of `config`; the error gives the cause and the accepted values.
     pub(in crate::config) fn apply(
         &self,
         config: &mut C,

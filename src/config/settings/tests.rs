@@ -54,7 +54,7 @@ fn documented_bounds_are_enforced_bounds() {
             setting.apply(&mut config, bound, &FACTS).unwrap();
             assert_eq!(setting.show(&config), bound, "{setting:?}");
         }
-        // One unit more is too much, in any unit.
+        // One unit more exceeds the maximum, in any unit.
         let end = most
             .find(|c: char| !c.is_ascii_digit())
             .unwrap_or(most.len());
@@ -108,7 +108,7 @@ fn reference() -> String {
             setting.default,
         );
     }
-    // A switch may have no value.
+    // A switch accepts a missing value.
     for switch in SETTINGS.iter().filter(|setting| setting.is_switch()) {
         let flag = format!("`--{}", switch.flag());
         text = text.replace(&format!("{flag} true`"), &format!("{flag}`"));
@@ -116,7 +116,7 @@ fn reference() -> String {
     text
 }
 
-/// With `UPDATE_DOCS=1` in the environment it writes the reference instead of comparing it.
+/// With `UPDATE_DOCS=1` in the environment, writes the reference instead of comparing it.
 #[test]
 fn the_documentation_agrees_with_the_table() {
     const BEGIN: &str = "<!-- reference: begin -->\n";

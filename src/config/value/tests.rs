@@ -32,7 +32,7 @@ fn sizes_are_plain_or_binary() {
     ] {
         assert_eq!(ANY_SIZE.parse(text, &FACTS), Ok(bytes), "{text}");
     }
-    // KB and kib are refused: the first may mean 1000, the second is not a standard spelling.
+    // KB and kib are refused: KB may mean 1000 bytes, and kib is not a standard spelling.
     for text in [
         "",
         "k",
