@@ -1,12 +1,13 @@
-//! `uppercased client`: talks to a server by hand or as a filter, and checks every answer.
+//! `uppercased client`: an interactive client and filter for the server that checks every reply.
 //!
-//! On a terminal it prompts for lines and prints each reply; as a pipe it streams both ways,
+//! On a terminal it prompts for lines and prints each reply. As a pipe it streams both ways,
 //! half-closes at the end of its input, and succeeds only if every byte came back in upper case.
 //! Memory is bounded for any length: input waits while 4 MiB are unanswered.
 //!
-//! Files: `connect` finds the server, `exchange` tracks the bytes (pure), `session` moves them.
+//! Files: `connect` connects to the server, `exchange` tracks the bytes (pure), `session` moves
+//! them.
 //!
-//! It must not share code with the server's transformation, which it checks.
+//! It must not share code with the transformation that it checks.
 
 mod connect;
 mod error;
@@ -27,17 +28,17 @@ use self::session::Session;
 /// The client's parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// `HOST:PORT`: a name, an IPv4 address or an IPv6 address in brackets, and a port.
+    /// `HOST:PORT`, where HOST is a name, an IPv4 address or an IPv6 address in brackets.
     pub target: String,
-    /// The version of the PROXY header to send first, as a load balancer would, with this client's
+    /// The version of the PROXY header to send first, as a load balancer does, with the client's
     /// own address; `None`: no header.
     pub proxy_header: Option<proxy_header::Version>,
 }
 
 /// Runs the client on this process's standard input and output.
 ///
-/// An error is printed to standard error, as one line. The exit code is 0 if every byte came back
-/// in upper case, 2 if the address is invalid, and 1 otherwise.
+/// Prints an error as one line on standard error. The exit code is 0 if every byte came back in
+/// upper case, 2 if the address is invalid, and 1 otherwise.
 pub fn run(options: Options) -> ExitCode {
     match converse(&options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,7 +62,7 @@ fn converse(options: &Options) -> Result<(), Error> {
         let local = stream.local_addr().map_err(Error::Socket)?;
         let peer = stream.peer_addr().map_err(Error::Socket)?;
         let header = proxy_header::encode(version, local, peer);
-        // It fits any socket buffer, so the write cannot block.
+        // The header fits any socket buffer, so the write cannot block.
         stream.write_all(&header).map_err(|source| Error::Broken {
             source,
             answered: 0,

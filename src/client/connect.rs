@@ -1,4 +1,4 @@
-//! Connects to a target, one address after the other, and explains a failure.
+//! Connects to a target, trying its addresses in turn, and explains a failure.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -12,10 +12,10 @@ use uppercased_ctl::target::{Target, refuse_self};
 /// Connect timeout of one address; a name may have several, tried in turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the connection failed.
+/// A failure to connect.
 #[derive(Debug, Error)]
 pub(super) enum Unreachable {
-    /// The name has no address, or no name server could be reached.
+    /// The name has no address, or no name server is reachable.
     #[error("cannot resolve {host}: {source}; check the spelling, or use an IP address")]
     Resolve {
         /// The name.
@@ -32,7 +32,7 @@ pub(super) enum Unreachable {
     Connect {
         /// The target as typed.
         target: Target,
-        /// Every address that was tried, with the error; empty if the name has none.
+        /// Every address tried, with its error; empty if the name has none.
         attempts: Vec<(SocketAddr, io::Error)>,
     },
 }
@@ -41,7 +41,7 @@ pub(super) enum Unreachable {
 ///
 /// # Errors
 ///
-/// The name is unknown, or no address of it accepted.
+/// The name is unknown, or none of its addresses accepted.
 pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     let addresses = target.resolve().map_err(|source| Unreachable::Resolve {
         host: target.host().to_owned(),
@@ -64,7 +64,8 @@ pub(super) fn connect(target: &Target) -> Result<TcpStream, Unreachable> {
     })
 }
 
-/// Lists the error of each address; the address is named only if it differs from what was typed.
+/// Lists the error of each address; an address is named only if it differs from the target as
+/// typed.
 fn describe(target: &Target, attempts: &[(SocketAddr, io::Error)]) -> String {
     let reasons: Vec<String> = attempts
         .iter()

@@ -31,7 +31,7 @@ pub(super) enum Error {
     Input(#[source] io::Error),
     #[error("cannot write standard output: {}", describe_io(.0))]
     Output(#[source] io::Error),
-    /// The reader of our output closed it, as `head -1` does; not printed.
+    /// The reader of the output closed it, as `head -1` does; not printed.
     #[error("cannot write standard output: it was closed")]
     OutputClosed,
     #[error("{}; {}", describe_break(source), progress(*answered, *missing))]
@@ -60,7 +60,7 @@ impl Error {
         }
     }
 
-    /// Returns true for an error that is not printed.
+    /// Returns whether the error is not printed.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self, Self::OutputClosed)
     }
@@ -69,7 +69,7 @@ impl Error {
 /// Describes the error that ended a connection.
 fn describe_break(error: &io::Error) -> String {
     match error.kind() {
-        // Our own half-close comes after the last send, so a broken pipe comes from the server.
+        // The client half-closes after its last send, so a broken pipe is caused by the server.
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the server reset the connection".to_owned()
         }

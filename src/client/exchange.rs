@@ -1,12 +1,12 @@
-//! Tracks one conversation: bytes read from the input, sent and answered, and whether every answer
-//! was correct.
+//! Tracks one conversation: the bytes read from the input, sent and answered, and whether every
+//! answer was correct.
 //!
-//! The three counts are positions in one stream of bytes. The bytes between them are in one ring
-//! buffer of fixed size, so only the kernel copies a byte: read into the ring, sent from it,
-//! compared in it.
+//! The three counts are positions in one byte stream. The bytes between them are in a ring buffer
+//! of fixed size that they never leave: read into it, sent from it and compared in it, so only the
+//! kernel copies them.
 //!
 //! Invariants: `answered <= sent <= taken <= answered + window`. A byte between `answered` and
-//! `sent` is stored as the answer it must get, one between `sent` and `taken` as it was read.
+//! `sent` is stored as its expected answer, a byte between `sent` and `taken` as it was read.
 //!
 //! It must not touch a descriptor, grow, or trust the server.
 
@@ -15,8 +15,8 @@ use thiserror::Error;
 /// Maximum bytes of one read from the input.
 pub(super) const READ_BYTES: usize = 64 * 1024;
 
-/// Maximum unanswered bytes, after which reading pauses: the memory for a transfer of any length,
-/// and enough for 40 MB/s on a path with a round trip of 100 ms.
+/// Maximum unanswered bytes, beyond which reading pauses. Bounds the memory for a transfer of any
+/// length; enough for 40 MB/s at a round-trip time of 100 ms.
 pub(super) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 
 /// A wrong answer. Offsets count bytes of the conversation from 0.
@@ -30,7 +30,7 @@ pub(super) enum Fault {
     WrongByte {
         /// Position in the conversation.
         offset: u64,
-        /// The upper case of the byte that was sent there.
+        /// The upper case of the byte sent there.
         expected: u8,
         /// The byte received instead.
         actual: u8,
@@ -48,7 +48,7 @@ pub(super) enum Fault {
         extra: u64,
     },
 
-    /// The replies ended before everything was answered, or before the input ended.
+    /// The replies ended before every byte was answered or before the input ended.
     #[error("the server closed the connection; {}", progress(*answered, *missing))]
     EndedEarly {
         /// Bytes answered correctly.
@@ -58,7 +58,7 @@ pub(super) enum Fault {
     },
 }
 
-/// The progress of a conversation, for an error message.
+/// Describes the progress of a conversation, for an error message.
 pub(super) fn progress(answered: u64, missing: u64) -> String {
     if missing == 0 {
         format!("all {answered} bytes sent so far were answered")
@@ -97,11 +97,11 @@ impl Exchange {
 
     /// Returns the room for the next input; [`Self::take`] must follow.
     ///
-    /// Empty only if the window is full.
+    /// It is empty only if the window is full.
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.answered == self.taken {
-            // Nothing in flight: start over at the front, so that a light conversation uses only
-            // the few cached pages instead of the whole ring.
+            // Nothing is in flight: restart at the front, so that a light conversation touches only
+            // a few cached pages of the ring.
             self.origin = self.taken;
         }
         let start = self.index(self.taken);
@@ -125,8 +125,8 @@ impl Exchange {
     /// Marks the first `len` bytes of [`Self::unsent`] as sent: from now on they can be answered.
     pub(super) fn mark_sent(&mut self, len: usize) {
         let start = self.index(self.sent);
-        // The standard library's upper-casing, not this crate's: the client checks the server and
-        // must not share its code.
+        // Uses the standard library's upper-casing, not this crate's, because the client must not
+        // share the code that it checks.
         self.ring[start..start + len].make_ascii_uppercase();
         self.sent += len as u64;
         self.check_invariants();
@@ -136,7 +136,7 @@ impl Exchange {
     ///
     /// # Errors
     ///
-    /// [`Fault::WrongByte`] and [`Fault::Extra`]; the conversation is then over.
+    /// [`Fault::WrongByte`] and [`Fault::Extra`]; both end the conversation.
     pub(super) fn check_reply(&mut self, mut reply: &[u8]) -> Result<(), Fault> {
         while !reply.is_empty() {
             let expected = self.stored(self.answered, self.sent);
@@ -149,7 +149,7 @@ impl Exchange {
             }
             let (piece, rest) = reply.split_at(len);
             let expected = &expected[..len];
-            // Compare first and find the position afterwards: equality of slices is the fast path.
+            // Compare first, then find the position: equality of slices is the fast path.
             if piece != expected {
                 return Err(first_difference(self.answered, expected, piece));
             }
@@ -160,7 +160,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Returns the result once the server has ended its replies in order.
+    /// Returns the result after the server has closed its side gracefully.
     ///
     /// # Errors
     ///
@@ -180,14 +180,14 @@ impl Exchange {
         self.stored(self.sent, self.taken)
     }
 
-    /// Returns whether input should be read: it has not ended, and a whole read fits in the window.
+    /// Returns whether to read input: it has not ended, and a whole read fits in the window.
     ///
-    /// Waiting for a whole read's room prevents small reads while the window is nearly full.
+    /// Requiring room for a whole read prevents small reads while the window is nearly full.
     pub(super) fn wants_input(&self) -> bool {
         !self.input_ended && self.free() >= READ_BYTES.min(self.ring.len())
     }
 
-    /// Returns whether the input has ended and all of it was sent: time to half-close.
+    /// Returns whether the input has ended and all of it was sent, so that the client half-closes.
     pub(super) fn is_all_sent(&self) -> bool {
         self.input_ended && self.sent == self.taken
     }
@@ -236,8 +236,8 @@ impl Exchange {
     }
 }
 
-/// Returns the first byte that differs between two pieces of equal length, the first of which is at
-/// stream position `start`.
+/// Returns the fault at the first byte that differs between two pieces of equal length, which begin
+/// at stream position `start`.
 fn first_difference(start: u64, expected: &[u8], actual: &[u8]) -> Fault {
     let (offset, (&expected, &actual)) = (start..)
         .zip(expected.iter().zip(actual))

@@ -1,14 +1,14 @@
 //! Moves the bytes of one conversation between standard input, the socket and standard output.
 //!
-//! One thread, one `poll` per iteration. The socket is non-blocking; standard input and output are
+//! One thread, one `poll` per iteration. The socket is non-blocking. Standard input and output are
 //! not, because that flag belongs to the open file, which other processes share: input is read only
-//! after `poll` reported it, and output is written blocking. This is backpressure, not a risk:
-//! while the reader of our output is slow, nothing is read from the socket or the input either.
+//! after `poll` reported it, and output is written blocking. That is intended backpressure: while
+//! the reader of the output is slow, neither socket nor input is read.
 //!
-//! `epoll` (and so mio) is not used because it refuses regular files.
+//! `epoll` (and so mio) is not used because it rejects regular files.
 //!
 //! It must not decide whether an answer is correct (`exchange` does), or use the standard library's
-//! buffered input, whose buffer `poll` cannot see.
+//! buffered input, whose buffer is invisible to `poll`.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -31,13 +31,12 @@ pub(super) struct Session<'a> {
     screen: Screen,
     exchange: Exchange,
     reply: Box<[u8]>,
-    /// The failure of a send. Earlier answers of the server can still be read, so it is reported
-    /// only after those.
+    /// The error of a send. Earlier replies can still be read, so it is reported after them.
     send_failure: Option<io::Error>,
     half_closed: bool,
 }
 
-/// What `poll` reported.
+/// The result of `poll`.
 struct Ready {
     socket: bool,
     input: bool,
@@ -51,8 +50,8 @@ enum Replies {
 }
 
 impl<'a> Session<'a> {
-    /// Creates a conversation between this process's standard input and output and `stream`; with a
-    /// prompt if both are terminals.
+    /// Creates a conversation between this process's standard input and output and `stream`; it
+    /// prompts if both are terminals.
     ///
     /// # Errors
     ///
@@ -60,8 +59,8 @@ impl<'a> Session<'a> {
     pub(super) fn new(stream: &'a TcpStream) -> Result<Self, Error> {
         let prepared = stream
             .set_nonblocking(true)
-            // A line is a packet: without this the second of two quick lines would wait for the
-            // first one's acknowledgement.
+            // A line is a packet: otherwise the second of two quick lines would wait for the
+            // acknowledgement of the first.
             .and_then(|()| stream.set_nodelay(true));
         prepared.map_err(Error::Socket)?;
         let input = io::stdin();
@@ -90,7 +89,7 @@ impl<'a> Session<'a> {
     /// or output.
     pub(super) fn run(mut self) -> Result<(), Error> {
         let result = self.converse();
-        // The result may be printed next, and must start on a new line.
+        // A result printed next must start on a new line.
         self.screen.finish_line();
         result
     }
@@ -117,8 +116,8 @@ impl<'a> Session<'a> {
         }
         let socket = PollFd::new(self.stream.as_fd(), interest);
         let input = PollFd::new(self.input.as_fd(), PollFlags::POLLIN);
-        // Omitted, not just without events: a hang-up is always reported, and with no room for
-        // input the loop would spin on it.
+        // Omitted, not just without events: a hang-up is always reported, so with no room for input
+        // the loop would spin.
         let polled = if self.send_failure.is_none() && self.exchange.wants_input() {
             2
         } else {
@@ -150,7 +149,7 @@ impl<'a> Session<'a> {
         };
         let piece = &self.reply[..len];
         let checked = self.exchange.check_reply(piece);
-        // Printed even if it is wrong: it is what the server sent.
+        // Printed even if wrong, since the server sent it.
         self.screen.show(piece)?;
         checked?;
         if self.exchange.missing() == 0 && !self.exchange.has_input_ended() {
@@ -196,8 +195,8 @@ impl<'a> Session<'a> {
         if let Some(error) = self.send_failure.take() {
             return Err(self.broken(error));
         }
-        // The end of the input may be pending but unread: a server that answers and closes at once
-        // must not make `echo hi | uppercased client` fail by the order of two events.
+        // The end of the input may be pending but unread. `echo hi | uppercased client` must not
+        // fail because a server answers and closes before that end is read.
         if self.exchange.wants_input() {
             let mut input = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
             if poll(&mut input, PollTimeout::ZERO) == Ok(1) {
@@ -239,12 +238,12 @@ impl Screen {
         Ok(())
     }
 
-    /// Notes that the user typed `bytes`, which the terminal has echoed.
+    /// Notes the user's input `bytes`, which the terminal has echoed.
     fn typed(&mut self, bytes: &[u8]) {
         self.line_start = bytes.ends_with(b"\n");
     }
 
-    /// Writes all of `bytes`, blocking while the reader is slow.
+    /// Writes all of `bytes`, blocking while the reader of the output is slow.
     fn show(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if let Some(last) = bytes.last() {
             self.line_start = *last == b'\n';
@@ -258,13 +257,13 @@ impl Screen {
     /// Moves the cursor to the start of a line, on a terminal.
     fn finish_line(&mut self) {
         if self.interactive && !self.line_start {
-            // If the screen is gone, this may fail.
+            // This may fail if the terminal is gone.
             drop(self.show(b"\n"));
         }
     }
 }
 
-/// Returns whether a failed read is to be retried after the next wait.
+/// Returns whether to retry a failed read after the next wait.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

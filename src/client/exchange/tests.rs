@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Takes as much of `input` as the exchange has room for in one piece, `limit` at most.
+/// Takes as much of `input` as fits in one piece, at most `limit`.
 fn feed(exchange: &mut Exchange, input: &[u8], limit: usize) -> usize {
     let room = exchange.room();
     let len = room.len().min(input.len()).min(limit);
@@ -51,7 +51,7 @@ fn plain_echo_is_wrong() {
 fn reply_before_request_is_extra() {
     let mut exchange = Exchange::new(16);
     feed(&mut exchange, b"hi", 2);
-    // Read but not sent: the server cannot have it, so this is not an answer to it.
+    // Read but not sent: the server cannot have received it, so this does not answer it.
     let fault = exchange.check_reply(b"HI").unwrap_err();
     assert_eq!(fault, Fault::Extra { sent: 0, extra: 2 });
 }
@@ -89,12 +89,12 @@ fn full_window_pauses_input() {
     assert_eq!(exchange.room().len(), 4);
 }
 
-/// One step of a schedule: how much is read, sent and answered.
+/// Returns schedules; a step is the numbers of bytes read, sent and answered.
 fn steps() -> impl Strategy<Value = Vec<(usize, usize, usize)>> {
     vec((0..40_usize, 0..40_usize, 0..40_usize), 1..60)
 }
 
-/// Runs `input` through an exchange by the schedule, repeated until done, with a server that
+/// Runs `input` through an exchange by the schedule, repeated until done, against a server that
 /// answers `answer(position, byte)`.
 fn converse(
     window: usize,
@@ -106,7 +106,7 @@ fn converse(
     let (mut read, mut wire, mut replied) = (0, Vec::new(), 0);
     let mut turn = 0;
     loop {
-        // Every round of the schedule moves at least one byte, so it ends.
+        // Every pass through the schedule moves at least one byte, so it ends.
         let (take, send, reply) = schedule[turn % schedule.len()];
         turn += 1;
         if !exchange.has_input_ended() {
