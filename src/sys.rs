@@ -1,8 +1,7 @@
-//! The only place for `unsafe` and raw system calls, beside the wide uppercase path.
+//! The only module with `unsafe` and raw system calls, except for the wide uppercase path.
 //!
 //! Each module wraps one kernel facility in safe functions whose contract is checked or argued
-//! here. Nothing in this tree decides: no policy, no limits, no logging. It imports nothing from
-//! the layers above.
+//! there. They contain no policy, limits or logging, and import nothing from the layers above.
 
 pub mod accept_queue;
 pub mod accounts;

@@ -1,4 +1,4 @@
-//! The length of an accept queue, as the kernel reports it for a listener (`TCP_INFO`).
+//! Reads the length of a listener's accept queue from the kernel (`TCP_INFO`).
 #![expect(unsafe_code, reason = "a socket option that no safe wrapper reads")]
 
 use std::io;
@@ -7,34 +7,34 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
 
-/// An accept queue at one moment.
+/// A snapshot of an accept queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AcceptQueue {
-    /// Connections that wait to be accepted.
+    /// Connections waiting to be accepted.
     pub length: u32,
-    /// Maximum number; the kernel admits one more.
+    /// Maximum number of them; the kernel admits one more.
     pub limit: u32,
 }
 
 impl AcceptQueue {
-    /// Whether the kernel admits no more connections.
+    /// Returns whether the kernel admits no more connections.
     #[must_use]
     pub const fn is_full(self) -> bool {
         self.length > self.limit
     }
 }
 
-/// Words of `struct tcp_info` up to the last one that is read.
+/// Words of `struct tcp_info`, up to the last one read.
 const WORDS: usize = 8;
-/// `tcpi_unacked`: of a listener, the length of its queue.
+/// `tcpi_unacked`: the queue length of a listener.
 const UNACKED: usize = 6;
-/// `tcpi_sacked`: of a listener, the limit of its queue.
+/// `tcpi_sacked`: the queue limit of a listener.
 const SACKED: usize = 7;
 
 /// Returns the accept queue of `listener`.
 ///
 /// # Errors
-/// What `getsockopt` returned: it is not a TCP socket.
+/// The error of `getsockopt`: it is not a TCP socket.
 pub fn accept_queue(listener: BorrowedFd<'_>) -> io::Result<AcceptQueue> {
     let mut info = [0_u32; WORDS];
     let whole = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;

@@ -1,6 +1,6 @@
-//! Users and groups in the system's databases, and changing to one of them.
+//! Looks up users and groups in the system's databases, and changes to an account.
 //!
-//! It must not decide which user a process runs as.
+//! It must not decide the account of a process.
 
 use std::io;
 
@@ -8,8 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresuid};
 
-/// Returns a user's number and that of its primary group. A number without an entry is used as it
-/// is.
+/// Returns a user's ID and that of its primary group. A number without an entry is used as is.
 ///
 /// # Errors
 /// The name does not exist, or the database cannot be read; a clause for an error message.
@@ -25,10 +24,10 @@ pub fn user(name: &str) -> Result<(u32, Option<u32>), String> {
     Ok((id, found.map(|user| user.gid.as_raw())))
 }
 
-/// Returns a group's number. A number without an entry is used as it is.
+/// Returns a group's ID. A number without an entry is used as is.
 ///
 /// # Errors
-/// As [`user`].
+/// See [`user`].
 pub fn group(name: &str) -> Result<u32, String> {
     let unreadable = |errno| format!("cannot look up group {name:?}: {errno}");
     match Group::from_name(name).map_err(unreadable)? {
@@ -39,17 +38,17 @@ pub fn group(name: &str) -> Result<u32, String> {
     }
 }
 
-/// Whether this process may change its user, judging by its own.
+/// Returns whether this process runs as root.
 #[must_use]
 pub fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// Returns the first capability that this process lacks to become `user`, or another group, and to
-/// signal that user's processes afterwards; `None` if it lacks none.
+/// Returns the first missing capability of those needed to become `user`, or another group, and to
+/// signal that user's processes afterwards; `None` if none is missing.
 #[must_use]
 pub fn missing_capability(user: Option<u32>) -> Option<&'static str> {
-    // Unreadable is not missing: the operation itself then fails.
+    // If capabilities cannot be read, none counts as missing: the operation itself then fails.
     let held = rustix::thread::capabilities(None).ok()?.effective;
     let another = user.is_some_and(|user| user != geteuid().as_raw());
     let needed = [
@@ -61,10 +60,10 @@ pub fn missing_capability(user: Option<u32>) -> Option<&'static str> {
     needed.into_iter().find(missing).map(|(_, name, _)| name)
 }
 
-/// Changes to another group and user for good, without supplementary groups.
+/// Changes group and user irrevocably, without supplementary groups.
 ///
 /// # Errors
-/// The operation that failed, and why; part of it may have happened, so the process must exit.
+/// The operation that failed, with its cause. The change may be partial, so the process must exit.
 pub fn become_account(user: Option<u32>, group: Option<u32>) -> io::Result<()> {
     let step = |operation| move |errno| io::Error::other(format!("{operation}: {errno}"));
     setgroups(&[]).map_err(step("setgroups"))?;

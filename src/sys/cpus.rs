@@ -1,25 +1,25 @@
 //! CPU affinity of processes.
 //!
-//! Numbers are the kernel's. It must not decide which process runs where.
+//! CPU numbers are the kernel's. It must not decide which process runs where.
 
 use std::io;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// The calling process (its only thread), as the kernel names it.
+/// The calling process (its only thread), for the kernel.
 const SELF: Pid = Pid::from_raw(0);
 
-/// The CPUs that this process may run on, in order.
+/// Returns the CPUs that this process may use, in ascending order.
 ///
 /// # Errors
-/// What `sched_getaffinity` returned; `EINVAL` on a machine with more CPUs than 1024.
+/// The error of `sched_getaffinity`; `EINVAL` on a machine with more than 1024 CPUs.
 pub fn usable() -> io::Result<Vec<u16>> {
     usable_by(SELF)
 }
 
-/// Returns the only CPU that the process with this number may run on; `None` if there are several,
-/// or no such process.
+/// Returns the only CPU of the process with this ID; `None` if it may use several or does not
+/// exist.
 #[must_use]
 pub fn only_cpu_of(pid: u32) -> Option<u16> {
     let pid = i32::try_from(pid).ok()?;
@@ -29,10 +29,10 @@ pub fn only_cpu_of(pid: u32) -> Option<u16> {
     }
 }
 
-/// Pins this process, and every process that it forks, to one CPU.
+/// Pins this process, and every process forked by it, to one CPU.
 ///
 /// # Errors
-/// What `sched_setaffinity` returned: above all `EINVAL` for a CPU that this process may not use.
+/// The error of `sched_setaffinity`, for example `EINVAL` for a CPU that this process may not use.
 pub fn pin(cpu: u16) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu.into())?;
@@ -50,8 +50,7 @@ fn usable_by(pid: Pid) -> io::Result<Vec<u16>> {
 mod tests {
     use super::*;
 
-    /// In a thread of its own: to the kernel a thread is a process, and this one ends with the
-    /// test.
+    /// Runs in its own thread: affinity applies per thread, and this one ends with the test.
     #[test]
     fn pinned_process_stays_on_its_cpu() {
         let there = || {

@@ -1,4 +1,4 @@
-//! Turns descriptors that arrive as bare numbers into owned values; no other module does.
+//! Turns bare descriptor numbers into owned values; no other module does.
 #![expect(unsafe_code, reason = "the kernel hands descriptors over as numbers")]
 
 use std::collections::BTreeSet;
@@ -9,28 +9,28 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
-/// The number at which a process finds its channel after exec.
+/// The number of a process's channel after exec.
 pub const CHANNEL_NUMBER: RawFd = 3;
-/// Descriptors that must survive until an exec in a forked child have this number or a higher one,
-/// out of the way of those that the child puts in fixed places.
+/// Minimum number of descriptors that must survive in a forked child until exec: higher than those
+/// that the child puts in fixed places.
 pub(crate) const HIGH_NUMBER: RawFd = 10;
 
-/// Owns descriptors that the kernel has just installed for this process (`SCM_RIGHTS`).
+/// Takes ownership of descriptors just installed by the kernel (`SCM_RIGHTS`).
 ///
-/// To be called once, with the numbers of one control message, by its receiver.
+/// The receiver calls it once, with the numbers of one control message.
 #[must_use]
 pub(crate) fn own(numbers: &[RawFd]) -> Vec<OwnedFd> {
     let own_one = |&number: &RawFd| {
-        // SAFETY: `recvmsg` returned this number: the kernel installed it as a new, open
-        // descriptor of this process, that nothing else knows of and nothing else will close.
+        // SAFETY: `recvmsg` returned this number: the kernel installed it as a new, open descriptor
+        // of this process, which no other code knows of or closes.
         unsafe { OwnedFd::from_raw_fd(number) }
     };
     numbers.iter().map(own_one).collect()
 }
 
-/// Makes every descriptor from number `first` up close-on-exec, whatever opened it: programs that
-/// this process starts must not inherit what its own launcher left open. Best effort: without a
-/// readable `/proc` they stay as they are.
+/// Makes every descriptor from number `first` up close-on-exec: programs started by this process
+/// must not inherit descriptors that its launcher left open. Best effort: without a readable
+/// `/proc` they are unchanged.
 pub(crate) fn close_on_exec_from(first: RawFd) {
     let Ok(listing) = std::fs::read_dir("/proc/self/fd") else {
         return;
@@ -41,17 +41,17 @@ pub(crate) fn close_on_exec_from(first: RawFd) {
         .filter(|&number| number >= first)
         .collect();
     for number in numbers {
-        // SAFETY: the number is not -1; it is only handed to the one call below, and if it is not
-        // open any more (the listing's own descriptor is not) that fails and nothing happens.
+        // SAFETY: the number is not -1; it is only passed to the one call below, which fails
+        // without effect if it is not open any more (as the listing's own descriptor).
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
     }
 }
 
-/// Clears close-on-exec on the descriptors, or sets it again. All or none.
+/// Clears close-on-exec on the descriptors, or sets it again: on all or none.
 ///
 /// # Errors
-/// What `fcntl` returned for the first one that failed; those before it are as they were.
+/// The error of `fcntl` for the first that failed; the earlier ones are restored.
 pub(crate) fn pass_on(descriptors: &[BorrowedFd<'_>], on: bool) -> io::Result<()> {
     let flags = |on| {
         if on {
@@ -63,7 +63,7 @@ pub(crate) fn pass_on(descriptors: &[BorrowedFd<'_>], on: bool) -> io::Result<()
     for (done, fd) in descriptors.iter().enumerate() {
         if let Err(errno) = fcntl(fd, FcntlArg::F_SETFD(flags(on))) {
             for earlier in &descriptors[..done] {
-                // Worked a moment ago on the same descriptor.
+                // The same call just succeeded on this descriptor.
                 let _ = fcntl(earlier, FcntlArg::F_SETFD(flags(!on)));
             }
             return Err(errno.into());
@@ -72,7 +72,7 @@ pub(crate) fn pass_on(descriptors: &[BorrowedFd<'_>], on: bool) -> io::Result<()
     Ok(())
 }
 
-/// Duplicates an inherited descriptor, which stays as it is. Close-on-exec.
+/// Duplicates an inherited descriptor, which is unchanged. The duplicate is close-on-exec.
 ///
 /// # Errors
 /// The number is not open.
@@ -80,17 +80,17 @@ pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: the number is not -1; it is only handed to the one call below, and if it is not open
-    // the kernel says so.
+    // SAFETY: the number is not -1; it is only passed to the one call below, which fails if it is
+    // not open.
     duplicate(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// A duplicate, close-on-exec, out of the way of [`CHANNEL_NUMBER`].
+/// Returns a close-on-exec duplicate with a number above [`CHANNEL_NUMBER`].
 fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(own(&[fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(HIGH_NUMBER))?]).remove(0))
 }
 
-/// A descriptor as a saved state names it: by its number, which an exec keeps.
+/// A descriptor in a saved state: its number, which exec keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Descriptor {
     fd: RawFd,
@@ -108,36 +108,36 @@ impl Descriptor {
     }
 }
 
-/// The descriptors that a saved state names, and that stay open through the exec.
+/// The descriptors in a saved state, which stay open through exec.
 #[derive(Debug, Default)]
 pub(crate) struct Kept<'a>(Vec<BorrowedFd<'a>>);
 
 impl<'a> Kept<'a> {
-    /// Keeps `fd` open, and returns its name in the state.
+    /// Keeps `fd` open and returns its entry for the state.
     pub(crate) fn keep(&mut self, fd: &'a impl AsFd) -> Descriptor {
         let fd = fd.as_fd();
         self.0.push(fd);
         fd.as_raw_fd().into()
     }
 
-    /// Returns all of them.
+    /// Returns all kept descriptors.
     pub(crate) fn as_slice(&self) -> &[BorrowedFd<'a>] {
         &self.0
     }
 }
 
-/// The descriptors that came through an exec, taken by the numbers that a saved state names.
+/// The descriptors inherited through exec, taken by their numbers in the saved state.
 ///
-/// Invariants: what is taken is a duplicate, so until [`Inherited::close`] every descriptor is open
-/// at the number at which it came, and can go through another exec; each is taken once.
+/// Invariants: a taken descriptor is a duplicate, so until [`Inherited::close`] every descriptor
+/// stays open at its inherited number and can go through another exec; each is taken once.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited(BTreeSet<RawFd>);
 
 impl Inherited {
-    /// Takes one of them: a duplicate, close-on-exec.
+    /// Returns a close-on-exec duplicate of one of them.
     ///
     /// # Errors
-    /// Why the number names none; or it has been taken.
+    /// The number is not an inherited descriptor, or it has been taken.
     pub(crate) fn take(&mut self, Descriptor { fd: number }: Descriptor) -> io::Result<OwnedFd> {
         let refused = |why: &str| {
             let why = format!("inherited descriptor {number} {why}");
@@ -146,11 +146,11 @@ impl Inherited {
         if number <= 2 {
             return Err(refused("is a standard stream"));
         }
-        // SAFETY: the number is not -1; it is only handed to the calls below, and if it is not open
-        // the kernel says so.
+        // SAFETY: the number is not -1; it is only passed to the calls below, which fail if it is
+        // not open.
         let inherited = unsafe { BorrowedFd::borrow_raw(number) };
         let flags = fcntl(inherited, FcntlArg::F_GETFD).map_err(|_| refused("is not open"))?;
-        // Whatever this program has opened itself is close-on-exec from birth.
+        // Descriptors opened by this program itself are always close-on-exec.
         if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) {
             return Err(refused("was not inherited"));
         }
@@ -160,32 +160,31 @@ impl Inherited {
         duplicate(inherited)
     }
 
-    /// Closes every descriptor that has been taken, at the number at which it came.
+    /// Closes every taken descriptor at its inherited number.
     pub(crate) fn close(self) {
         for number in self.0 {
-            // SAFETY: it was found open and not close-on-exec, as nothing is that this program has
-            // opened itself: so no value in this process owned it, and this set has it once.
+            // SAFETY: it was found open and without close-on-exec, unlike every descriptor opened
+            // by this program itself: so no value in this process owned it, and this set has it
+            // once.
             drop(unsafe { OwnedFd::from_raw_fd(number) });
         }
     }
 }
 
-/// The channel that the supervisor left for this process at [`CHANNEL_NUMBER`]; close-on-exec
-/// again. `None` if there is no sequenced-packet socket: the program was not started by a
-/// supervisor.
+/// Returns the channel that the supervisor passed at [`CHANNEL_NUMBER`], close-on-exec again;
+/// `None` if no sequenced-packet socket is there, so the program was not started by a supervisor.
 ///
-/// To be called once, first thing in a process's life.
+/// To be called once, before anything else in the process.
 #[must_use]
 pub(crate) fn inherited_channel() -> Option<OwnedFd> {
-    // SAFETY: the number is not -1; it is only queried here, and if it is not open the kernel
-    // says so.
+    // SAFETY: the number is not -1; it is only queried here, which fails if it is not open.
     let inherited = unsafe { BorrowedFd::borrow_raw(CHANNEL_NUMBER) };
     if getsockopt(&inherited, sockopt::SockType) != Ok(SockType::SeqPacket) {
         return None;
     }
     fcntl(inherited, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: it is an open socket that came through exec, so no value in this process owns it,
-    // and this function is called once in a process's life.
+    // SAFETY: it is an open socket inherited through exec, so no value in this process owns it, and
+    // this function is called once per process.
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
 }
 

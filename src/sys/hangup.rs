@@ -1,7 +1,8 @@
-//! The sender of a SIGHUP: the kernel (a terminal was closed), the session's leader (a shell that
-//! forwards its own SIGHUP), or another process.
+//! Finds the sender of a SIGHUP: the kernel (a terminal was closed), the session leader (a shell
+//! that forwards its own SIGHUP), or another process.
 //!
-//! Other handlers only learn that a signal arrived. This one runs before them and notes the sender.
+//! Other handlers only learn that a signal arrived. This one runs before them and records the
+//! sender.
 #![expect(unsafe_code, reason = "siginfo is a union, read in a signal handler")]
 
 use std::io;
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::getsid;
 use serde::{Deserialize, Serialize};
 
-/// Whether the kernel, the session's leader, another process sent a SIGHUP.
+/// Whether SIGHUP came from the kernel, the session leader, or another process.
 static SENDERS: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
 /// The senders of SIGHUP since the last check.
@@ -20,17 +21,17 @@ static SENDERS: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 pub struct Senders {
     /// The kernel.
     pub kernel: bool,
-    /// The leader of this process's session.
+    /// The session leader of this process.
     pub leader: bool,
-    /// Another process, or the leader if that is this process.
+    /// Another process, or the session leader if that is this process.
     pub others: bool,
 }
 
-/// Notes the sender of every SIGHUP from now on. Call it before other handlers of SIGHUP are
-/// installed, so that the sender is known when they have run.
+/// Starts recording the sender of every SIGHUP. Call it before installing other handlers of SIGHUP,
+/// so that the sender is known when they have run.
 ///
 /// # Errors
-/// What `sigaction` or `getsid` returned.
+/// The error of `sigaction` or `getsid`.
 pub fn watch() -> io::Result<()> {
     let leader = getsid(None)?.as_raw();
     let note = move |info: &siginfo_t| {
@@ -74,7 +75,7 @@ fn read(read_one: fn(&AtomicBool) -> bool) -> Senders {
     }
 }
 
-/// Notes these senders as well: the program that was this process before has [`seen`] them.
+/// Adds these senders: the previous program of this process has [`seen`] them.
 pub fn note(senders: Senders) {
     let flags = [senders.kernel, senders.leader, senders.others];
     for (sender, flag) in SENDERS.iter().zip(flags) {
@@ -97,7 +98,7 @@ mod tests {
         assert_eq!(seen, senders);
         assert!(senders.others && !senders.kernel, "{senders:?}");
         assert_eq!(take(), Senders::default());
-        // After an upgrade the new program gets it from the old one.
+        // During an upgrade the old program passes it to the new one.
         let closed = Senders {
             kernel: true,
             ..Senders::default()

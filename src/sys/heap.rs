@@ -1,4 +1,4 @@
-//! The number of heaps of the C library's allocator.
+//! Limits the number of heaps of the C library's allocator.
 #![cfg_attr(
     target_env = "gnu",
     expect(unsafe_code, reason = "a parameter of the C library")
@@ -6,9 +6,9 @@
 
 /// Makes all threads that are started later share the first thread's heap.
 ///
-/// Otherwise glibc gives each thread a heap of its own, and opens a file in `/proc` before it first
-/// returns memory of such a heap, which may be after the sandbox has forbidden opening files. Other
-/// C libraries have one heap and open nothing.
+/// Otherwise glibc gives each thread its own heap, and opens a file in `/proc` before it first
+/// returns memory of such a heap, possibly after the sandbox has forbidden opening files. Other C
+/// libraries have one heap and open nothing.
 pub fn share_one_heap() {
     #[cfg(target_env = "gnu")]
     {
@@ -22,7 +22,7 @@ pub fn share_one_heap() {
 mod tests {
     use super::*;
 
-    /// That it helps is seen where an admin process gives large answers.
+    /// The effect is tested with an admin process that sends large responses.
     #[test]
     fn heap_limit_can_be_set_twice() {
         share_one_heap();

@@ -1,11 +1,11 @@
-//! The program itself, pinned by descriptor, and new processes that run it.
+//! The program's own image, pinned by descriptor, and new processes that run it.
 //!
-//! The supervisor pins the image that it runs, so that a worker started after a crash runs the same
-//! code even if the file was replaced. An upgrade opens the path again.
+//! The supervisor pins its image, so that a worker started after a crash runs the same code even if
+//! the file was replaced. An upgrade opens the path again.
 //!
-//! Invariants: forking happens only while the process has one thread, so the child may run any
-//! code before exec; every descriptor is close-on-exec, so the new program has exactly its three
-//! standard streams and its channel.
+//! Invariants: forking happens only while the process has one thread, so the child may run any code
+//! before exec; every descriptor is close-on-exec, so the new program has exactly three standard
+//! streams and its channel.
 #![expect(unsafe_code, reason = "fork and a fixed descriptor number")]
 
 use std::convert::Infallible;
@@ -27,24 +27,24 @@ use uppercased_ctl::process::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE
 
 use super::fd::{CHANNEL_NUMBER, HIGH_NUMBER, close_on_exec_from, own, pass_on};
 
-/// A program, held open.
+/// A program, pinned by an open descriptor.
 #[derive(Debug)]
 pub struct Image(OwnedFd);
 
 impl Image {
-    /// Opens the image that this process runs, whatever its path names by now.
+    /// Opens the image of this process, even if the file was replaced.
     ///
     /// # Errors
-    /// What opening `/proc/self/exe` returned; it needs a mounted `/proc`.
+    /// The error of opening `/proc/self/exe`; it needs a mounted `/proc`.
     pub fn of_this_process() -> io::Result<Self> {
         Self::open(Path::new("/proc/self/exe"))
     }
 
-    /// Opens the program that `path` names now.
+    /// Opens the program now at `path`.
     ///
     /// # Errors
-    /// What opening it returned; `InvalidInput` if it is not a regular file. Whether it can be
-    /// executed shows only at exec.
+    /// The error of opening it; `InvalidInput` if it is not a regular file. Whether it can be
+    /// executed is known only at exec.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let low = open(path, flags, Mode::empty())?;
@@ -57,15 +57,15 @@ impl Image {
         Ok(Self(pinned))
     }
 
-    /// Starts a process that runs the image with `arguments` (the first is its shown name) and
-    /// finds `passed` from the fixed number on. Standard input and output are `/dev/null`, standard
-    /// error is shared. Signals stay blocked in it: requests come over the channel, and a signal to
-    /// the whole group must not end a worker without its supervisor.
+    /// Starts a process that runs the image with `arguments` (the first is its displayed name),
+    /// with the descriptors `passed` from the fixed number on. Standard input and output are
+    /// `/dev/null`, standard error is shared. Signals stay blocked in it: requests come over the
+    /// channel, and a signal to the whole group must not end a worker without its supervisor.
     ///
-    /// If the image cannot be executed, `failed` is called in the child with the error.
+    /// If the image cannot be executed, the child calls `failed` with the error.
     ///
     /// # Errors
-    /// What the kernel returned; there is then no process.
+    /// The kernel's error; no process was created.
     pub fn spawn<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -81,16 +81,16 @@ impl Image {
             failed(error);
             exit_copy()
         }
-        // It was the mask a moment ago.
+        // It restores the previous mask.
         let _ = before.thread_set_mask();
         forked?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Replaces the program of this process by the image, with `arguments` and with `state` in the
-    /// environment as [`STATE_VARIABLE`]. The process keeps its number, its children, its signal
-    /// mask, pending signals and, of its descriptors, exactly the standard streams and `kept`.
+    /// Replaces the program of this process by the image, with `arguments`, and with `state` in the
+    /// environment as [`STATE_VARIABLE`]. The process keeps its ID, its children, its signal mask,
+    /// pending signals and, of its descriptors, exactly the standard streams and `kept`.
     ///
-    /// Returns only if that failed; nothing has changed then.
+    /// Returns only on failure; nothing has changed then.
     pub fn replace_this_process<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -112,7 +112,7 @@ impl Image {
             &environment,
             AtFlags::AT_EMPTY_PATH,
         );
-        // They were let through by the same call a moment ago.
+        // The same call just succeeded on them.
         let _ = pass_on(kept, false);
         errno.into()
     }
@@ -128,8 +128,8 @@ impl Image {
         dup2_stdout(&null)?;
         let high = fcntl(channel, FcntlArg::F_DUPFD_CLOEXEC(HIGH_NUMBER))?;
         let high = own(&[high]).pop().ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: whatever has the fixed number in this copy of the supervisor is not used again:
-        // the next call replaces the program, or the process ends.
+        // SAFETY: the descriptor at the fixed number in this copy of the supervisor is not used
+        // again: the next call replaces the program, or the process ends.
         let placed = unsafe { dup2_raw(&high, CHANNEL_NUMBER) }?;
         std::mem::forget(placed);
         close_on_exec_from(CHANNEL_NUMBER + 1);
@@ -137,7 +137,7 @@ impl Image {
     }
 }
 
-/// A child process, held by pidfd: its number cannot be reused.
+/// A child process, held by pidfd, so its ID cannot be reused.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
@@ -145,7 +145,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// A child that this process's earlier program forked, by its number and its pidfd.
+    /// Returns a child forked by the previous program of this process, from its ID and its pidfd.
     #[must_use]
     pub const fn inherited(pid: i32, pidfd: OwnedFd) -> Self {
         Self {
@@ -154,7 +154,7 @@ impl Process {
         }
     }
 
-    /// The process number, for display.
+    /// Returns the process ID, for display.
     #[must_use]
     pub const fn pid(&self) -> i32 {
         self.pid.as_raw()
@@ -163,7 +163,7 @@ impl Process {
     /// Kills the process.
     ///
     /// # Errors
-    /// It has been reaped already.
+    /// It has already been reaped.
     pub fn kill(&self) -> io::Result<()> {
         Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
     }
@@ -171,7 +171,7 @@ impl Process {
     /// Reaps the process and returns its wait status; `None` while it runs.
     ///
     /// # Errors
-    /// The process has been reaped already.
+    /// It has already been reaped.
     pub fn reap(&self) -> io::Result<Option<WaitStatus>> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         match waitid(Id::PIDFd(self.pidfd.as_fd()), flags)? {
@@ -182,7 +182,7 @@ impl Process {
 }
 
 impl From<OwnedFd> for Image {
-    /// A program that was opened by this process's earlier program.
+    /// Wraps an image opened by the previous program of this process.
     fn from(pinned: OwnedFd) -> Self {
         Self(pinned)
     }
@@ -195,27 +195,28 @@ impl AsFd for Image {
 }
 
 impl AsFd for Process {
-    /// Readable when the process has ended.
+    /// Becomes readable when the process has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 }
 
-/// Forks this process, which has one thread. Returns the child, owned by its pidfd from birth, and
-/// `None` in the child. A process without a pidfd, for which nothing would wait, cannot exist.
+/// Forks this process, which has one thread. Returns the child, owned by its pidfd from the start,
+/// and `None` in the child. No process is created without a pidfd, since it could not be waited
+/// for.
 ///
-/// `clone` and not `clone3`, which container runtimes refuse.
+/// `clone` and not `clone3`, which container runtimes deny.
 ///
 /// # Errors
-/// What the kernel returned, also for lack of a descriptor; there is no child then.
+/// The kernel's error, also if no descriptor is free; no child was created.
 fn fork_with_pidfd() -> io::Result<Option<Process>> {
     let flags = libc::c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
     let no_stack: libc::c_long = 0;
     let mut number: libc::c_int = -1;
-    // SAFETY: without CLONE_VM the child has a copy of everything and goes on here on its own stack,
-    // as after `fork`. The process has one thread (a rule of the whole program: supervisor and workers
-    // are single-threaded, always), so no lock can be held by a thread that the child lacks. The
-    // kernel writes one int to `number`, in the parent. On every architecture that this builds for
+    // SAFETY: without CLONE_VM the child has a copy of everything and continues here on its own
+    // stack, as after `fork`. The process has one thread (a rule of the whole program: supervisor
+    // and workers are single-threaded, always), so no lock can be held by a thread that the child
+    // lacks. The kernel writes one int to `number`, in the parent. On every supported architecture
     // the flags come first, the stack second and the pidfd third.
     let pid = unsafe {
         libc::syscall(
@@ -240,7 +241,8 @@ fn fork_with_pidfd() -> io::Result<Option<Process>> {
     }
 }
 
-/// Ends a forked copy of the supervisor without destructors: it does not own what it holds.
+/// Ends a forked copy of the supervisor without running destructors: it does not own its copied
+/// values.
 #[expect(
     clippy::exit,
     clippy::disallowed_methods,
@@ -250,8 +252,8 @@ fn exit_copy() -> ! {
     std::process::exit(1)
 }
 
-/// Returns the environment for a child: without the state that may have come with it and without
-/// the variables that a service manager set for this process alone.
+/// Returns the environment for a child: without an inherited state and without the variables that a
+/// service manager set for this process alone.
 fn environment_of_child() -> Vec<CString> {
     inherited_without(&[LISTEN_VARIABLES.as_slice(), &NOTIFY_VARIABLES].concat())
 }

@@ -1,13 +1,13 @@
-//! The process's resource limits.
+//! Resource limits of the process.
 //!
-//! It must not decide what follows from them.
+//! It must not decide their consequences.
 
 use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-/// Limits of this process on what its workers' memory needs.
+/// Limits of this process that apply to the memory of its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRoom {
     /// Maximum bytes of a file, memory files included (`RLIMIT_FSIZE`).
@@ -19,7 +19,7 @@ pub struct MemoryRoom {
 /// Returns the current limits on memory files and mappings of this process.
 ///
 /// # Errors
-/// What `getrlimit` returned.
+/// The error of `getrlimit`.
 pub fn memory_room() -> io::Result<MemoryRoom> {
     Ok(MemoryRoom {
         file_bytes: getrlimit(Resource::RLIMIT_FSIZE)?.0,
@@ -27,8 +27,8 @@ pub fn memory_room() -> io::Result<MemoryRoom> {
     })
 }
 
-/// Returns the cause of an error of a memory file or a mapping, with the limit that was reached, if
-/// any.
+/// Describes the cause of an error of a memory file or a mapping, with the limit that was reached,
+/// if any.
 #[must_use]
 pub fn explain(error: &io::Error) -> String {
     let limited = match (memory_room(), error.raw_os_error().map(Errno::from_raw)) {
@@ -46,16 +46,16 @@ pub fn explain(error: &io::Error) -> String {
     limited.map_or_else(|| error.to_string(), |limit| format!("{error}: {limit}"))
 }
 
-/// The file with this process's OOM score adjustment.
+/// The file with the OOM score adjustment of this process.
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
-/// The highest adjustment.
+/// The maximum adjustment.
 const OOM_SCORE_MAX: i16 = 1000;
 
-/// Makes the kernel kill this process rather than its parent if memory runs out. Needs no
-/// privilege, but files of this process, so it comes before the sandbox.
+/// Makes the kernel kill this process before its parent if memory runs out. Needs no privilege, but
+/// access to `/proc/self`, so call it before entering the sandbox.
 ///
 /// # Errors
-/// What reading or writing the score returned.
+/// The error of reading or writing the score.
 pub fn be_killed_before_parent(step: i16) -> io::Result<()> {
     let inherited: i16 = fs::read_to_string(OOM_SCORE)?
         .trim()

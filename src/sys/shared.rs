@@ -1,12 +1,12 @@
 //! A memfd mapped shared: cache lines of atomic words, and byte ranges between them.
 //!
 //! Invariants: the file is sealed against shrinking before any process maps it, so an access inside
-//! the mapping can never raise `SIGBUS`; every access is checked against the mapping's length.
-//! Words are atomics because the supervisor reads them while the worker writes; bytes are handed
-//! out only by [`SharedMemory::split_at`], which keeps them apart from the words, and no other
-//! process touches them while their owner lives.
+//! the mapping never raises `SIGBUS`; every access is checked against the mapping's length. Words
+//! are atomics because the supervisor reads them while the worker writes; bytes are accessible only
+//! through [`SharedMemory::split_at`], which separates them from the words, and no other process
+//! touches them while their owner runs.
 //!
-//! It must not interpret what it holds: layout and meaning belong to the caller.
+//! It must not interpret the contents: layout and meaning belong to the caller.
 #![expect(
     unsafe_code,
     reason = "a shared mapping is reached through raw pointers"
@@ -37,16 +37,16 @@ pub struct Line(pub [AtomicU64; LINE_BYTES / 8]);
 pub struct SharedMemory {
     map: MmapRaw,
     file: File,
-    /// Bytes of a page. Read once: a sandboxed process may not.
+    /// Bytes in a page. Read once, because a sandboxed process may not query it.
     page: usize,
 }
 
-/// Makes a memfd of `bytes` zero bytes that can neither shrink nor grow. Close-on-exec.
+/// Creates a memfd of `bytes` zero bytes that can neither shrink nor grow. Close-on-exec.
 ///
-/// The pages are sparse: one that was never written costs nothing.
+/// Pages are sparse: a page never written takes no memory.
 ///
 /// # Errors
-/// What `memfd_create`, `ftruncate` or the seal returned.
+/// The error of `memfd_create`, `ftruncate` or the seal.
 pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let length = i64::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -57,11 +57,11 @@ pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
 }
 
 impl SharedMemory {
-    /// Maps the whole of `fd`, which [`create`] made, here or in another process.
+    /// Maps the whole of `fd`, made by [`create`] here or in another process.
     ///
     /// # Errors
     /// `InvalidData` if the file may still shrink (an access could then kill this process), else
-    /// what `fstat` or `mmap` returned.
+    /// the error of `fstat` or `mmap`.
     pub fn map(fd: OwnedFd) -> io::Result<Self> {
         let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)?;
         if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
@@ -76,8 +76,8 @@ impl SharedMemory {
             .len(length)
             .no_reserve_swap()
             .map_raw(&fd)?;
-        // A core dump of a crashed worker would write every touched page; on kernels without this
-        // advice that only costs time.
+        // A core dump of a crashed worker would write every touched page; kernels without this
+        // advice only take longer to dump.
         let _ = map.advise(Advice::DontDump);
         let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|bytes| usize::try_from(bytes).ok());
         Ok(Self {
@@ -87,19 +87,19 @@ impl SharedMemory {
         })
     }
 
-    /// Bytes mapped.
+    /// Returns the number of bytes mapped.
     #[must_use]
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether nothing is mapped.
+    /// Returns whether nothing is mapped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.map.len() == 0
     }
 
-    /// The cache line at `offset` bytes.
+    /// Returns the cache line at `offset` bytes.
     ///
     /// # Panics
     /// As [`Words::line`].
@@ -109,7 +109,7 @@ impl SharedMemory {
         self.words().line(offset)
     }
 
-    /// The whole mapping as words.
+    /// Returns the whole mapping as words.
     #[inline]
     #[must_use]
     pub fn words(&self) -> Words<'_> {
@@ -145,10 +145,10 @@ impl SharedMemory {
         (words, bytes)
     }
 
-    /// Makes everything from `offset` on read as zeroes, and gives its pages back to the system.
+    /// Zeroes everything from `offset` on, and returns its pages to the system.
     ///
     /// # Errors
-    /// What `fallocate` returned; the bytes are then unchanged.
+    /// The error of `fallocate`; the bytes are then unchanged.
     pub fn clear_from(&self, offset: usize) -> io::Result<()> {
         let length = self.map.len().saturating_sub(offset);
         let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
@@ -169,7 +169,7 @@ pub struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    /// The cache line at `offset` bytes.
+    /// Returns the cache line at `offset` bytes.
     ///
     /// # Panics
     /// If the line is not aligned or not wholly inside: the caller's layout would be wrong.
@@ -186,13 +186,13 @@ impl<'a> Words<'a> {
         // SAFETY: a mapping begins on a page and the offset is a multiple of 64, so `at` is
         // aligned; this part's length is a multiple of 64, so 64 bytes from `at` are mapped,
         // readable and writable, for as long as the mapping is borrowed; any bit pattern is a valid
-        // `AtomicU64`; words are only reached as atomics, here and in other processes: while
-        // `Bytes` of the same mapping exist, they lie behind this part.
+        // `AtomicU64`; words are only accessed as atomics, here and in other processes: while
+        // `Bytes` of the same mapping exist, they are behind this part.
         unsafe { &*at.cast::<Line>() }
     }
 }
 
-/// The bytes of a mapping from some offset on. Offsets count from the mapping's beginning.
+/// The bytes of a mapping from some offset on. Offsets count from the start of the mapping.
 #[derive(Debug)]
 pub struct Bytes<'a> {
     map: &'a MmapRaw,
@@ -201,7 +201,7 @@ pub struct Bytes<'a> {
 }
 
 impl Bytes<'_> {
-    /// The `length` bytes at `offset`.
+    /// Returns the `length` bytes at `offset`.
     ///
     /// # Panics
     /// If they are not wholly inside this part.
@@ -218,7 +218,7 @@ impl Bytes<'_> {
         // SAFETY: `length` bytes from `at` are mapped, readable and writable, for as long as the
         // mapping is borrowed; `&mut self` makes this the only reference to them in this process,
         // since the words end where this part begins, and no other process touches byte ranges
-        // while this one lives (module invariant).
+        // while this one runs (module invariant).
         unsafe { std::slice::from_raw_parts_mut(at, length) }
     }
 
@@ -243,15 +243,15 @@ impl Bytes<'_> {
         }
     }
 
-    /// Gives the pages wholly inside `length` bytes at `offset` back to the system; they read as
+    /// Returns the pages wholly inside `length` bytes at `offset` to the system; they read as
     /// zeroes afterwards.
     ///
-    /// It works on the mapping, not on the descriptor, so that a sandboxed process can do it to no
-    /// other file.
+    /// It works on the mapping, not on the descriptor, so a sandboxed process cannot apply it to
+    /// another file.
     ///
     /// # Errors
-    /// `InvalidInput` if the bytes are not inside this part, else what `madvise` returned; the
-    /// bytes are then unchanged.
+    /// `InvalidInput` if the bytes are not inside this part, else the error of `madvise`; the bytes
+    /// are then unchanged.
     pub fn discard(&mut self, offset: usize, length: usize) -> io::Result<()> {
         let end = offset.checked_add(length);
         let Some(end) = end.filter(|end| offset >= self.from && *end <= self.map.len()) else {
@@ -263,8 +263,8 @@ impl Bytes<'_> {
             return Ok(());
         }
         // SAFETY: the range was checked to lie inside the mapping, which is of a file, shared and
-        // writable; its bytes become zeroes, which every reader accepts, and `&mut self` proves
-        // that no reference to them is alive.
+        // writable; its bytes become zeroes, which are valid for every reader, and `&mut self`
+        // proves that no reference to them is alive.
         unsafe {
             self.map
                 .unchecked_advise_range(UncheckedAdvice::Remove, first, last - first)

@@ -1,8 +1,8 @@
-//! Signal state that a process inherits: its mask, and what its parent had ignored.
+//! Signal state that a process inherits: its mask, and the signals that its parent ignored.
 //!
 //! Both survive exec. A launcher that blocks signals around `fork`, or ignores `SIGCHLD` so that
-//! its own children leave no zombies, would otherwise decide how this program stops and whether it
-//! receives the exit status of its workers.
+//! its own children leave no zombies, would otherwise determine how this program stops and whether
+//! it receives the exit status of its workers.
 #![expect(unsafe_code, reason = "a disposition is set by a raw call")]
 
 use std::io;
@@ -13,7 +13,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// Makes the kernel keep the exit status of every child until it is waited for.
 ///
 /// # Errors
-/// What `sigaction` returned.
+/// The error of `sigaction`.
 pub fn keep_exit_statuses() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default disposition runs no code of this process.
@@ -24,7 +24,7 @@ pub fn keep_exit_statuses() -> io::Result<()> {
 /// Unblocks every signal for this thread, whatever its parent had blocked.
 ///
 /// # Errors
-/// What `pthread_sigmask` returned.
+/// The error of `pthread_sigmask`.
 pub fn unblock_all() -> io::Result<()> {
     SigSet::empty().thread_set_mask()?;
     Ok(())
@@ -33,15 +33,15 @@ pub fn unblock_all() -> io::Result<()> {
 /// Makes `signal` end this process at once, with exit code 0, while `armed` is true.
 ///
 /// # Errors
-/// There is no such signal, or it cannot be handled.
+/// The signal does not exist or cannot be handled.
 pub fn exit_on(signal: i32, armed: &'static AtomicBool) -> io::Result<()> {
     let action = move || {
         if armed.load(Ordering::Relaxed) {
             signal_hook::low_level::exit(0);
         }
     };
-    // SAFETY: all that the action does is to read an atomic and to call `_exit`, and a signal handler
-    // may do both at any time.
+    // SAFETY: the action only reads an atomic and calls `_exit`, both of which are
+    // async-signal-safe.
     unsafe { signal_hook::low_level::register(signal, action) }?;
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! A connection's socket, known by its descriptor number.
+//! A connection's socket, identified by its descriptor number.
 //!
 //! Ownership: the number of an accepted connection belongs to its record in the working memory
-//! (open from [`Socket::adopt`] to [`Socket::close`]), not to a value in private memory: so the
-//! table of connections can be read from outside and an idle connection costs nothing but its
-//! record. This type is a number, not an owner; its holder must hold the record, too.
+//! (open from [`Socket::adopt`] to [`Socket::close`]), not to a value in private memory. So the
+//! table of connections can be read from outside, and an idle connection costs nothing but its
+//! record. This type is a number, not an owner; its holder must also hold the record.
 //!
 //! Every call passes `MSG_DONTWAIT`, so that a shared description whose `O_NONBLOCK` another
 //! process cleared cannot block the loop, and `MSG_NOSIGNAL`, so that no peer can raise `SIGPIPE`.
@@ -30,40 +30,40 @@ use std::time::Duration;
 pub struct Socket(RawFd);
 
 impl Socket {
-    /// Takes ownership of the descriptor by its number.
+    /// Takes ownership of the descriptor and returns its number as a socket.
     #[must_use]
     pub fn adopt(fd: OwnedFd) -> Self {
         Self(fd.into_raw_fd())
     }
 
-    /// The socket with number `fd`, whose record marks it as open.
+    /// Returns the socket with number `fd`, whose record marks it as open.
     #[inline]
     #[must_use]
     pub const fn numbered(fd: u32) -> Self {
         Self(fd.cast_signed())
     }
 
-    /// The descriptor number.
+    /// Returns the descriptor number.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0.cast_unsigned()
     }
 
-    /// Watches both directions and urgent data, edge-triggered.
+    /// Registers both directions and urgent data, edge-triggered.
     ///
     /// # Errors
-    /// What `epoll_ctl` returned.
+    /// The error of `epoll_ctl`.
     pub fn watch(self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         SourceFd(&self.0).register(registry, token, interest)
     }
 
-    /// Ends the watch. To be done before the descriptor is sent to another process: the
+    /// Ends the registration. Call it before sending the descriptor to another process: the
     /// registration belongs to the open socket, so it would outlive the close while another
     /// descriptor is open.
     ///
     /// # Errors
-    /// What `epoll_ctl` returned.
+    /// The error of `epoll_ctl`.
     pub fn unwatch(self, registry: &Registry) -> io::Result<()> {
         SourceFd(&self.0).deregister(registry)
     }
@@ -72,14 +72,14 @@ impl Socket {
         // SAFETY: the number is not -1 (it came from an owned descriptor), and the descriptor
         // stays open for the one call below: this process has one thread, which is here.
         let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
-        // Fails only for what is no socket.
+        // Fails only for a descriptor that is not a socket.
         let _ = SockRef::from(&fd).set_linger(linger);
     }
 
-    /// Receives at most `into.len()` bytes; 0 is the end of the peer's stream.
+    /// Receives at most `into.len()` bytes; returns 0 at the end of the peer's stream.
     ///
     /// # Errors
-    /// What `recv` returned; `WouldBlock` if nothing is there now.
+    /// The error of `recv`; `WouldBlock` if no data is available.
     #[inline]
     pub fn recv(self, into: &mut [u8]) -> io::Result<usize> {
         recv(self.0, into, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
@@ -88,32 +88,32 @@ impl Socket {
     /// Sends as much of `from` as the kernel accepts and returns the number of bytes.
     ///
     /// # Errors
-    /// What `send` returned; `WouldBlock` if the kernel accepts nothing now.
+    /// The error of `send`; `WouldBlock` if the kernel accepts nothing now.
     #[inline]
     pub fn send(self, from: &[u8]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(self.0, from, flags).map_err(io::Error::from)
     }
 
-    /// Ends this side's stream; the peer sees the end after the last byte.
+    /// Ends this side's stream; the peer receives the end after the last byte.
     ///
     /// # Errors
-    /// What `shutdown` returned: the connection is over already.
+    /// The error of `shutdown`: the connection has already ended.
     pub fn end_output(self) -> io::Result<()> {
         shutdown(self.0, Shutdown::Write).map_err(io::Error::from)
     }
 
-    /// Copies what can be received, from the beginning, and leaves it in the kernel; 0 is the end
-    /// of the peer's stream.
+    /// Copies the receivable bytes, from the first on, and leaves them in the kernel; returns 0 at
+    /// the end of the peer's stream.
     ///
     /// # Errors
-    /// As [`Socket::recv`].
+    /// See [`Socket::recv`].
     pub fn peek(self, into: &mut [u8]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
         recv(self.0, into, flags).map_err(io::Error::from)
     }
 
-    /// Returns the peer's address as the kernel has it; `None` if the connection is over.
+    /// Returns the peer's address from the kernel; `None` if the connection has ended.
     #[must_use]
     pub fn peer(self) -> Option<SocketAddr> {
         let name: SockaddrStorage = getpeername(self.0).ok()?;
@@ -123,17 +123,19 @@ impl Socket {
 
     /// Closes the socket gracefully, at once; the number may be reused from now on. Closing also
     /// ends its registration, unless another descriptor refers to the same socket: a worker that
-    /// hands over has one for a moment longer, and a report from that carries an old generation.
+    /// hands over keeps one for a moment longer, and an event from it carries an old generation.
     ///
-    /// A new connection inherits `SO_LINGER` from its listener, which other processes hold, too,
-    /// and the sender of a migrated one may still hold it. A compromised worker could so make each
-    /// close wait for its client, or reset it; the option is cleared here, at the close.
+    /// A new connection inherits `SO_LINGER` from its listener, which other processes also hold,
+    /// and the sender of a migrated connection may still hold its socket. A compromised worker
+    /// could make each close wait for its client, or reset it; so the option is cleared here, at
+    /// the close.
     pub fn close(self) {
         self.set_linger(None);
         self.release();
     }
 
-    /// Closes the socket with a reset: what the kernel still holds for the peer is discarded.
+    /// Closes the socket with a reset: output that the kernel still holds for the peer is
+    /// discarded.
     pub fn reset(self) {
         self.set_linger(Some(Duration::ZERO));
         self.release();
@@ -145,7 +147,7 @@ impl Socket {
     }
 }
 
-/// Lends the descriptors of `numbers`, whose records mark them as open, to `work`.
+/// Passes the descriptors of `numbers`, whose records mark them as open, to `work`.
 pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R {
     let borrow = |&number: &u32| {
         // SAFETY: the number is not -1, and the descriptor stays open for the one call below:
@@ -156,7 +158,7 @@ pub fn lend<R>(numbers: &[u32], work: impl FnOnce(&[BorrowedFd<'_>]) -> R) -> R 
     work(&borrowed)
 }
 
-/// The meaning of a failed accept for the accept queue.
+/// The effect of a failed accept on the accept queue.
 ///
 /// Three classes: an empty queue or a failed connection, which predicts nothing about the next
 /// call; the process or the system, where only time helps; and the listener itself, which never
@@ -167,9 +169,9 @@ pub enum AcceptFailure {
     Empty,
     /// This connection failed before it was accepted; the next may not.
     ThisOne,
-    /// The process has no descriptor left.
+    /// The process has no free descriptor.
     ProcessDescriptors,
-    /// The system has no open file left.
+    /// The system has no free open file.
     SystemDescriptors,
     /// The system has no memory for a socket.
     Memory,
@@ -196,7 +198,7 @@ impl fmt::Display for AcceptFailure {
 
 impl AcceptFailure {
     /// Classifies an error of `accept4`. Linux reports pending network errors of the connection
-    /// here, and accept(2) recommends treating those like an empty queue: they concern one
+    /// here, and accept(2) recommends treating them like an empty queue: they concern one
     /// connection.
     #[must_use]
     pub fn from_error(error: &io::Error) -> Self {
@@ -220,7 +222,7 @@ impl AcceptFailure {
             Errno::EMFILE => Self::ProcessDescriptors,
             Errno::ENFILE => Self::SystemDescriptors,
             Errno::ENOBUFS | Errno::ENOMEM => Self::Memory,
-            // accept(2) counts EOPNOTSUPP among both kinds; TCP has it for no connection.
+            // accept(2) lists EOPNOTSUPP under both kinds; TCP returns it for no connection.
             Errno::EINVAL | Errno::EBADF | Errno::ENOTSOCK | Errno::EOPNOTSUPP => {
                 Self::Listener(number)
             }
@@ -271,7 +273,7 @@ mod tests {
     fn close_ignores_linger_of_other_holders() {
         let (socket, client) = pair();
         let ours = SockRef::from(&client).local_addr().unwrap();
-        // The peer does not read: the last bytes, and the end of the stream, never leave.
+        // The peer does not read: the last bytes, and the end of the stream, are never sent.
         while socket.send(&[0; 4096]).is_ok() {}
         socket.set_linger(Some(Duration::from_secs(600)));
         let (done, is_done) = std::sync::mpsc::channel();

@@ -1,15 +1,14 @@
-//! Which sockets of a `SO_REUSEPORT` group get new connections: a small classic BPF program on the
-//! group.
+//! Selects the sockets of a `SO_REUSEPORT` group that get new connections, with a small classic BPF
+//! program on the group.
 //!
-//! The program returns an index; the kernel counts the group's sockets in the order of their
-//! `listen` calls, and the last socket takes the place of a closed one (`reuseport_detach_sock`,
+//! The program returns an index; the kernel numbers the group's sockets in the order of their
+//! `listen` calls, and the last socket replaces a closed one (`reuseport_detach_sock`,
 //! net/core/sock_reuseport.c). So "the first N" means the first N slots as long as slots listen in
-//! order and only the last one ever closes, which the supervisor ensures. An index beyond the last
-//! socket is not an error to the kernel: it falls back to its hash. The program belongs to the
-//! group and is replaced as one (RCU); it needs no privilege, but the group must be this server's
-//! alone.
+//! order and only the last one ever closes, which the supervisor ensures. For an index beyond the
+//! last socket the kernel falls back to its hash. The program belongs to the group and is replaced
+//! atomically (RCU); it needs no privilege, but the group must belong to this server alone.
 //!
-//! It must not decide which slot gets connections; it must not change any other socket option.
+//! It must not decide which slot gets connections, or change any other socket option.
 #![expect(
     unsafe_code,
     reason = "the option that detaches a program has no safe wrapper"
@@ -22,7 +21,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// A random number for each packet (`SKF_AD_OFF + SKF_AD_RANDOM`, linux/filter.h).
+/// A random number per packet (`SKF_AD_OFF + SKF_AD_RANDOM`, linux/filter.h).
 const RANDOM: u32 = ANCILLARY + 56;
 /// The CPU that handles the packet (`SKF_AD_OFF + SKF_AD_CPU`).
 const CPU: u32 = ANCILLARY + 36;
@@ -34,11 +33,11 @@ const BPF_A: u32 = 0x10;
 /// Maximum number of instructions (`BPF_MAXINSNS`, linux/bpf_common.h).
 const INSTRUCTIONS_MAX: usize = 4096;
 
-/// Gives new connections of the group of `listener` to its first `sockets` sockets only, at random.
-/// Handshakes in progress are not affected.
+/// Distributes new connections of the group of `listener` at random over its first `sockets`
+/// sockets. Handshakes in progress are not affected.
 ///
 /// # Errors
-/// `InvalidInput` without sockets, else what `setsockopt` returned.
+/// `InvalidInput` without sockets, else the error of `setsockopt`.
 pub fn steer_to_first(listener: &impl AsFd, sockets: u16) -> io::Result<()> {
     if sockets == 0 {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -47,12 +46,12 @@ pub fn steer_to_first(listener: &impl AsFd, sockets: u16) -> io::Result<()> {
 }
 
 /// Gives each new connection of the group of `listener` to the socket of the CPU that handles its
-/// first packet: of `sockets` sockets the i-th belongs to the i-th of `cpus`, beginning again with
-/// the first CPU where there are more sockets. Sockets of the same CPU share at random. A CPU
-/// without a socket, or not in `cpus`, is given one by its number.
+/// first packet. Of `sockets` sockets the i-th belongs to the i-th of `cpus`, starting over with
+/// the first CPU if there are more sockets. Sockets of the same CPU share at random. A CPU without
+/// a socket, or not in `cpus`, selects a socket by its number.
 ///
 /// # Errors
-/// `InvalidInput` without sockets, else what `setsockopt` returned.
+/// `InvalidInput` without sockets, else the error of `setsockopt`.
 pub fn steer_by_cpu(listener: &impl AsFd, sockets: u16, cpus: &[u16]) -> io::Result<()> {
     if sockets == 0 {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -60,9 +59,9 @@ pub fn steer_by_cpu(listener: &impl AsFd, sockets: u16, cpus: &[u16]) -> io::Res
     attach(listener, &mut by_cpu(sockets, cpus))
 }
 
-/// A table of jumps: for each CPU a comparison and what to return for it, then the rule for all
-/// others. CPUs for which that rule is right need no entry, so with CPUs numbered from 0 and one
-/// socket for each there is no table.
+/// Returns a jump table: for each CPU a comparison and its return value, then the rule for all
+/// others. CPUs that this rule already serves need no entry, so with CPUs numbered from 0 and one
+/// socket each there is no table.
 fn by_cpu(sockets: u16, cpus: &[u16]) -> Vec<libc::sock_filter> {
     let by_number = [
         instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets.into()),
@@ -76,7 +75,7 @@ fn by_cpu(sockets: u16, cpus: &[u16]) -> Vec<libc::sock_filter> {
             continue;
         }
         let entry = one_of(first, step, count);
-        // A machine with so many odd CPUs is served by number from here on.
+        // If a machine has too many irregular CPUs, the remaining ones are served by number.
         if program.len() + 1 + entry.len() + by_number.len() > INSTRUCTIONS_MAX {
             break;
         }
@@ -91,7 +90,7 @@ fn by_cpu(sockets: u16, cpus: &[u16]) -> Vec<libc::sock_filter> {
     program
 }
 
-/// Returns `first`, or one of `first`, `first + step`, … at random, `count` in all.
+/// Returns `first`, or one of `first`, `first + step`, … at random, `count` in total.
 fn one_of(first: u16, step: u16, count: u16) -> Vec<libc::sock_filter> {
     if count == 1 {
         return vec![instruction(libc::BPF_RET | libc::BPF_K, first.into())];
@@ -122,7 +121,7 @@ fn attach(listener: &impl AsFd, program: &mut [libc::sock_filter]) -> io::Result
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // The kernel copies the program within the call.
+    // The kernel copies the program during the call.
     Ok(setsockopt(
         listener,
         sockopt::AttachReusePortCbpf,
@@ -130,11 +129,11 @@ fn attach(listener: &impl AsFd, program: &mut [libc::sock_filter]) -> io::Result
     )?)
 }
 
-/// Gives new connections of the group of `listener` to all its sockets again, by the kernel's hash.
-/// Without a program there is nothing to do.
+/// Distributes new connections of the group of `listener` over all its sockets again, by the
+/// kernel's hash. Does nothing without a program.
 ///
 /// # Errors
-/// What `setsockopt` returned.
+/// The error of `setsockopt`.
 pub fn unsteer(listener: &impl AsFd) -> io::Result<()> {
     let number = listener.as_fd().as_raw_fd();
     let unused: libc::c_int = 0;

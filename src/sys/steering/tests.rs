@@ -48,8 +48,8 @@ fn first_sockets_get_all_until_reset() {
     unsteer(&group[0]).unwrap();
 }
 
-/// What a program returns for a packet that this CPU handles, with every random number from 0 on
-/// in turn.
+/// Returns the program's results for a packet on this CPU, for every random number from 0 on in
+/// turn.
 fn answers(program: &[libc::sock_filter], cpu: u16) -> Vec<u32> {
     let run = |random: u32| {
         let (mut at, mut accumulator) = (0, 0_u32);
@@ -82,13 +82,13 @@ fn answers(program: &[libc::sock_filter], cpu: u16) -> Vec<u32> {
 
 #[test]
 fn each_cpu_gets_its_workers_sockets() {
-    // One for each, numbered from 0: by number, without a table.
+    // One socket per CPU, numbered from 0: by number, without a table.
     let plain = by_cpu(4, &[0, 1, 2, 3]);
     assert_eq!(plain.len(), 3);
     for cpu in 0..4 {
         assert_eq!(answers(&plain, cpu), [u32::from(cpu)]);
     }
-    // Every second CPU; by number all would be in the first socket and the third.
+    // Every second CPU; by number, only the first and third sockets would get connections.
     let odd = by_cpu(4, &[1, 3, 5, 7]);
     for (socket, cpu) in [(0, 1), (1, 3), (2, 5), (3, 7), (2, 6)] {
         assert_eq!(answers(&odd, cpu), [socket], "CPU {cpu}");
@@ -124,7 +124,7 @@ fn client_cpu_selects_the_socket() {
         .chain(cpus.iter().skip(1).map(|_| listener(at)))
         .collect();
     steer_by_cpu(&group[0], group.len() as u16, &cpus).unwrap();
-    // Over loopback a packet is handled where it is sent.
+    // Over loopback a packet is handled by the CPU that sends it.
     for (socket, &cpu) in cpus.iter().enumerate() {
         let taken = std::thread::scope(|scope| {
             let there = scope.spawn(|| {
