@@ -1,9 +1,9 @@
-//! Log lines: `tracing` events, each written to standard error as one line, without blocking.
+//! Log lines: writes each `tracing` event to standard error as one line, without blocking.
 //!
 //! Invariants: an event is one line of at most [`LOG_LINE_MAX_BYTES`] and one write, so lines of
 //! several processes never mix; a line that cannot be written at once is dropped and counted
-//! ([`uppercased_ctl::writer::dropped_lines`]), and the next line that succeeds is preceded by one
-//! with the number lost. No value can end the line or colour the terminal. Must not: block, start a
+//! ([`uppercased_ctl::writer::dropped_lines`]), and a line with the number lost precedes the next
+//! successful line. No value can end the line or colour the terminal. Must not: block, start a
 //! thread, or set a flag on the open file, which is shared with the process that started the
 //! server.
 
@@ -47,7 +47,7 @@ pub fn init(level: LogLevel, format: LogFormat) -> Result<(), Error> {
     let subscriber = tracing_subscriber::registry().with(filter).with(lines);
     tracing::subscriber::set_global_default(subscriber)?;
     let adjust = move |to_level, to_format| {
-        // Fails only if the log is gone, which does not happen.
+        // Fails only if the log no longer exists, which does not happen.
         let _ = level.modify(|level| *level = self::filter(to_level));
         let _ = style.modify(|lines| lines.style = self::style(to_format));
     };
@@ -63,8 +63,8 @@ pub fn adjust(level: LogLevel, format: LogFormat) {
     }
 }
 
-/// Writes one of the [`events`] with fields from its declaration. With `key; worker` the fields
-/// begin with the worker's slot and generation.
+/// Writes one of the [`events`] with the fields of its declaration. With `key; worker` the worker's
+/// slot and generation come first.
 macro_rules! event {
     ($key:ident; $worker:expr $(, $($field:tt)+)?) => {{
         let worker = &$worker;
@@ -98,7 +98,7 @@ fn style(format: LogFormat) -> Style {
     }
 }
 
-/// Why the log cannot be installed.
+/// An error that prevents installing the log.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Standard error cannot be duplicated.
@@ -109,9 +109,9 @@ pub enum Error {
     Installed(#[from] SetGlobalDefaultError),
 }
 
-/// The span of a worker process: its lines carry `slot`, `generation` and `pid`.
+/// Returns the span of a worker process: its lines carry `slot`, `generation` and `pid`.
 ///
-/// Its level is the most severe one, so that it is on whatever `log_level` is.
+/// Its level is the most severe, so that it is enabled at any `log_level`.
 #[must_use]
 pub fn worker_span(slot: u16, generation: u32) -> tracing::Span {
     tracing::error_span!("worker", slot, generation, pid = std::process::id())
@@ -200,7 +200,7 @@ mod tests {
     use std::io::Read as _;
     use std::os::fd::OwnedFd;
 
-    /// Runs `log` with a log of this level and style, and returns the output.
+    /// Runs `log` with a log of this level and style; returns the output.
     fn logged(level: LogLevel, style: Style, log: impl FnOnce()) -> String {
         let (reader, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         log_to(end, level, style, log);

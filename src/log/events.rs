@@ -1,22 +1,22 @@
-//! Every event that this program logs: key, level, message, fields and meaning, declared once.
+//! Every event that this program logs, declared once: key, level, message, fields and meaning.
 //!
-//! `event!` writes one. The key is the stable name (`event=worker_died` in the log):
-//! a message may be reworded, a key may not. `docs/reference.md` has the same table.
+//! `event!` writes one. The key is the stable name (`event=worker_died` in the log): messages may
+//! be reworded, keys may not. `docs/reference.md` has the same table.
 
 use tracing::Level;
 
 /// The declaration of a log event.
 #[derive(Clone, Copy, Debug)]
 pub struct Declared {
-    /// Its stable name, the value of the field `event`.
+    /// The stable name, the value of the field `event`.
     pub key: &'static str,
-    /// How severe it is.
+    /// The severity.
     pub level: Level,
-    /// What happened, in at most six words.
+    /// The message, of at most six words.
     pub message: &'static str,
-    /// The names of the fields that it may have.
+    /// The names of its possible fields.
     pub fields: &'static [&'static str],
-    /// When it is logged, and what to do about it.
+    /// When it is logged, and the recommended action.
     pub meaning: &'static str,
 }
 
@@ -372,7 +372,7 @@ mod tests {
 
     use super::*;
 
-    /// A longer message is a sentence, which is hard to search for.
+    /// A longer message is hard to search for.
     const WORDS_MAX: usize = 6;
 
     fn all() -> impl Iterator<Item = &'static Declared> {
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn fields_have_the_names_of_the_convention() {
-        // `pid` is the writer's own; the cause has two names: one for a code, one for a text.
+        // `pid` is the writer's own. The cause has two names: one for a code, one for a text.
         let synonyms = [
             "cause", "why", "how", "by", "end", "outcome", "what", "uid", "event",
         ];

@@ -1,8 +1,8 @@
-//! One event as one line of text, for people or for machines. Pure.
+//! Formats one event as one line of text, for people or for machines. Pure.
 //!
-//! Invariants: a rendered line ends in its only newline, contains no control character but the
-//! colour of its level, and has at most [`LOG_LINE_MAX_BYTES`] bytes; JSON stays valid whatever is
-//! left out. Must not: write, or read the clock.
+//! Invariants: a rendered line ends in its only newline, contains no control character except its
+//! level's colour, and has at most [`LOG_LINE_MAX_BYTES`] bytes; JSON stays valid whatever is
+//! omitted. Must not: write, or read the clock.
 
 use std::error;
 use std::fmt::{self, Write as _};
@@ -39,7 +39,7 @@ pub(super) enum Style {
 enum Value {
     /// A number or a boolean: written unquoted in both styles.
     Plain(String),
-    /// Anything else, with the number of bytes cut off its end.
+    /// Any other value, with the number of bytes cut off its end.
     Text(String, usize),
     /// Bytes received from or sent to a peer, cut in the same way.
     Bytes(Vec<u8>, usize),
@@ -78,7 +78,7 @@ impl Fields {
 
     fn set_text(&mut self, field: &Field, text: fmt::Arguments<'_>) {
         let mut bounded = Bounded::default();
-        // `Bounded` never fails; if a value's own formatting fails, its output so far is shown.
+        // `Bounded` never fails. If a value's own formatting fails, its output so far is kept.
         let _ = bounded.write_fmt(text);
         self.set(field, Value::Text(bounded.text, bounded.cut));
     }
@@ -95,7 +95,7 @@ impl Fields {
     }
 }
 
-/// The name that `tracing` gives to the text of an event.
+/// `tracing`'s name for the text of an event.
 const MESSAGE: &str = "message";
 
 impl Visit for Fields {
@@ -148,8 +148,8 @@ impl Visit for Fields {
     }
 }
 
-/// Keeps the beginning of what is written and counts the rest, so that a huge value costs no more
-/// memory than a line.
+/// Keeps the beginning of its input and counts the rest, so that a huge value needs no more memory
+/// than a line.
 #[derive(Default)]
 struct Bounded {
     text: String,
@@ -216,7 +216,7 @@ impl Line<'_> {
                 }
             }
         }
-        // Cuts of single values lie beyond the end of a full line, so one mark covers all.
+        // Cut values lie beyond the end of a full line, so one mark covers them all.
         let unseen: usize = self.fields.0.iter().map(|(_, value)| value.cut()).sum();
         if line.len() + unseen >= LOG_LINE_MAX_BYTES {
             let end = boundary(&line, LOG_LINE_MAX_BYTES - CUT_MARK_MAX - 1);
@@ -228,7 +228,7 @@ impl Line<'_> {
         line
     }
 
-    /// Leaves out fields that do not fit, and adds `"truncated":true`.
+    /// Omits fields that do not fit, and adds `"truncated":true`.
     fn json(&self) -> String {
         let time = humantime::format_rfc3339_millis(self.at);
         let mut line = format!("{{\"timestamp\":\"{time}\",\"level\":\"{}\"", self.level);
@@ -260,10 +260,10 @@ impl Value {
     }
 }
 
-/// Members that every object has; a field of that name would make it ambiguous.
+/// Members of every object; a field of the same name would be ambiguous.
 const RESERVED: [&str; 4] = ["timestamp", "level", "target", "truncated"];
 
-/// The end of an object with something left out.
+/// The end of an object with omitted fields.
 const TRUNCATED_END: &str = ",\"truncated\":true}\n";
 
 /// The longest `…(+N bytes)`: the ellipsis is three bytes, N at most twenty digits.

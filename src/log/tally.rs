@@ -1,8 +1,8 @@
-//! Limits the log lines that a peer can cause: one per second of each kind, with the number of
-//! events it stands for. Pure.
+//! Rate-limits log lines that a peer can cause: one line per second and kind, with the number of
+//! events counted. Pure.
 //!
-//! Invariants: every event is counted in exactly one line, which may be written a second after the
-//! last one; a kind costs two words of memory. Must not: write, or read the clock.
+//! Invariants: every event is counted in exactly one line, which is written at most a second after
+//! the previous one; a kind costs two words of memory. Must not: write, or read the clock.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use uppercased_ctl::clock::Tick;
 /// Minimum interval between two lines of a kind.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
-/// Counts not yet written, by kind: numbers below `KINDS`.
+/// Counts not yet written, by kind (a number below `KINDS`).
 #[derive(Debug)]
 pub struct Tally<const KINDS: usize> {
     kinds: [Kind; KINDS],
-    /// The earliest time at which a count may have to be written without another event.
+    /// The earliest time at which a count is due without another event.
     due: Option<Tick>,
 }
 
@@ -39,8 +39,7 @@ impl<const KINDS: usize> Default for Tally<KINDS> {
 }
 
 impl<const KINDS: usize> Tally<KINDS> {
-    /// Counts an event of `kind`. Returns the number of events for a line to be written now, if
-    /// any.
+    /// Counts an event of `kind`. Returns the number of events if a line is to be written now.
     pub fn note(&mut self, kind: usize, now: Tick) -> Option<u64> {
         let one = &mut self.kinds[kind];
         one.unwritten += 1;
@@ -52,14 +51,13 @@ impl<const KINDS: usize> Tally<KINDS> {
         Some(std::mem::take(&mut one.unwritten))
     }
 
-    /// When to call [`Tally::overdue`]; `None` if everything is written.
+    /// Returns when to call [`Tally::overdue`]; `None` if everything is written.
     #[must_use]
     pub const fn due(&self) -> Option<Tick> {
         self.due
     }
 
-    /// Returns a kind with a count to be written now, and the count; call it until it returns
-    /// `None`.
+    /// Returns a kind and its count to be written now. Call it until it returns `None`.
     pub fn overdue(&mut self, now: Tick) -> Option<(usize, u64)> {
         if self.due.is_none_or(|due| now < due) {
             return None;
