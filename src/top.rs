@@ -1,13 +1,13 @@
 //! `top`: a live view of a running server on a terminal, with keys for commands.
 //!
 //! One loop waits for keys, signals, the reply to the latest sample and the output of an operation;
-//! `model` decides what they mean, `view` what is shown. It is a process of its own, like every
+//! `model` interprets them, `view` draws the result. It runs in its own process, like every
 //! command.
 //!
-//! Invariants: it waits nowhere else, so the keys work while a server does not reply; the
-//! terminal's modes are restored whenever `top` gives it up. A server that goes away is polled for
-//! until it is back, since restarts are watched too. Must not: send a server anything but status
-//! requests without confirmation.
+//! Invariants: it waits nowhere else, so keys work while a server does not reply; the terminal's
+//! modes are restored whenever `top` leaves it. A lost server is polled for until it is back, since
+//! restarts are watched too. Must not: send a server anything but status requests without
+//! confirmation.
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -50,7 +50,7 @@ pub struct Options {
     pub every: Duration,
 }
 
-/// Why `top` cannot run.
+/// An error that stops `top`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Standard input or output is not a terminal.
@@ -72,16 +72,15 @@ pub enum Error {
     System(#[from] io::Error),
 }
 
-/// Bytes of keys read at once.
+/// Maximum bytes of keys read at once.
 const KEYS_BYTES: usize = 256;
 
-/// The control socket of the only server; searched for again when that server is gone.
+/// Finds the control socket of the only server; called again when that server is gone.
 pub type Find<'a> = &'a dyn Fn() -> Result<PathBuf, String>;
 
 /// Shows the server until the user quits.
 ///
-/// See [`Error`]; a server that goes away later is not an error.
-/// See [`Error`]; a server that goes away later is none.
+/// See [`Error`]; a server that is lost later is not an error.
 pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
     if !io::stdin().is_terminal() || !output::stdout().is_terminal() {
         return Err(Error::NoTerminal);
@@ -103,14 +102,14 @@ pub fn run(options: &Options, find: Find<'_>) -> Result<ExitCode, Error> {
     match end? {
         End::Quit => Ok(ExitCode::SUCCESS),
         End::Signalled(number) => {
-            // Ends the process by the signal's default action, now that the terminal is restored.
+            // Ends the process by the signal's default action, after the terminal is restored.
             let _ = signal_hook::low_level::emulate_default_handler(number);
             Ok(ExitCode::FAILURE)
         }
     }
 }
 
-/// Why the loop ends.
+/// The reason why the loop ends.
 enum End {
     Quit,
     Signalled(i32),
@@ -210,7 +209,7 @@ impl<'a> Top<'a> {
             |(_, until)| Some(*until),
         );
         let timeout = due.map_or(PollTimeout::NONE, |due| {
-            // Rounded up, so that the last millisecond is waited for and not busy-polled.
+            // Rounded up, so that the last millisecond is slept and not busy-polled.
             let left = due.since(clock::now()) + Duration::from_micros(999);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
@@ -301,7 +300,7 @@ impl<'a> Top<'a> {
         }
     }
 
-    /// Connecting is the only blocking call, and a short one: the kernel completes it.
+    /// Connecting is the only blocking call; it is short, because the kernel completes it.
     fn ask(&self, request: &Request) -> Result<Conversation, AskError> {
         let mut conversation = Conversation::open(&self.path, Some(TOP_CONNECT_TIMEOUT))?;
         conversation.ask(request)?;
@@ -375,7 +374,7 @@ impl<'a> Top<'a> {
         }
     }
 
-    /// Another server may have replaced it, with another process number.
+    /// Another server, with another process ID, may have replaced it.
     fn sample_failed(&mut self, why: String) {
         self.sampling = None;
         self.model.set_error(why);

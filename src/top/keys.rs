@@ -1,13 +1,12 @@
-//! Parses bytes from a terminal as keys.
+//! Parses terminal input as keys.
 //!
 //! Invariant: parsing is total; an unknown escape sequence is skipped as a whole, so that its
-//! letters are not interpreted as commands.
-//! Pure: it must not read a terminal.
+//! letters are not interpreted as commands. Pure: it must not read a terminal.
 
 /// A key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
-    /// A letter, digit or sign.
+    /// A letter, digit or symbol.
     Char(char),
     /// Ctrl-C.
     Interrupt,
@@ -50,7 +49,8 @@ pub(super) fn keys(mut bytes: &[u8]) -> Vec<Key> {
     keys
 }
 
-/// Parses what follows an escape: `[` or `O`, parameters, and the final byte, which names the key.
+/// Parses the rest of an escape sequence: `[` or `O`, parameters, and the final byte, which
+/// identifies the key.
 fn sequence(bytes: &[u8]) -> (Option<Key>, &[u8]) {
     let (introducer, parameters) = match bytes.split_first() {
         Some((introducer @ (b'[' | b'O'), rest)) => (*introducer, rest),

@@ -1,8 +1,8 @@
-//! State of `top` and the meaning of keys: samples, keys and replies in, actions out.
+//! State of `top` and the effect of keys: maps samples, keys and replies to actions.
 //!
-//! Invariants: nothing is requested of the server without confirmation; one operation at a time;
-//! histories and texts are bounded. The latest sample is shown, with its age once it is stale.
-//! Pure: it must not read a clock, a terminal or a socket.
+//! Invariants: no request is sent without confirmation; one operation runs at a time; histories and
+//! texts are bounded. The latest sample is shown, with its age once it is stale. Pure: it must not
+//! read a clock, a terminal or a socket.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,17 +13,17 @@ use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::Sample;
 
-/// Samples kept: as many as the widest terminals have columns for.
+/// Samples kept: one per column of the widest terminals.
 pub(super) const HISTORY_LEN: usize = 256;
-/// Lines kept of an operation.
+/// Output lines kept per operation.
 const PROGRESS_LEN: usize = 64;
 
-/// What the caller is to do.
+/// An action for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Exit.
     Quit,
-    /// Suspend, and restore the terminal until the process is continued.
+    /// Suspend, with the terminal restored until the process continues.
     Suspend,
     /// Redraw everything.
     Redraw,
@@ -31,28 +31,28 @@ pub(super) enum Action {
     Ask(Request),
 }
 
-/// Messages per second of the latest samples, the oldest first.
+/// Messages per second in the latest samples, oldest first.
 pub(super) type History = VecDeque<f64>;
 
-/// The state; see the module's documentation.
+/// The state; see the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     /// The latest sample.
     pub(super) sample: Option<Sample>,
     sampled_at: Option<Tick>,
-    /// Messages per second of all workers, the oldest first.
+    /// Messages per second of all workers, oldest first.
     pub(super) totals: History,
     slots: BTreeMap<SlotId, History>,
     error: Option<String>,
     confirming: Option<Request>,
     operation: Option<Request>,
-    /// Progress and result of the operation, the oldest first.
+    /// Progress and result of the operation, oldest first.
     pub(super) progress: VecDeque<String>,
     /// Whether sampling is paused.
     pub(super) paused: bool,
     /// Whether the help is shown.
     pub(super) help: bool,
-    /// The first row of the table that is shown.
+    /// The first visible row of the table.
     pub(super) first_row: usize,
 }
 
@@ -61,14 +61,14 @@ impl Model {
         self.slots.get(&slot)
     }
 
-    /// Why there is no fresh sample, and the age of the latest one.
+    /// Returns why there is no fresh sample, and the age of the latest one.
     pub(super) fn error(&self, now: Tick) -> Option<(&str, Option<u64>)> {
         let why = self.error.as_deref()?;
         let age = self.sampled_at.map(|at| now.since(at).as_secs());
         Some((why, age))
     }
 
-    /// The question awaiting an answer; short, for narrow terminals.
+    /// Returns the pending question; short, for narrow terminals.
     pub(super) fn question(&self) -> Option<String> {
         let request = self.confirming?;
         let workers = self.workers();
@@ -195,7 +195,7 @@ impl Model {
         u16::try_from(slots).unwrap_or(u16::MAX)
     }
 
-    /// Sets the actual first row of the table, from which scrolling continues.
+    /// Sets the first visible row of the table, from which scrolling continues.
     pub(super) fn scrolled_to(&mut self, first_row: Option<usize>) {
         self.first_row = first_row.unwrap_or(self.first_row);
     }
@@ -217,7 +217,7 @@ impl Model {
     }
 }
 
-/// A sample without a rate (the first one, or one of a new instance) leaves no mark.
+/// Appends a rate; a sample without one (the first, or that of a new instance) is skipped.
 fn append_rate(history: &mut History, rate: Option<f64>) {
     if let Some(rate) = rate {
         if history.len() == HISTORY_LEN {

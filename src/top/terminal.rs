@@ -1,10 +1,11 @@
-//! The terminal that `top` draws on: its modes, and how cells become bytes.
+//! The terminal that `top` draws on: its modes, and the encoding of cells as bytes.
 //!
-//! There is no terminal library, because those read keys in a loop (and handle signals) of their
-//! own, and only six escape sequences are needed, which every current terminal supports.
+//! It uses no terminal library, because those read keys in their own loop and handle signals, and
+//! only six escape sequences are needed, which every current terminal supports.
 //!
-//! Invariants: the terminal is restored however the program ends, a panic included (a release build
-//! does not unwind, so a hook does it); a frame is one write, so that none is shown half-drawn.
+//! Invariants: the terminal is restored however the program ends, including a panic (a release
+//! build does not unwind, so a hook does it); a frame is one write, so it is never shown
+//! half-drawn.
 
 use std::fmt::Write as _;
 use std::io;
@@ -22,7 +23,7 @@ use uppercased_ctl::output;
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 /// Resets colours, shows the cursor, switches to the main screen.
 const LEAVE: &str = "\x1b[0m\x1b[?25h\x1b[?1049l";
-/// The size assumed if the terminal reports none.
+/// The size assumed if the terminal does not report one.
 const SIZE: Size = Size {
     width: 80,
     height: 24,
@@ -53,7 +54,7 @@ impl Modes {
         Ok(modes)
     }
 
-    /// Enters again after [`Self::leave`], or when another process has changed the modes.
+    /// Enters again after [`Self::leave`], or after another process has changed the modes.
     pub(super) fn enter_again(&self) -> io::Result<()> {
         let mut raw = self.before.clone();
         raw.make_raw();
@@ -120,7 +121,7 @@ impl Ansi {
     }
 }
 
-/// Returns the area to draw on for a terminal of this size: each cell is kept twice, and a test
+/// Returns the area to draw on for a terminal of this size: each cell is stored twice, and a test
 /// harness may report 65535 columns.
 fn drawn(columns: u16, rows: u16) -> Size {
     match (columns, rows) {

@@ -1,8 +1,8 @@
-//! What `top` shows of its model, for any size of terminal.
+//! Draws `top`'s model at any terminal size.
 //!
-//! Invariants: colour carries no information of its own; if there is too little room, parts are
-//! left out in a fixed order (columns from the right of [`COLUMNS`], the chart, the notes), rows of
-//! the table last. Pure: it must not access a terminal.
+//! Invariants: no information depends on colour; if there is too little room, parts are omitted in
+//! a fixed order (columns from the right of [`COLUMNS`], the chart, the notes), rows of the table
+//! last. Pure: it must not access a terminal.
 
 use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::Rect;
@@ -20,9 +20,9 @@ use uppercased_ctl::units::{age, busy, cut, per_second, percent, short};
 /// Minimum screen rows for a chart of all workers, and the chart's height.
 const CHART_FROM_ROWS: u16 = 22;
 const CHART_ROWS: u16 = 3;
-/// Lines of an operation on the screen.
+/// Maximum lines of an operation on the screen.
 const PROGRESS_ROWS: usize = 4;
-/// Minimum columns of a slot's history, including one as a gap to the table.
+/// Minimum columns of a slot's history, including one as a gap after the table.
 const HISTORY_COLUMNS_MIN: usize = 9;
 /// Screen columns from which room for the history is reserved.
 const HISTORY_FROM_COLUMNS: usize = 60;
@@ -118,7 +118,7 @@ struct Screen<'a> {
 }
 
 impl Screen<'_> {
-    /// Takes the upper `rows` of the unused part.
+    /// Removes the upper `rows` from the unused part and returns them.
     fn take_top(&mut self, rows: u16) -> Rect {
         let rows = rows.min(self.left.height);
         let taken = Rect {
@@ -130,7 +130,7 @@ impl Screen<'_> {
         taken
     }
 
-    /// Takes the lower `rows` of the unused part.
+    /// Removes the lower `rows` from the unused part and returns them.
     fn take_bottom(&mut self, rows: u16) -> Rect {
         let rows = rows.min(self.left.height);
         self.left.height -= rows;
@@ -151,7 +151,7 @@ impl Screen<'_> {
         self.put(area, Line::styled(text, style));
     }
 
-    /// Draws the keys, or a question; above them the operation's output.
+    /// Draws the keys, or a question, below the operation's output.
     fn footer(&mut self, model: &Model) {
         let area = self.take_bottom(1);
         let width = usize::from(area.width);
@@ -205,7 +205,7 @@ impl Screen<'_> {
         }
     }
 
-    /// Messages per second of all workers, the latest at the right.
+    /// Draws messages per second of all workers, the latest at the right.
     fn chart(&mut self, totals: &History) {
         let most = totals.iter().copied().fold(0.0, f64::max);
         let title = format!("messages/s, all workers (peak {})", per_second(most));
@@ -228,7 +228,7 @@ impl Screen<'_> {
         let slots = &sample.status.slots;
         let notes = sample.notes();
         let room = usize::from(self.left.height);
-        // A table that fits is not scrolled; otherwise one row shows that there are more.
+        // A table that fits is not scrolled; otherwise one row indicates that there are more.
         let rows = match room {
             _ if slots.len() <= room => slots.len(),
             0 | 1 => room,
@@ -289,7 +289,7 @@ impl Screen<'_> {
     }
 }
 
-/// The highest rate of a single slot in messages per second: the common scale of all bars.
+/// Returns the highest rate of a single slot in messages per second: the common scale of all bars.
 fn highest(model: &Model, sample: &Sample) -> f64 {
     let histories = sample.status.slots.iter();
     let histories = histories.filter_map(|slot| model.history(slot.slot));
@@ -326,7 +326,7 @@ const fn keys(width: usize) -> &'static str {
     }
 }
 
-/// One bar per column, scaled to `most`; a rate above zero is always visible.
+/// Returns one bar per column, scaled to `most`; a rate above zero is always visible.
 fn bars(history: &History, most: f64, columns: usize) -> String {
     const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let older = history.len().saturating_sub(columns);
@@ -398,7 +398,7 @@ fn columns(width: usize) -> Columns {
     let mut taken = 0;
     let mut kept = Vec::new();
     for at in by_need {
-        // One more as a gap to the previous column.
+        // One more as a gap after the previous column.
         let needed = COLUMNS[at].2 + usize::from(taken > 0);
         if taken + needed + reserve <= width {
             taken += needed;

@@ -26,7 +26,7 @@ fn shown(model: &Model, colour: bool, (width, height): (u16, u16)) -> Terminal<T
     terminal
 }
 
-/// The screen line by line, without trailing blanks.
+/// Returns the screen line by line, without trailing blanks.
 fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
     let terminal = shown(model, false, size);
     let buffer = terminal.backend().buffer();
@@ -37,7 +37,7 @@ fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
         .collect()
 }
 
-/// A server with several problems, sampled four times.
+/// Returns a model of a server with several problems, sampled four times.
 fn busy() -> Model {
     let mut model = Model::default();
     for messages in [0.0, 500.0, 1000.0, 45_000.0] {
