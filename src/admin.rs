@@ -1,14 +1,14 @@
-//! The admin endpoint: health, readiness, status and metrics of a server over HTTP, and agent-check
-//! lines for load balancers, in a process of its own beside the workers.
+//! The admin endpoint: serves health, readiness, status and metrics over HTTP, and agent-check
+//! lines to load balancers, in a separate process.
 //!
 //! The supervisor starts it with a channel at a fixed descriptor, and restarts it when it exits.
 //! The channel carries the bound listeners and, for each request, the status. It can request
 //! nothing else: it has no access to the control socket.
 //!
 //! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
-//! once, each with an overall deadline, and one that is slow to send, to read or to close yields to
-//! the next one waiting; it is sandboxed (`sandbox`) before it serves any; it exits with its
-//! supervisor; no failure of it reaches a client of the server.
+//! once, each with an overall deadline; a client that is slow to send, read or close yields to the
+//! next waiting client; the process is sandboxed (`sandbox`) before it serves; it exits with its
+//! supervisor; its failures never reach the server's clients.
 //!
 //! It must not decide anything about the server. It may use threads: unlike a worker it never
 //! forks.
@@ -59,7 +59,7 @@ use status_requests::StatusRequests;
 /// The command-line arguments from the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The supervisor's process number.
+    /// The supervisor's process ID.
     pub supervisor: i32,
 }
 
@@ -101,7 +101,7 @@ pub fn run(options: Options) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            // The supervisor logs it, unless it is gone.
+            // The supervisor logs it, unless it has exited.
             let _ = status_requests.send(FromAdmin::Failed { cause });
             ExitCode::FAILURE
         }
@@ -117,7 +117,7 @@ type Answer = fn(&Server, &Endpoint, &Socket) -> io::Result<()>;
 #[derive(Debug)]
 struct Endpoint {
     listener: Socket,
-    /// Threads without a client.
+    /// The number of threads without a client.
     free: AtomicUsize,
 }
 
@@ -128,7 +128,7 @@ impl Endpoint {
     }
 }
 
-/// The first message: the configuration, and the listeners.
+/// Receives the first message: the configuration and the listeners.
 fn await_start(channel: &mut Channel<FromAdmin, ToAdmin>) -> io::Result<(Config, Vec<Binding>)> {
     let received = channel.receive_first().map_err(io::Error::other)?;
     let ToAdmin::Start(start) = received.envelope.message else {
@@ -156,13 +156,13 @@ fn serve(
     options: Options,
     status_requests: &Arc<StatusRequests>,
 ) -> Result<(), String> {
-    // The name shown in process lists.
+    // The name in process lists.
     let _ = nix::sys::prctl::set_name(c"uppercased");
     let wake_ups = status_requests
         .wake_ups()
         .map_err(|error| error.to_string())?;
     let sandbox = sandbox::begin(config)?;
-    // Changing the user clears it.
+    // Changing the user has cleared this setting.
     end_with_parent(options.supervisor).map_err(|error| error.to_string())?;
     let server = Arc::new(Server {
         status_requests: Arc::clone(status_requests),
@@ -204,7 +204,7 @@ fn start_threads(
                 let _ = begun.send(Vec::<u8>::with_capacity(DISCARD_BYTES));
                 opening.wait();
                 let error = server.serve_clients(&endpoint, answer);
-                // The first thread that fails ends the process; the supervisor starts another.
+                // The first failing thread ends the process; the supervisor restarts it.
                 server.status_requests.fail(&error);
             };
             std::thread::Builder::new().spawn(serve).map(drop)?;
@@ -230,7 +230,7 @@ fn dispatch_replies(
         let mut readable = wake_ups
             .each_ref()
             .map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        // An interruption only causes an earlier check.
+        // An interruption only causes an early check.
         let _ = poll(&mut readable, PollTimeout::NONE);
         match status_requests.dispatch() {
             Ok(()) => {}
@@ -246,11 +246,11 @@ struct Server {
     status_requests: Arc<StatusRequests>,
     answered: Answered,
     agent_line: Mutex<AgentLine>,
-    /// Separate from the rest: no thread waits while holding it.
+    /// A separate lock: no thread waits while it holds this one.
     agent_answers: Mutex<AgentAnswers>,
 }
 
-/// The latest agent-check line, and its time.
+/// The latest agent-check line and its time.
 #[derive(Debug, Default)]
 struct AgentLine {
     agent: Agent,
@@ -258,7 +258,7 @@ struct AgentLine {
 }
 
 impl Server {
-    /// Accepts one connection after another; returns why it cannot continue.
+    /// Accepts connections one after another; returns the error that stopped it.
     fn serve_clients(&self, endpoint: &Endpoint, answer: Answer) -> io::Error {
         loop {
             match endpoint.listener.accept() {
@@ -274,11 +274,11 @@ impl Server {
         }
     }
 
-    /// Sends a load balancer its line, whatever it has sent: some send a string of their own first.
+    /// Sends a load balancer its line, whatever it has sent: some first send a configured string.
     fn send_agent_line(&self, endpoint: &Endpoint, connection: &Socket) -> io::Result<()> {
         let line = self.line();
-        // From here on: the supervisor's time is not charged to the balancer. The line fits the
-        // kernel's buffer without any action by the client, so there is no waiting.
+        // The clock starts here, so the supervisor's time is not charged to the balancer. The line
+        // fits the socket buffer, so the send does not wait.
         let exchange = Exchange::new(endpoint, connection, Duration::ZERO, AGENT_TIMEOUT);
         exchange.write_all(line.to_string().as_bytes())?;
         line.count(&mut self.agent_answers());
@@ -287,8 +287,8 @@ impl Server {
     }
 
     fn line(&self) -> Line {
-        // One request serves all. After a panic the value is complete: the new line or the previous
-        // one.
+        // One request serves all. After a panic the value is complete: either the new line or the
+        // previous one.
         let mut agent_line = self
             .agent_line
             .lock()
@@ -359,11 +359,11 @@ fn is_connection_error(error: &io::Error) -> bool {
     )
 }
 
-/// One client that is waited for: to send its request, to read its response, to close.
+/// One client, with the waits for its request, its reading and its close.
 ///
-/// Invariant: a thread waits for a client in [`Exchange::wait`] only, and a slow client yields
-/// there: after its exclusive interval it is waited for only while no other client waits; otherwise
-/// a few slow clients would block all others.
+/// Invariant: a thread waits for a client only in [`Exchange::wait`], where a slow client yields:
+/// after its exclusive interval the wait continues only while no other client waits. Otherwise a
+/// few slow clients would block all others.
 struct Exchange<'a> {
     endpoint: &'a Endpoint,
     connection: &'a Socket,
@@ -387,7 +387,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Waits until the client is ready for `event`; returns false when its time is over.
+    /// Waits until the client is ready for `event`; returns false after the deadline.
     fn wait(&self, event: PollFlags) -> io::Result<bool> {
         loop {
             let Some(most) = left(self.by) else {
@@ -414,7 +414,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Reads a request, or why it is invalid; `None` if the client closed before beginning one.
+    /// Reads a request, or the reason why it is invalid; `None` if the client closed before sending
+    /// any of it.
     fn read_head(&self) -> io::Result<Option<Result<Request, http::Refusal>>> {
         let mut connection = self.connection;
         let mut bytes = vec![0; ADMIN_HEAD_MAX_BYTES];
@@ -442,7 +443,7 @@ impl<'a> Exchange<'a> {
     /// Sends all of `bytes`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] if the client is too slow to read them.
+    /// [`io::ErrorKind::TimedOut`] if the client reads them too slowly.
     fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let flags = MsgFlags::MSG_DONTWAIT.bits();
@@ -462,7 +463,7 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Discards the rest of the input, to its end.
+    /// Discards the rest of the input, up to its end.
     fn discard(&self) -> io::Result<()> {
         let mut connection = self.connection;
         let mut bytes = [0; DISCARD_BYTES];
@@ -471,7 +472,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Returns the time left until `by`; the kernel rejects a timeout of zero.
+/// Returns the time until `by`; `None` for zero, which the kernel rejects as a timeout.
 fn left(by: Tick) -> Option<Duration> {
     Some(by.since(clock::now())).filter(|left| *left >= Duration::from_millis(1))
 }
@@ -483,7 +484,7 @@ mod tests {
 
     use super::*;
 
-    /// An endpoint with this many free threads, and a client that it has accepted.
+    /// Returns an endpoint with this many free threads, and a client that it has accepted.
     fn endpoint(free: usize) -> (Endpoint, Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -511,7 +512,7 @@ mod tests {
             exchange.read_head().unwrap(),
             Some(Err(http::Refusal::TooSlow))
         );
-        // A load balancer that has received its line and does not close.
+        // A load balancer that has received its line and keeps the connection open.
         Exchange::new(&endpoint, &accepted, Duration::ZERO, HOUR)
             .discard()
             .unwrap();
@@ -545,7 +546,7 @@ mod tests {
 
     #[test]
     fn slow_client_keeps_full_timeout_alone() {
-        // Another thread is about to accept the waiting one.
+        // Another thread is about to accept the waiting client.
         let (endpoint, accepted, _silent) = endpoint(1);
         let _next = connect_to(&endpoint);
         let exchange = Exchange::new(

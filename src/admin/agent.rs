@@ -2,8 +2,8 @@
 //!
 //! Invariants: a server that is ready, as [`Status::unready`] defines it, reports `ready up` with a
 //! weight from 1 % to 100 %; one that is out of rotation or stopping reports that in any state;
-//! `down` is reported only for a server that should get no clients. HAProxy keeps a state
-//! until it receives another, so `ready up` reverts all the other lines.
+//! `down` is reported only for a server that should get no clients. HAProxy keeps a state until it
+//! receives another, so `ready up` reverts all the other lines.
 //!
 //! Pure: the time is a parameter. It must not send requests.
 
@@ -26,9 +26,9 @@ pub(super) struct Agent {
 /// A reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// New clients are accepted, with this weight in percent.
+    /// Accepting new clients, with this weight in percent.
     Ready(u8),
-    /// No new clients; a remark for HAProxy's statistics page.
+    /// No new clients, with a remark for HAProxy's statistics page.
     Drain(&'static str),
     /// No new clients, and no health checks.
     Maint(&'static str),
@@ -60,11 +60,11 @@ impl fmt::Display for Line {
 }
 
 impl Agent {
-    /// Returns the reply for the supervisor's status, or for the lack of one.
+    /// Returns the reply for the supervisor's status, or for a missing status.
     pub(super) fn answer(&mut self, status: Option<&Status>, now: Tick) -> Line {
         let Some(status) = status else {
-            // Workers serve without the supervisor, and health checks cover their reachability. So
-            // a slow supervisor changes nothing.
+            // Workers serve without the supervisor, and health checks test whether they are
+            // reachable, so a slow supervisor does not take the server down.
             let silence = Line::Down("the server does not answer");
             return self.last.clone().unwrap_or(silence);
         };
@@ -74,7 +74,7 @@ impl Agent {
     }
 
     fn assess(&mut self, status: &Status, now: Tick) -> Line {
-        // Both continue, whatever is reported now.
+        // Both are updated, whichever line is reported.
         let load = self.load.note(status, now);
         match status.phase.as_str() {
             "serving" => {}
@@ -93,7 +93,7 @@ impl Agent {
     }
 }
 
-/// Returns the weight for a load from 0 to 1: the free share in percent, and never 0, which would
+/// Returns the weight for a load from 0 to 1: the free share in percent, but never 0, which would
 /// mean a drain.
 fn weight(load: f64) -> u8 {
     (100.0 * (1.0 - load)).round().clamp(1.0, 100.0) as u8
@@ -113,7 +113,7 @@ struct Sample {
 }
 
 impl Load {
-    /// Adds the current load: the larger of the share of allowed connections that are open, and the
+    /// Adds the current load: the larger of the share of allowed connections that are open and the
     /// share of time that the workers were busy since the last reply.
     fn note(&mut self, status: &Status, now: Tick) -> f64 {
         let traffic = &status.totals.traffic;

@@ -1,4 +1,4 @@
-//! Renders each page from a status, or from the lack of one.
+//! Renders each page from a status, or from the reason why there is none.
 //!
 //! Invariant: a server that is not ready always gives a reason. It must not send requests.
 
@@ -9,7 +9,7 @@ use super::http::{Exposition, Page, Response};
 use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::Status;
 
-/// Requests answered by this process, by status.
+/// Responses sent by this process, by status code.
 #[derive(Debug, Default)]
 pub(super) struct Answered([AtomicU64; Response::STATUSES.len()]);
 

@@ -1,7 +1,7 @@
 //! Renders a status as OpenMetrics text for Prometheus, and in the older Prometheus format.
 //!
-//! Invariants: names and labels come from [`Counter`], and every counter of every slot is present,
-//! also at zero and for removed slots, so that rates and sums stay correct when slots are added or
+//! Invariants: names and labels come from [`Counter`]; every counter of every slot is present, even
+//! at zero and for removed slots, so that rates and sums stay correct when slots are added or
 //! removed; the number of series is bounded by slots and addresses times the size of the enum. It
 //! must not count anything itself.
 
@@ -20,7 +20,8 @@ use uppercased_ctl::metrics::{Counter, TurnClass};
 use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::{AcceptQueueStatus, Durations, OperationTimes, SlotStatus, Status};
 
-/// Returns the text for a status and this process's own responses, by status and to load balancers.
+/// Returns the text for a status and the responses of this process, by status code and to load
+/// balancers.
 ///
 /// # Errors
 /// None known: the text is written to memory.
@@ -41,13 +42,13 @@ pub(super) fn write(
 }
 
 /// Converts to the format before OpenMetrics (version 0.0.4), which many readers and `promtool`
-/// still need: there the name of a counter's family has the suffix of its samples.
+/// still need: in it the name of a counter's family has the suffix of its samples.
 pub(super) fn classic(text: &str) -> String {
     let mut classic = String::with_capacity(text.len());
     let mut help = None;
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
-            // The next line, the type, names the family.
+            // The next line, with the type, names the family.
             help = rest.split_once(' ').map(|(_, meaning)| meaning);
         } else if let Some((name, kind)) = line
             .strip_prefix("# TYPE ")
@@ -162,7 +163,7 @@ impl Snapshot {
         family(encoder, "worker_crashes", help, None, crashes.collect())
     }
 
-    /// Durations of event loop turns, and with their sum each worker's busy time.
+    /// Durations of event loop turns; their sum is each worker's busy time.
     fn turns(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (name, help) = (
             "turn_duration_seconds",
@@ -171,7 +172,7 @@ impl Snapshot {
         if self.ever().next().is_none() {
             return Ok(());
         }
-        // No unit besides the name: some parsers reject one for a histogram.
+        // No unit except in the name: some parsers reject a unit for a histogram.
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for slot in self.ever() {
             let counters = &slot.traffic.counters;
@@ -202,7 +203,7 @@ impl Snapshot {
         let help = "Duration of a handover, any result.";
         let handovers = of_each(|slot| &slot.handovers);
         histograms(encoder, "handover_duration_seconds", help, handovers)?;
-        // Results that never happened are included: a first failure must show as a change.
+        // Results with a count of zero are included: a first failure must show as a change.
         let never = Durations::default();
         let all = OperationTimes::all_kinds().map(|kind| (kind, &never));
         let mut operations: BTreeMap<(&str, &str), &Durations> = all.collect();
@@ -224,7 +225,7 @@ impl Snapshot {
         )
     }
 
-    /// Omitted if there is none.
+    /// Omitted without a service manager.
     fn service_manager(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let manager = self.status.service_manager.iter();
         let tries = manager.clone().flat_map(|it| {
@@ -265,7 +266,7 @@ impl Snapshot {
     fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut families: Vec<(Counter, Counts)> = Vec::new();
         for one in Counter::all() {
-            // These are parts of a histogram.
+            // Histograms include these.
             if matches!(one, Counter::BusyNs | Counter::Took(_)) {
                 continue;
             }
@@ -282,12 +283,12 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Every slot, present or removed.
+    /// Returns every slot, present or removed.
     fn ever(&self) -> impl Iterator<Item = &SlotStatus> {
         self.status.slots.iter().chain(&self.status.former)
     }
 
-    /// The counter of every slot.
+    /// Returns the counter of every slot.
     fn of_each_slot(&self, counter: Counter) -> Counts {
         let key = counter.key();
         let sample = |slot: &SlotStatus| {
@@ -305,7 +306,8 @@ fn of_slot(slot: &SlotStatus) -> Labels {
     vec![("slot", slot.slot.to_string())]
 }
 
-/// A family of metrics; omitted without a sample, since parsers would attach the next family to it.
+/// Adds a family of metrics; omitted without a sample, since parsers would attach the next family
+/// to it.
 fn family<M: EncodeMetric>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -323,7 +325,7 @@ fn family<M: EncodeMetric>(
     Ok(())
 }
 
-/// A family of histograms; omitted without a sample, like any other.
+/// Adds a family of histograms; omitted without a sample, like any other.
 fn histograms(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -333,7 +335,7 @@ fn histograms(
     if samples.is_empty() {
         return Ok(());
     }
-    // No unit besides the name: some parsers reject one for a histogram.
+    // No unit except in the name: some parsers reject a unit for a histogram.
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for (labels, times) in samples {
         let cells: Vec<(f64, u64)> = times.cells().collect();

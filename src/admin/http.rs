@@ -1,7 +1,7 @@
 //! The supported part of HTTP: the head of a request, and the bytes of a response.
 //!
-//! Pure. Invariants: only the method, the path and `Accept` matter; every response closes its
-//! connection and states its length. It must not know the contents of pages.
+//! Pure. Invariants: only the method, the path and `Accept` matter; every response states its
+//! length and closes its connection. It must not know the contents of pages.
 
 use httparse::{EMPTY_HEADER, Error, Status};
 
@@ -11,9 +11,9 @@ const HEADERS_MAX: usize = 64;
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
-    /// `None`: no such page.
+    /// The page; `None` if it does not exist.
     pub(super) page: Option<Page>,
-    /// Whether only the head of the response is wanted.
+    /// Whether to send only the head of the response.
     pub(super) head_only: bool,
 }
 
@@ -33,9 +33,9 @@ pub(super) enum Page {
 /// The format of the text for Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exposition {
-    /// The one that Prometheus requests by name.
+    /// The format that Prometheus requests by name.
     OpenMetrics,
-    /// The older one, which every reader supports: the default.
+    /// The older format, which every reader supports: the default.
     Classic,
 }
 
@@ -43,7 +43,7 @@ impl Exposition {
     const OPEN_METRICS: &str = "application/openmetrics-text";
     const CLASSIC: &str = "text/plain";
 
-    /// Returns the preferred one by the values of `Accept`.
+    /// Returns the format preferred by the values of `Accept`.
     fn preferred_in<'a>(accept: impl Iterator<Item = &'a [u8]>) -> Self {
         let (mut open_metrics, mut classic) = (0.0_f32, 0.0_f32);
         for value in accept.filter_map(|value| std::str::from_utf8(value).ok()) {
@@ -75,14 +75,14 @@ impl Exposition {
     }
 }
 
-/// Why a request is refused.
+/// The reason why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// It is not HTTP.
     Malformed,
     /// Its method is neither `GET` nor `HEAD`.
     Method,
-    /// It did not arrive in time, or yielded to waiting clients.
+    /// It did not arrive in time, or had to yield to waiting clients.
     TooSlow,
     /// Its head is too long.
     TooLong,
@@ -126,9 +126,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Option<Request>, Refusal> {
     Ok(Some(Request { page, head_only }))
 }
 
-/// Returns the path of a request's target, without its query. A client that goes through a proxy
-/// writes the absolute form, `http://HOST/PATH`, which every server accepts (RFC 9112, 3.2.2); the
-/// host decides nothing here.
+/// Returns the path of a request's target, without its query. A client that uses a proxy sends the
+/// absolute form, `http://HOST/PATH`, which every server must accept (RFC 9112, 3.2.2); the host is
+/// ignored.
 fn path_of(target: &str) -> &str {
     let scheme = target.find("://").map(|end| &target[..end]);
     let behind_scheme = scheme
@@ -146,7 +146,7 @@ fn path_of(target: &str) -> &str {
 }
 
 impl Refusal {
-    /// Returns the response to the refused request.
+    /// Returns the response to a refused request.
     pub(super) fn response(self) -> Response {
         let (status, why) = match self {
             Self::Malformed => (400, "not an HTTP request"),
@@ -159,7 +159,7 @@ impl Refusal {
 }
 
 impl Response {
-    /// The statuses of responses.
+    /// The status codes of responses.
     pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
 
     /// No such page.

@@ -1,8 +1,8 @@
-//! Status requests of the admin process to its supervisor: one channel, many requesting threads.
+//! Status requests of the admin process to its supervisor: one channel shared by many threads.
 //!
-//! Invariants: a reply goes to the thread that sent that request, and a late one is dropped; no
-//! lock is held while a thread waits. It must not read the channel except in
-//! [`StatusRequests::dispatch`], which one thread calls.
+//! Invariants: a reply goes to the thread that sent the request, and a late reply is dropped; no
+//! thread waits while it holds the lock. The channel is read only in [`StatusRequests::dispatch`],
+//! which one thread calls.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,14 +27,14 @@ struct Open {
     channel: Channel<FromAdmin, ToAdmin>,
     last: u64,
     waiting: BTreeMap<u64, Sender<OwnedFd>>,
-    /// Why a thread failed.
+    /// The reason why a thread failed.
     failure: Option<String>,
-    /// Closed when a thread fails, which wakes the reading thread.
+    /// Closed when a thread fails, to wake the reading thread.
     alarm: Option<PipeWriter>,
 }
 
 impl StatusRequests {
-    /// Creates it without requests.
+    /// Creates it with no outstanding requests.
     pub(super) fn over(channel: Channel<FromAdmin, ToAdmin>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Open {
             channel,
@@ -48,7 +48,7 @@ impl StatusRequests {
     /// Returns the server's current status from the supervisor, and reports `agent` to it.
     ///
     /// # Errors
-    /// Why there is none, as a clause.
+    /// The reason why there is no status, as a clause.
     pub(super) fn status(
         &self,
         within: Duration,
@@ -74,7 +74,7 @@ impl StatusRequests {
     /// Sends a message that needs no reply.
     ///
     /// # Errors
-    /// Why it cannot be sent.
+    /// The reason why it cannot be sent.
     pub(super) fn send(&self, message: FromAdmin) -> Result<(), String> {
         self.lock().send(message)
     }
@@ -103,11 +103,11 @@ impl StatusRequests {
         Ok(())
     }
 
-    /// Returns descriptors of which one becomes readable when [`StatusRequests::dispatch`] has
+    /// Returns descriptors, one of which becomes readable when [`StatusRequests::dispatch`] has
     /// work.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// The process has no free descriptor.
     pub(super) fn wake_ups(&self) -> io::Result<[OwnedFd; 2]> {
         let mut open = self.lock();
         let (alarmed, alarm) = io::pipe()?;
@@ -115,7 +115,7 @@ impl StatusRequests {
         Ok([open.channel.as_fd().try_clone_to_owned()?, alarmed.into()])
     }
 
-    /// Ends all threads because one failed: the reading thread finds the channel closed.
+    /// Ends all threads after the failure of one: the reading thread finds the channel closed.
     pub(super) fn fail(&self, why: &io::Error) {
         let mut open = self.lock();
         open.failure = Some(why.to_string());
@@ -128,7 +128,7 @@ impl StatusRequests {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // Wherever a thread panicked, the data here is consistent at every moment.
+        // The data stays consistent wherever a thread panics.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -161,7 +161,7 @@ mod tests {
         down: 0,
     };
 
-    /// The supervisor's end: returns the next request.
+    /// Returns the next request, on the supervisor's end.
     fn next_request(channel: &mut Channel<ToAdmin, FromAdmin>) -> u64 {
         let received = channel.receive().unwrap().expect("a request was sent");
         match received.envelope.message {

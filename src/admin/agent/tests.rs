@@ -51,7 +51,7 @@ fn weight_is_free_capacity_and_never_zero() {
 fn busy_workers_gradually_lower_weight() {
     let mut agent = Agent::default();
     assert_eq!(answer(&mut agent, &status(0, 0), 0), "ready up 100%");
-    // Both busy half of the time.
+    // Both are busy half of the time.
     let mut weights = Vec::new();
     for second in 1..=60 {
         let line = answer(&mut agent, &status(0, 1000 * second), 1000 * second);
