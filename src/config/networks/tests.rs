@@ -81,7 +81,7 @@ fn full_lists_fit_their_message() {
         listen,
         ..Config::default()
     };
-    // The rest of a start message has a few hundred bytes.
+    // The other fields of a start message take a few hundred bytes.
     let bytes = serde_json::to_vec(&config).unwrap().len();
     assert!(bytes + 4096 < FRAME_MAX_BYTES, "{bytes}");
 }
