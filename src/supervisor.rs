@@ -1,13 +1,13 @@
 //! The supervisor: waits for events, lets the machine decide, and executes its actions.
 //!
 //! A thin shell around [`machine`]: signals, channels, pidfds, requests and one deadline become
-//! events; actions become forks, messages, kills, answers and log lines. Its parts own their state
-//! and return events; no part knows another one, and only the files that extend [`Supervisor`]
-//! (`boot`, `actions`, `requests`, `status`, `exec`, `resume`) see all of them.
+//! events; actions become forks, messages, kills, answers and log lines. Each part owns its state
+//! and returns events. Parts do not depend on each other; only the files that extend [`Supervisor`]
+//! (`boot`, `actions`, `requests`, `status`, `exec`, `resume`) access all of them.
 //!
 //! Invariants: one thread, always (fork and exec depend on it); the supervisor keeps a duplicate of
 //! every slot's listeners from the slot's first Ready until the machine drops it, so that no accept
-//! queue dies with a worker; it waits only in the event loop; it serves no client.
+//! queue is lost with a worker; it waits only in the event loop; it serves no client.
 //!
 //! It must not decide (the machine does) nor import the worker (they share `wire` and `memory`).
 
@@ -94,7 +94,7 @@ pub struct Supervisor {
     locks: PortLocks,
     reaper: Reaper,
     verdict: Option<Verdict>,
-    /// When the process exits even if children have not been reaped.
+    /// Time at which the process exits even if children have not been reaped.
     closing: Option<Tick>,
 }
 
@@ -111,8 +111,8 @@ pub fn run(launch: Launch) -> ExitCode {
     }
 }
 
-/// Prints the cause of a failed start or run: one line in the log's format, because a reader of
-/// JSON reads nothing else.
+/// Prints the cause of a failed start or run: one line in the log's format, because a JSON parser
+/// accepts nothing else.
 fn write_error(format: LogFormat, cause: &str) {
     match format {
         LogFormat::Human => stderr::write_error(cause),
@@ -133,8 +133,7 @@ pub fn resume(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Execs the earlier binary, because this one cannot take over. Returns only if that is
-/// impossible, too.
+/// Execs the earlier binary, because this one cannot take over. Returns only if that fails, too.
 fn return_to_earlier(cause: &str) -> ExitCode {
     let error = match EarlierBinary::find() {
         Ok(earlier) if earlier.cause.is_some() => "this is the earlier binary".to_owned(),
@@ -175,7 +174,7 @@ impl Supervisor {
     /// Runs until the machine has ended.
     ///
     /// # Errors
-    /// What `epoll_wait` returned.
+    /// The error of `epoll_wait`.
     pub fn supervise(&mut self) -> io::Result<Verdict> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
         let mut more_orphans = false;
@@ -356,7 +355,7 @@ impl Supervisor {
     }
 
     fn admin_ended(&mut self) {
-        // Its last messages come first.
+        // Receive its last messages first.
         self.answer_admin();
         let now = clock::now();
         let explain = |exit| self.reaper.cause_of(exit, now);
@@ -364,7 +363,7 @@ impl Supervisor {
     }
 }
 
-/// Returns the test whether a slot's queue is lent to a worker.
+/// Returns a predicate: whether the slot's queue is lent to the worker.
 fn is_lent(machine: &Machine) -> impl Fn(identity::SlotId, identity::WorkerId) -> bool + '_ {
     move |slot, worker| {
         let lent = |queue| matches!(queue, Queue::Lent { to, .. } if to == worker);

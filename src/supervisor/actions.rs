@@ -143,7 +143,7 @@ impl Supervisor {
                 .or_else(|| machine.operation_kind()),
         };
         let excused = view.operation.is_some() || view.life != Life::Serving;
-        // Taken out, because the status line is made from all other parts.
+        // Moved out, because the status line is built from all other parts.
         let mut systemd = std::mem::take(&mut self.systemd);
         systemd.notify(
             view,

@@ -1,11 +1,11 @@
 //! The supervisor's side of the admin endpoint: its listeners (for HTTP and for load balancers),
 //! and the process that answers there.
 //!
-//! Invariants: a listener is bound before the first worker starts and stays here, so an unavailable
-//! address is refused at the start, and a health check that arrives while there is no process waits
-//! briefly instead of being refused; the process runs this supervisor's own program, and has exited
-//! when the supervisor exits or execs another program; a process whose sandbox settings have
-//! changed is replaced.
+//! Invariants: a listener is bound before the first worker starts and is kept here, so an
+//! unavailable address is refused at the start, and a health check that arrives while there is no
+//! process waits briefly instead of being refused; the process runs this supervisor's own program,
+//! and has exited when the supervisor exits or execs another program; a process whose sandbox
+//! settings have changed is replaced.
 //!
 //! It must not accept, nor wait for the process.
 
@@ -82,7 +82,7 @@ pub(crate) struct Saved {
     http: Option<SavedListener>,
     agent: Option<SavedListener>,
     rotation: Rotation,
-    /// Of admin processes.
+    /// Unexpected exits of admin processes.
     crashes: u64,
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 /// Minimum delay, whatever the configuration: a spawn that fails at once, retried at once, would
-/// hold the supervisor in one turn of its loop for ever.
+/// keep the supervisor in one turn of its loop forever.
 pub const BACKOFF_FLOOR: Duration = Duration::from_millis(1);
 
 /// The time of a retry.
@@ -21,7 +21,7 @@ pub(super) enum Retry {
 
 /// Returns when to retry after a failure that follows `earlier` failures in a row.
 ///
-/// The first retry is immediate: one crash is no trend, and clients wait in the queue.
+/// The first retry is immediate: one crash does not show a trend, and clients wait in the queue.
 pub(super) fn retry(earlier: u32, initial: Duration, max: Duration, rng: &mut Rng) -> Retry {
     match earlier.checked_sub(1) {
         None => Retry::AtOnce,
@@ -86,7 +86,7 @@ mod tests {
             longest = longest.max(delay);
         }
         assert!(shortest >= 2 * INITIAL && longest <= 4 * INITIAL);
-        // And they are spread, not constant.
+        // The delays vary.
         assert!(longest - shortest > INITIAL);
     }
 

@@ -1,5 +1,5 @@
-//! A start, up to the first worker: limits, locks, listeners, the image. A start that fails here
-//! has changed nothing.
+//! Starts a server, up to its first worker: limits, locks, listeners, the image. A failed start
+//! changes nothing.
 
 use mio::Poll;
 
@@ -85,7 +85,7 @@ impl Supervisor {
         let locks = PortLocks::new(locks, registry).map_err(failed("watch the locks"))?;
         report::starting(fleet.config(), &ignored);
         let now = clock::now();
-        // The jitter of backoffs needs to differ between instances, no more.
+        // The seed need only make the jitter of backoffs differ between instances.
         let seed = now.as_nanos() ^ u64::from(std::process::id());
         let mut supervisor = Self {
             poll,

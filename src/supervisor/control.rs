@@ -1,4 +1,5 @@
-//! The control socket: receives requests and sends their answers. Without one, this does nothing.
+//! The control socket: receives requests and sends their answers. Without a socket, this does
+//! nothing.
 //!
 //! It must not carry out a request.
 
@@ -22,7 +23,6 @@ use server::ControlServer;
 
 pub(crate) use server::Event;
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Control {
     server: Option<ControlServer>,

@@ -3,7 +3,7 @@
 //!
 //! Signals are blocked from before the state is written until the new binary handles them
 //! ([`mod@super::resume`]); signals that arrive meanwhile stay pending in the kernel, and earlier
-//! ones travel in the state.
+//! ones are saved in the state.
 //!
 //! Invariant: a failure before the exec leaves everything as it was.
 
@@ -104,11 +104,11 @@ impl Supervisor {
             Ok(blocked) => blocked,
             Err(errno) => return format!("cannot block signals: {errno}"),
         };
-        // The new binary does not know this child and would never reap it.
+        // The new binary has no record of this child and would never reap it.
         let admin = self.admin.pause(clock::now());
         self.end(admin);
         let cause = self.try_replace_program(passed);
-        // It was the mask a moment ago.
+        // This mask was in force before.
         let _ = blocked.thread_set_mask();
         cause
     }

@@ -1,7 +1,7 @@
 //! The workers: their processes, channels, memories and listeners, and the releases that they run.
 //!
 //! Invariants: a duplicate of every slot's listeners is kept here from the slot's first Ready until
-//! the machine drops it, so that no accept queue dies with a worker; a failure becomes an event.
+//! the machine drops it, so that no accept queue is lost with a worker; a failure becomes an event.
 //!
 //! It must not decide how many workers there are, nor the role of each (the machine does).
 
@@ -47,7 +47,6 @@ use totals::{Former, Totals};
 
 pub(crate) use children::Spawn;
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     releases: Releases,
@@ -65,9 +64,9 @@ pub(crate) struct Fleet {
     next_serial: u64,
     /// Workers that wait for replacements of lost listeners.
     rebinds: Vec<Rebind>,
-    /// When to retry binding those.
+    /// Time of the next attempt to bind those.
     rebind_at: Option<Tick>,
-    /// When to check the lengths of the accept queues again.
+    /// Time of the next check of the accept queues.
     queues_due: Tick,
     events: VecDeque<Event>,
 }
@@ -172,7 +171,7 @@ impl Fleet {
         let Some(worker) = self.worker_with(serial) else {
             return;
         };
-        // Its last messages first, even if its exit was reported before them.
+        // Receive its last messages first, even if its exit was reported before them.
         self.receive(worker, registry);
         let Some(child) = self.child(worker) else {
             return;
@@ -189,7 +188,7 @@ impl Fleet {
         self.rebind_at.into_iter().chain([self.queues_due]).min()
     }
 
-    /// Performs what is due. `is_lent` returns whether a slot's queue is lent to a worker.
+    /// Acts on due deadlines. `is_lent` returns whether a slot's queue is lent to a worker.
     pub(crate) fn handle_timeout(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
         self.rebind_due(now, is_lent);
         self.check_queues(now);
@@ -298,7 +297,7 @@ impl Fleet {
         listening.map(|(id, _)| id)
     }
 
-    /// Returns the listeners of a slot as they travel with a message.
+    /// Returns the listeners of a slot, to be sent with a message.
     pub(crate) fn borrowed_listeners(&self, slot: SlotId) -> Vec<BorrowedFd<'_>> {
         let slot = self.slots.get(slot.index());
         slot.map_or_else(Vec::new, SlotResources::borrowed_listeners)

@@ -17,11 +17,10 @@ use uppercased_ctl::clock::Tick;
 
 use super::tokens::Source;
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct PortLocks {
     locks: Vec<Lock>,
-    /// After a turn with too many attempts, all locks pause until then.
+    /// End of the pause of all locks after a turn with too many attempts.
     paused_until: Option<Tick>,
 }
 

@@ -1,4 +1,4 @@
-//! The limits of the machine that a configuration gives.
+//! Derives the limits of the machine from a configuration.
 
 use crate::config::{Config, STALL_CHECK_EVERY};
 

@@ -1,7 +1,7 @@
 //! Reaps killed children and orphans, and finds the causes of crashes.
 //!
 //! A killed process usually exits at once, but one that waits for a disk or a file server does not.
-//! No part of the supervisor waits for it: its pidfd reports the exit, and an exec passes it on.
+//! No part of the supervisor waits for it: its pidfd reports the exit, and is passed on at an exec.
 //!
 //! Invariants: nothing here blocks; a child is kept until it is reaped, as is its socket, which is
 //! emptied before it is closed (see [`Packets::purge`]).
@@ -28,7 +28,6 @@ use evidence::Evidence;
 /// not be killed.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Reaper {
     killed: Vec<Killed>,
@@ -39,7 +38,7 @@ pub(crate) struct Reaper {
 #[derive(Debug)]
 struct Killed {
     child: Ended,
-    /// When to kill and reap it again; `None`: its exit is reported.
+    /// Time to kill and reap it again; `None`: its exit is reported.
     retry: Option<Tick>,
 }
 

@@ -28,8 +28,8 @@ impl Supervisor {
         for request in requests {
             match request {
                 signals::Request::Stop { by } => self.apply(Event::Stop { by }),
-                // The shell and the kernel may both have reported it: the second is not a second
-                // request.
+                // The shell and the kernel may both have reported it: the second report is not a
+                // second request.
                 signals::Request::StopForTerminal => {
                     if !matches!(self.machine.life(), Life::Stopping { .. }) {
                         let by = "the closed terminal".to_owned();

@@ -1,8 +1,8 @@
 //! Resumes a server after an exec: the other half of an upgrade in place.
 //!
-//! Reads the state that the earlier binary has left; each part takes its descriptors by the
-//! numbers in the state. If this program cannot take over, the earlier one, whose file was kept
-//! open for that, is executed again and resumes.
+//! Reads the state that the earlier binary has left; each part finds its descriptors by the numbers
+//! in the state. If this program cannot take over, the earlier one, whose file was kept open for
+//! that, is executed again and resumes.
 //!
 //! Invariants: everything that can fail works on duplicates, so a return to the earlier binary
 //! passes on the original descriptors with their original numbers; signals stay blocked until they
@@ -41,7 +41,7 @@ impl Supervisor {
     /// Takes over from the earlier binary of this process.
     ///
     /// # Errors
-    /// The reason why this program cannot. The earlier one can resume then.
+    /// The reason why this program cannot take over; the earlier one can then resume.
     pub(super) fn resume(args: Vec<OsString>) -> Result<Self, String> {
         fault::point("supervisor.resuming");
         let earlier = EarlierBinary::find()?;
@@ -116,7 +116,7 @@ impl Supervisor {
         let resumed = outcome.and_then(|config| {
             let image = Image::of_this_process()
                 .map_err(|error| format!("cannot open /proc/self/exe: {error}"))?;
-            // Connections that do not fit are found when they are to migrate, and stay then.
+            // Connections that do not fit are detected at their migration, and stay.
             self.add_release(image, config, true)
         });
         event!(

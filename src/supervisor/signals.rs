@@ -1,7 +1,7 @@
 //! Signals, and the request of each.
 //!
-//! Invariant: between a save and the exec no signal is lost: earlier signals travel in the state,
-//! later ones are blocked and stay pending in the kernel.
+//! Invariant: between a save and the exec no signal is lost: earlier signals are saved in the
+//! state, later ones are blocked and stay pending in the kernel.
 
 mod terminal;
 
@@ -35,7 +35,7 @@ const OTHER_SIGNALS: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
 /// All signals that have an effect; help and documentation list the same ones.
 pub(crate) const HANDLED_SIGNALS: [&[i32]; 2] = [&STOP_SIGNALS, &OTHER_SIGNALS];
 
-/// Whether a signal to stop ends the process immediately.
+/// Whether a stop signal ends the process immediately.
 static EARLY_STOP: AtomicBool = AtomicBool::new(false);
 
 /// The request of a signal.
@@ -51,7 +51,6 @@ pub(crate) enum Request {
     Operation(Wanted),
 }
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
@@ -73,7 +72,7 @@ impl Signals {
     /// Handles signals from now on.
     ///
     /// # Errors
-    /// What the kernel returned.
+    /// The error of the kernel.
     pub(crate) fn handle() -> io::Result<Self> {
         // Handling SIGHUP hides whether it was ignored.
         let terminal = Terminal::of_this_process();
@@ -116,7 +115,7 @@ impl Signals {
     }
 
     /// # Errors
-    /// What the kernel returned.
+    /// The error of the kernel.
     pub(crate) fn restore(saved: Saved, registry: &Registry) -> io::Result<Self> {
         let restored = Self {
             delivery: delivery()?,
@@ -137,7 +136,7 @@ impl Signals {
             SIGUSR2 => Some(Request::Operation(Wanted::Upgrade)),
             SIGTTIN => Some(Request::Operation(Wanted::Scale(ScaleTo::By(1)))),
             SIGTTOU => Some(Request::Operation(Wanted::Scale(ScaleTo::By(-1)))),
-            // It only wakes the supervisor, which then reaps orphans.
+            // The signal only wakes the supervisor, which then reaps orphans.
             SIGCHLD => None,
             _ => {
                 event!(signal_ignored, signal = by);
@@ -165,9 +164,9 @@ impl Signals {
     }
 }
 
-/// Lets a signal to stop end the process until the supervisor handles it: the kernel drops signals
-/// for which the first process of a container has no handler, and reading the configuration may
-/// wait for a name server.
+/// Lets a stop signal end the process until the supervisor handles it: the kernel drops signals for
+/// which the first process of a container has no handler, and reading the configuration may wait
+/// for a name server.
 pub fn stop_while_starting() {
     if !is_first_process() {
         return;

@@ -1,10 +1,10 @@
-//! The file of a Unix socket: bound for its owner only, replaced if its server is dead, removed at
-//! the end.
+//! The file of a Unix socket: bound for its owner only, replaced if its server no longer runs,
+//! removed at the end.
 //!
-//! Invariants: it has mode 0600 from birth; only a socket that is ours, or at which no server
-//! answers, is ever removed; a path is bound, and a dead socket removed there, by one process at a
-//! time (`Turn`), so that none mistakes a socket under construction for a dead one. It must not
-//! accept or read.
+//! Invariants: it has mode 0600 from its creation; a socket is removed only if it is this process's
+//! own, or if no server answers at it; a path is bound, and a dead socket removed there, by one
+//! process at a time (`Turn`), so that none mistakes a socket under construction for a dead one. It
+//! must not accept or read.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -176,7 +176,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // While it is locked: the next process creates a new one. A file that stays does no harm.
+        // Removed while it is locked: the next process creates a new one. A file that stays is
+        // harmless.
         let _ = fs::remove_file(&self.path);
     }
 }

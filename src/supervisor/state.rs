@@ -32,7 +32,6 @@ const STATE_VERSION: u32 = 1;
 /// Maximum size of a state, in bytes: a thousand slots need about a hundredth of it.
 const STATE_MAX_BYTES: u64 = 64 << 20;
 
-/// See the module's text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     /// [`State::versions`] of the writer.

@@ -1,4 +1,4 @@
-//! The status of the whole server, from the machine and from each part. Workers do nothing for it.
+//! The status of the whole server, from the machine and from each part, at no cost to workers.
 
 use crate::fault;
 use crate::log::event;
@@ -137,7 +137,7 @@ impl Supervisor {
     }
 }
 
-/// Returns a queued request as the status shows it.
+/// Returns a queued request as shown in the status.
 fn described((operation, request): (OperationKind, RequestId)) -> String {
     let source = match request {
         RequestId::NOBODY => "signal",

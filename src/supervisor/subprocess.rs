@@ -23,7 +23,7 @@ use uppercased_ctl::identity::WorkerId;
 use super::machine::ExitStatus;
 use super::tokens::Source;
 
-/// See the module's text. `S` is a [`Channel`], or its socket once the process is to be killed.
+/// A child process. `S` is a [`Channel`], or its socket once the process is to be killed.
 #[derive(Debug)]
 pub(crate) struct Subprocess<S> {
     process: Process,
@@ -134,7 +134,7 @@ impl<S: AsFd> Subprocess<S> {
     /// Sends SIGKILL. It is no error if the process has exited.
     ///
     /// # Errors
-    /// What the kernel returned.
+    /// The error of the kernel.
     pub(crate) fn kill(&self) -> io::Result<()> {
         fault::fail("process.kill")?;
         match self.process.kill() {

@@ -3,8 +3,8 @@
 //!
 //! Invariants: only the supervisor sends, never one of its children (they do not have the
 //! variables); no send blocks, and a refused one is logged once and retried, so a service manager
-//! that does not read costs nothing; pending removals survive an exec; without the variable nothing
-//! here does anything.
+//! that does not read costs nothing; pending removals survive an exec; without the variable, this
+//! does nothing.
 //!
 //! It must not decide which messages are sent, nor when.
 
@@ -51,7 +51,7 @@ struct Manager {
     barrier: Option<Barrier>,
     /// Leaving slots whose listeners are no longer stored.
     forgotten: Vec<SlotId>,
-    /// The failure of the last reload or the like, if it failed: there is no message for that.
+    /// The failure of the last request, if it failed: the protocol has no message for that.
     failure: Option<String>,
     counts: Counts,
     /// Messages refused since the last accepted one.
@@ -76,11 +76,11 @@ pub(crate) struct Saved {
 }
 
 /// A pipe whose end the service manager closes when it has closed the listeners to be removed.
-/// Until then those are in their group and get connections.
+/// Until then those remain in their group and get connections.
 #[derive(Debug)]
 struct Barrier {
     read: OwnedFd,
-    /// Until it has been sent.
+    /// The service manager's end, until it has been sent.
     write: Option<OwnedFd>,
 }
 

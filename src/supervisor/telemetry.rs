@@ -17,10 +17,9 @@ use super::machine::Notice;
 use announcement::Announcement;
 use times::{SlotTimes, Times};
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
-    /// When this instance started; upgrades do not reset it.
+    /// Start time of this instance; upgrades do not reset it.
     started: Tick,
     times: Times,
     announcement: Option<Announcement>,
@@ -49,7 +48,7 @@ impl Telemetry {
         self.times.note(notice, now);
     }
 
-    /// Writes lines to standard output, now or when its reader reads them.
+    /// Writes lines to standard output, now or when its reader makes room.
     pub(crate) fn announce(&mut self, lines: Vec<u8>, registry: &Registry) {
         let announced = Announcement::write(lines, registry);
         self.announcement = announced.unwrap_or_else(|error| not_taken(&error));

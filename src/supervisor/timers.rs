@@ -2,10 +2,10 @@
 //!
 //! A deadline is acted on only after a poll of the event queue that began after it and that emptied
 //! the queue: all events that came in time are then known. A poll that filled its buffer, or that
-//! was interrupted, has not emptied it. And when this process did not run for a while (stopped,
-//! frozen or starved), its children may not have run either: they get a grace period first.
+//! was interrupted, has not emptied it. If this process did not run for a while (stopped, frozen or
+//! starved), its children may not have run either, so they get a grace period first.
 //!
-//! Invariant: no deadline is delayed for ever; each delay is bounded.
+//! Invariant: no deadline is delayed forever; each delay is bounded.
 
 use std::time::Duration;
 
@@ -32,7 +32,6 @@ pub(super) struct PollTimes {
     pub(super) emptied: bool,
 }
 
-/// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     full_polls: usize,
@@ -43,7 +42,7 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// Records a poll; returns the time up to which deadlines may be acted on, if they may.
+    /// Records a poll; returns the time up to which deadlines may be acted on, if any.
     pub(super) fn polled(&mut self, poll: PollTimes) -> Option<Tick> {
         let worked = self
             .last_ended

@@ -28,7 +28,7 @@ pub(crate) enum Source {
     Announcement,
     /// The control socket or one of its clients.
     Control,
-    /// The lock of an address, which has an asker.
+    /// The lock of an address, with a connection attempt.
     Lock(usize),
     /// A worker's channel, by the worker's serial number.
     Channel(u64),
@@ -61,7 +61,7 @@ impl Source {
         })
     }
 
-    /// Returns the source of a token; `None`: it has none.
+    /// Returns the source of a token, if it has one.
     pub(crate) const fn of(token: Token) -> Option<Self> {
         Some(match token.0 {
             0 => Self::Signals,

@@ -31,7 +31,6 @@ use super::tokens::Source;
 pub(crate) use earlier::EarlierBinary;
 pub use earlier::is_resuming;
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Upgrade {
     /// The path at which a reload or an upgrade finds the program.
@@ -53,7 +52,7 @@ pub(crate) struct Saved {
 enum Stage {
     /// There is no child.
     Idle,
-    /// It has not answered.
+    /// A child runs and has not answered.
     Running { task: Task, child: Child },
     /// The new binary could take over; this file is executed next, with the configuration that it
     /// has read.
@@ -250,7 +249,7 @@ impl Upgrade {
         Self::over(saved.program, args)
     }
 
-    /// Starts a child that runs `image` with the arguments of this server, and receives its task.
+    /// Starts a child that runs `image` with the arguments of this server and receives its task.
     fn start(
         &self,
         image: &Image,

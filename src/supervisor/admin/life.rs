@@ -1,7 +1,7 @@
-//! When the admin process starts, and starts again.
+//! Schedules the starts and restarts of the admin process.
 //!
 //! Pure. Invariants: there is at most one process; after a crash the next one starts at once or
-//! with the backoff of a failing slot; after the end none is started.
+//! with the backoff of a failing slot; after [`Life::end`] none is started.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use uppercased_ctl::clock::Tick;
 #[derive(Debug)]
 pub(crate) struct Life {
     stage: Stage,
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
-    /// In total.
+    /// Total crashes.
     crashes: u64,
     rng: Rng,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// There is no process; the next one starts then.
+    /// There is no process; the next one starts at this time.
     Due(Tick),
-    /// There is one.
+    /// A process runs.
     Runs { since: Tick },
     /// No process is started again.
     Ended,
@@ -44,7 +44,7 @@ impl Life {
         }
     }
 
-    /// Returns when the next process starts; `None` while there is one, and after the end.
+    /// Returns when the next process starts; `None` while there is one, and after [`Life::end`].
     pub(crate) const fn due(&self) -> Option<Tick> {
         match self.stage {
             Stage::Due(at) => Some(at),

@@ -27,7 +27,7 @@ use uppercased_ctl::status::Status;
 pub(crate) struct AdminProcess {
     child: Subprocess<Channel<ToAdmin, FromAdmin>>,
     wanted: Confinement,
-    /// Once it is ready.
+    /// Its sandbox, once it is ready.
     sandbox: Option<Sandboxed>,
     agent: AgentAnswers,
     /// Its error message, or the reason why it was killed.
@@ -45,7 +45,7 @@ struct Confinement {
 /// A message of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// It is sandboxed and answers.
+    /// It is sandboxed and ready.
     Ready,
     /// It requests the status. The answer repeats the number.
     Question(u64),
@@ -102,7 +102,7 @@ impl AdminProcess {
         self.child.pid()
     }
 
-    /// Its sandbox, once it is ready.
+    /// Returns its sandbox, once it is ready.
     pub(crate) const fn sandbox(&self) -> Option<&Sandboxed> {
         self.sandbox.as_ref()
     }

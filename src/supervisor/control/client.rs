@@ -20,7 +20,6 @@ use uppercased_ctl::control::protocol::Incoming;
 use uppercased_ctl::identity::RequestId;
 use uppercased_ctl::limits::CONTROL_REPLY_MAX_BYTES;
 
-/// A connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) stream: UnixStream,
@@ -52,7 +51,7 @@ pub(crate) enum State {
     Asking { incoming: Incoming, until: Tick },
     /// The request is being carried out.
     Waiting { request: RequestId },
-    /// The final answer is sent; the client must read the rest by then.
+    /// The final answer is sent; the client must read the rest by `until`.
     Leaving { until: Tick },
 }
 
@@ -115,7 +114,7 @@ impl Client {
         }
         match &self.state {
             State::Asking { .. } => self.read_request(),
-            // Half of the connection may be closed: the answer still arrives.
+            // The client may have closed one direction: the answer still arrives.
             State::Waiting { .. } if self.has_left() => Input::Closed,
             State::Waiting { .. } | State::Leaving { .. } => Input::Nothing,
         }
@@ -131,7 +130,7 @@ impl Client {
             match self.stream.read(&mut bytes) {
                 Ok(0) => match incoming.rest() {
                     Some(line) => break line,
-                    // It only checked that a server listens.
+                    // The client only checked that a server listens.
                     None => return Input::Closed,
                 },
                 Ok(count) => {

@@ -1,9 +1,9 @@
 //! The server's side of the control socket: its clients, their requests, and the answers.
 //!
-//! Invariants: the socket has mode 0600 from birth, and only clients of root or of this process's
-//! own user are served; no client makes the supervisor wait or grow (clients, request, output, and
-//! the times to send and to read are bounded); a request has one id and gets one final answer, also
-//! across an upgrade.
+//! Invariants: the socket has mode 0600 from its creation, and only clients of root or of this
+//! process's own user are served; no client can block the supervisor or make it grow (clients,
+//! request, output, and the times to send and to read are bounded); a request has one id and gets
+//! one final answer, also across an upgrade.
 //!
 //! It must not execute a request.
 
@@ -42,11 +42,11 @@ pub(crate) struct ControlServer {
     clients: [Option<Client>; CONTROL_CLIENTS_MAX],
     first: Token,
     next: RequestId,
-    /// Accepting failed for lack of descriptors or memory, and is paused until then.
+    /// End of the pause in accepting after a lack of descriptors or memory.
     paused_until: Option<Tick>,
-    /// When to check the socket's file again.
+    /// Time of the next check of the socket's file.
     file_due: Tick,
-    /// The loss of the file has been logged.
+    /// Whether the loss of the file has been logged.
     file_lost: bool,
     /// Slow clients closed in favour of others, since that was last logged.
     displaced: u64,
@@ -92,8 +92,8 @@ impl ControlServer {
     /// Opens the socket at the path that `control` sets. `tokens` is the first of `TOKENS` that it
     /// uses; requests are numbered from `first_request` on.
     ///
-    /// `None` if there is to be none; also, with a warning, if the default path cannot be bound,
-    /// because it was not configured.
+    /// Returns `None` if no socket is configured; also, with a warning, if the default path, which
+    /// was not configured, cannot be bound.
     ///
     /// # Errors
     /// A named path is not available.
@@ -281,7 +281,8 @@ impl ControlServer {
         }
     }
 
-    /// Sends the final answer to the client of a request, and closes once it has read it.
+    /// Sends the final answer to the client of a request; closes the connection once the client has
+    /// read it.
     pub(crate) fn answer(
         &mut self,
         request: RequestId,
@@ -361,7 +362,7 @@ impl ControlServer {
         let (listener, socket) = socket_file::bind_again(self.path())?;
         let listener = watch(listener, registry, self.first)
             .map_err(refused(self.path(), "watch the socket"))?;
-        // The file before the listener: while the listener lives, no other file has its inode.
+        // Replaced before the listener: while the listener is open, no other file has its inode.
         self.socket = socket;
         self.listener = listener;
         self.paused_until = None;
@@ -407,9 +408,9 @@ impl ControlServer {
         matches!(poll(&mut ask, PollTimeout::ZERO), Ok(1..))
     }
 
-    /// Frees a place for the next client if a slow one can be closed: a client that has had
-    /// [`CONTROL_PATIENCE`] and has not sent its request, else one that does not read its answer.
-    /// Input received meanwhile counts.
+    /// Frees a place for the next client if a slow one can be closed: a client that has not sent
+    /// its request within [`CONTROL_PATIENCE`], else one that does not read its answer. Input
+    /// received meanwhile counts.
     ///
     /// # Errors
     /// The time at which the next client may be closed.

@@ -27,7 +27,7 @@ impl Fleet {
         }
     }
 
-    /// Returns why there cannot be so few workers, if so: a socket of a socket unit gets
+    /// Returns why there cannot be this few workers, if so: a socket of a socket unit gets
     /// connections whether a worker serves it or not.
     pub(crate) fn too_few(&self, workers: u16) -> Option<String> {
         let least = self.activated;
@@ -39,8 +39,8 @@ impl Fleet {
         })
     }
 
-    /// Returns why not every connection of `workers` would be kept if only the first `stay` slots
-    /// stayed, if so: with their present workers, or with new ones that have room for `replaced`
+    /// Returns why some connections of `workers` would not be kept if only the first `stay` slots
+    /// remained, if so: with their present workers, or with new ones that have room for `replaced`
     /// connections each.
     pub(crate) fn no_room(
         &self,
@@ -72,7 +72,7 @@ impl Fleet {
 
     /// Returns the number of connections that a new worker with `config` must have room for.
     pub(super) fn room_for(&self, config: &Config, own: Limits) -> u32 {
-        // Where memory is limited, the configuration sets each worker's part.
+        // Where memory is limited, the configuration sets each worker's share.
         let unlimited = |room: MemoryRoom| room.file_bytes.min(room.address_bytes) == u64::MAX;
         if !memory_room().is_ok_and(unlimited) {
             return own.max_connections;

@@ -1,8 +1,8 @@
 //! One worker process, as the supervisor sees it: the process, its channel, its memory.
 //!
 //! Invariants: a message reaches exactly the worker addressed; a message is received only under the
-//! worker's own name, within its quota, and its texts are cut to one short line. A worker reads
-//! untrusted input: a compromised one can harm only itself.
+//! worker's own name, within its quota, and its texts are truncated to one short line. A worker
+//! reads untrusted input: a compromised one can harm only itself.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -54,7 +54,7 @@ pub(crate) struct Saved {
 /// The messages that a worker may still send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quota {
-    /// It has not reported the result of its start.
+    /// Whether the report of its start is outstanding.
     starting: bool,
     /// Remaining messages: one about its start, and one for each command that has an answer.
     left: u32,
@@ -70,8 +70,8 @@ impl Quota {
         reports: 1,
     };
 
-    /// Returns the quota of a worker started by an earlier binary of this process: it owes at most
-    /// these answers.
+    /// Returns the quota of a worker started by an earlier binary of this process: at most these
+    /// answers are outstanding.
     pub(crate) const fn resumed(is_ready: bool) -> Self {
         Self {
             starting: !is_ready,
@@ -247,7 +247,7 @@ impl Child {
     }
 }
 
-/// Returns the message with each text from the worker cut to one short printable line.
+/// Returns the message with each text from the worker truncated to one short printable line.
 fn with_short_texts(mut message: FromWorker) -> FromWorker {
     match &mut message {
         FromWorker::Failed { cause } => *cause = one_short_line(cause),

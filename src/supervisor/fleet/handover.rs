@@ -30,7 +30,7 @@ impl Fleet {
         }
     }
 
-    /// Makes all connections of `from` move to `to`.
+    /// Starts the migration of all connections of `from` to `to`.
     pub(crate) fn hand_over(&mut self, from: WorkerId, to: WorkerId, last: bool) {
         let left = self.open_connections(from);
         let part = None;
@@ -45,7 +45,7 @@ impl Fleet {
         }
     }
 
-    /// Makes a part of the connections of `from` move to `to`; both continue to serve.
+    /// Starts the migration of a part of the connections of `from` to `to`; both continue to serve.
     pub(crate) fn rebalance(&mut self, from: WorkerId, to: WorkerId, part: Part) {
         let expected = part.of(self.open_connections(from));
         let (last, part) = (false, Some(part));

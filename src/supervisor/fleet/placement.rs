@@ -55,7 +55,7 @@ impl Fleet {
         let sockets = u16::try_from(self.listening().count()).unwrap_or(u16::MAX);
         match config.steer {
             Steer::Hash if !store_lets_go => self.each_group(steering::unsteer),
-            // The hash would count sockets that no worker still serves.
+            // The hash would include sockets that no worker serves any more.
             Steer::Hash | Steer::Random => {
                 self.each_group(|listener| steering::steer_to_first(listener, sockets));
             }

@@ -19,7 +19,7 @@ use super::Fleet;
 enum Change {
     /// The kernel does not answer new clients.
     Filled,
-    /// No client waits in a queue that had filled.
+    /// A queue that had filled is empty.
     Emptied,
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Releases {
     known: BTreeMap<ReleaseId, Release>,
-    /// Always known.
+    /// Always a key of `known`.
     in_force: ReleaseId,
     latest: ReleaseId,
 }
@@ -187,8 +187,8 @@ impl Limits {
     }
 
     /// Returns the number of connections that a worker has room for: those that all `workers` may
-    /// have, or that are open now and may come, whatever the limit for new ones, within `nofile`
-    /// descriptors. Unused memory costs nothing.
+    /// have, or those open now that may migrate to it, whatever the limit for new ones, within
+    /// `nofile` descriptors. Unused memory costs nothing.
     pub(crate) fn room(&self, most: u32, workers: u16, open: u32, nofile: u64) -> u32 {
         let reserve = self.descriptors.saturating_sub(self.max_connections);
         let possible = nofile
@@ -233,14 +233,15 @@ impl Limits {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Holding {
     pub(crate) slot: SlotId,
-    /// Open now.
+    /// Open connections.
     pub(crate) open: u64,
     /// Capacity of its worker, or of its next one.
     pub(crate) room: u64,
 }
 
 impl Holding {
-    /// Returns why not every connection would be kept if only the first `stay` slots stayed, if so.
+    /// Returns why some connections would not be kept if only the first `stay` slots remained, if
+    /// so.
     pub(crate) fn too_many(slots: impl Iterator<Item = Self>, stay: u16) -> Option<String> {
         let (mut leaving, mut free) = (0_u64, 0_u64);
         for Self { slot, open, room } in slots {
@@ -275,7 +276,7 @@ pub enum NoRoom {
     File {
         /// Bytes of one worker.
         need: u64,
-        /// Bytes of a file.
+        /// Maximum bytes of a file.
         limit: u64,
     },
     /// The memory of all workers exceeds the supervisor's address space limit.
@@ -287,15 +288,15 @@ pub enum NoRoom {
     Addresses {
         /// Target number of workers.
         workers: u16,
-        /// Bytes of all.
+        /// Bytes of all workers.
         need: u64,
-        /// Bytes of the address space.
+        /// Maximum bytes of the address space.
         limit: u64,
     },
 }
 
-/// Checks that the memory of `workers` workers fits at all; the rest of the process needs more on
-/// top.
+/// Checks that the memory of `workers` workers fits; the rest of the process needs additional
+/// memory.
 ///
 /// # Errors
 /// The limit that is too small.

@@ -4,8 +4,8 @@
 //! nothing. The new socket joins the group as its last one: the accept queue of the old one is
 //! lost, established connections are not affected.
 //!
-//! Invariants: a worker is sent the listeners of its own slot, or of one that it was lent, only; a
-//! failed bind is retried until it succeeds or the worker is gone.
+//! Invariants: a worker is sent only the listeners of its own slot, or of one that it was lent; a
+//! failed bind is retried until it succeeds or the worker has exited.
 
 use crate::config::REBIND_RETRY;
 use crate::fault;
@@ -36,7 +36,7 @@ impl Fleet {
         self.rebind_due(now, is_lent);
     }
 
-    /// Rebinds lost listeners, if it is time, and sends them to the waiting workers.
+    /// Rebinds lost listeners, if due, and sends them to the waiting workers.
     pub(super) fn rebind_due(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
         if self.rebind_at.is_none_or(|at| now < at) {
             return;
@@ -85,7 +85,7 @@ impl Fleet {
         }
     }
 
-    /// Returns since when a listener of `slot` is lost, if one is.
+    /// Returns the time since which a listener of `slot` has been lost, if one has.
     pub(super) fn lost_since(&self, slot: SlotId) -> Option<Tick> {
         let lost = self.rebinds.iter().filter(|rebind| rebind.slot == slot);
         lost.map(|rebind| rebind.since).min()

@@ -1,8 +1,8 @@
 //! The resources of a slot: its listeners, its processes, and their counters.
 //!
 //! Invariants: the listeners are kept here from the slot's first Ready until the machine drops
-//! them, so no accept queue dies with a worker; a crashed worker's memory is kept for the next one,
-//! which continues its counters; every other memory is added to the slot's totals before it is
+//! them, so no accept queue is lost with a worker; a crashed worker's memory is kept for the next
+//! one, which continues its counters; every other memory is added to the slot's totals before it is
 //! dropped.
 //!
 //! It must not decide how many processes there are, or which.
@@ -29,7 +29,6 @@ use uppercased_ctl::identity::{SlotId, WorkerId};
 use super::children::{self, Child};
 use super::totals::Totals;
 
-/// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct SlotResources {
     /// Duplicates of the slot's listeners, from its first Ready on.
@@ -60,7 +59,7 @@ pub(crate) struct Saved {
 pub(crate) struct Rebind {
     pub(crate) worker: WorkerId,
     pub(crate) slot: SlotId,
-    /// When it reported the loss.
+    /// Time at which it reported the loss.
     pub(crate) since: Tick,
 }
 

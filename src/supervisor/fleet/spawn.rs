@@ -1,4 +1,4 @@
-//! Starting a worker.
+//! Starts workers.
 
 use std::io;
 

@@ -28,7 +28,7 @@ impl Fleet {
             sandbox: child.and_then(|child| child.sandbox.clone()),
             lost_listener_ms: self.lost_since(slot).map(|at| millis(now.since(at))),
             accept_queues: self.accept_queues(slot),
-            // A slot that comes back has no resources before its worker is started.
+            // A slot that is added again has no resources before its worker is started.
             traffic: resources
                 .map(|it| traffic(&it.totals()))
                 .or_else(|| self.former.of(slot).map(traffic))

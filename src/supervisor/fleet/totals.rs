@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(totals.count(Counter::Accepted), 6);
         assert_eq!(totals.open(), 2);
 
-        // Implausible counters do no harm, and are added to no total.
+        // Implausible counters are harmless, and are added to no total.
         worker.count(Counter::Accepted, u64::MAX / 2);
         worker.count(Counter::BytesIn, u64::MAX);
         let mut liar = Totals::default();

@@ -1,11 +1,11 @@
 //! Stops the server when the terminal from which it was started is closed.
 //!
-//! SIGHUP has two meanings. A user or a service manager requests a reload; the end of a terminal is
-//! the end of the processes started there. A shell passes the latter on to its jobs, so the sender
-//! alone is not enough: the terminal must really be gone. A server that was started with SIGHUP
-//! ignored (`nohup`) survives its terminal, and can still be reloaded.
+//! SIGHUP has two meanings. A user or a service manager requests a reload; the closing of a
+//! terminal ends the processes started there. A shell passes the latter on to its jobs, so the
+//! sender alone is not enough: the terminal must no longer exist. A server that was started with
+//! SIGHUP ignored (`nohup`) survives its terminal, and can still be reloaded.
 //!
-//! It must not act on anything.
+//! It must not act on a signal.
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -18,20 +18,20 @@ use crate::sys::hangup::Senders;
 /// The terminal at the start of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Terminal {
-    /// There was a controlling terminal.
+    /// Whether there was a controlling terminal.
     controls: bool,
-    /// SIGHUP was ignored.
+    /// Whether SIGHUP was ignored.
     survives: bool,
 }
 
-/// The meaning of SIGHUPs; more than one may have come.
+/// The meaning of SIGHUPs; several may have arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hangup {
-    /// The terminal was closed, and the server stops.
+    /// Whether the terminal was closed, and the server stops.
     pub(crate) stop: bool,
-    /// The terminal was closed, and the server survives that.
+    /// Whether the terminal was closed, and the server survives that.
     pub(crate) survived: bool,
-    /// A reload is requested.
+    /// Whether a reload is requested.
     pub(crate) reload: bool,
 }
 

@@ -9,7 +9,7 @@
 //! start or a reload in progress never exceeds its timeout; the watchdog is fed only while every
 //! queue is served.
 //!
-//! It must not read a clock, or know a socket.
+//! It must not read a clock, or access a socket.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -54,10 +54,9 @@ pub(crate) enum Message {
     Barrier,
 }
 
-/// The state of the supervisor, as far as it matters here.
+/// The state of the supervisor that messages depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {
-    /// The phase of its life.
     pub(crate) life: Life,
     /// The operation in progress, or one that replaces workers and is queued.
     pub(crate) operation: Option<OperationKind>,
@@ -75,7 +74,7 @@ pub(crate) enum Change {
     Fed,
 }
 
-/// The state that the service manager knows, if it has read everything.
+/// The state known to the service manager once it has read every message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     Nothing,
@@ -84,16 +83,15 @@ enum Sent {
     Stopping,
 }
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Notifier {
     /// Interval at which the watchdog is fed, if there is one.
     watchdog: Option<Duration>,
     sent: Sent,
-    /// Whether a signal has requested a reload, which is how a service manager does.
+    /// Whether a signal has requested a reload, as a service manager does.
     reload_requested: bool,
     outbox: VecDeque<Message>,
-    /// No message is sent until then, because the service manager does not read.
+    /// End of the pause in sending while the service manager does not read.
     paused_until: Option<Tick>,
     status: String,
     status_due: Tick,

@@ -47,7 +47,7 @@ impl Announcement {
     /// Writes the rest; returns whether all of it was written.
     ///
     /// # Errors
-    /// What the kernel returned.
+    /// The error of the kernel.
     pub(crate) fn write_rest(&mut self) -> io::Result<bool> {
         while !self.rest.is_empty() {
             match without_ttou(|| self.sink.write(&self.rest)) {

@@ -15,14 +15,13 @@ use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::operation::OperationKind;
 use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
 
-/// See the module's text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Times {
     /// Slot `i` is at index `i`.
     slots: Vec<SlotTimes>,
     operations: Vec<OperationTimes>,
-    /// When the operation in progress began.
+    /// Start time of the operation in progress.
     began: Option<Tick>,
     last: Option<Ended>,
 }

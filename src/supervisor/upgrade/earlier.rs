@@ -9,7 +9,6 @@ use crate::sys::fd::{Inherited, duplicate_inherited};
 use crate::sys::image::Image;
 use uppercased_ctl::process::STATE_VARIABLE;
 
-/// See the module's text.
 #[derive(Debug)]
 pub(crate) struct EarlierBinary {
     /// The number of the state's descriptor.

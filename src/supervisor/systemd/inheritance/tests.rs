@@ -178,7 +178,7 @@ fn partially_servable_sockets_are_refused() {
 }
 
 proptest! {
-    /// Whatever was in the store: each socket is assigned to one slot or dropped, no slot is
+    /// For any content of the store, each socket is assigned to one slot or dropped, no slot is
     /// skipped, the order is kept, and a remaining name is correct.
     #[test]
     fn every_stored_socket_is_placed_or_explained(

@@ -23,7 +23,7 @@ fn at(ms: u64) -> Tick {
     Tick::from_millis(ms)
 }
 
-/// Passes it a supervisor without a failure and with nothing unhealthy.
+/// Observes a healthy supervisor without a failure.
 fn look(notifier: &mut Notifier, view: View, now: Tick) {
     notifier.observe(view, String::new, || None, now);
 }
@@ -278,7 +278,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// However slowly the service manager reads: the outbox is bounded, the final state is correct,
+    /// However slowly the service manager reads, the outbox is bounded, the final state is correct,
     /// and every reload is confirmed.
     #[test]
     fn believed_state_converges_to_actual_state(steps in prop::collection::vec(step(), 0..60)) {
