@@ -75,7 +75,7 @@ pub use uppercased_ctl::operation::OperationKind;
 pub use worker::{ExitStatus, KillReason, Progress};
 use worker::{Worker, WorkerState};
 
-/// The phase of a server, as far as it matters to the process that started it.
+/// The phase of a server, as reported to the process that started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// Some slot has never been Ready. A boot that failed exits in this phase.
@@ -84,7 +84,7 @@ pub enum Life {
     Serving,
     /// The workers are stopping.
     Stopping {
-        /// When the remaining processes are killed; `None`: they have been.
+        /// Time at which the remaining processes are killed; `None`: they have been.
         until: Option<Tick>,
     },
 }
@@ -97,7 +97,7 @@ enum Effect {
     Stale,
 }
 
-/// The state machine of the supervisor; see the module's text for how to drive it.
+/// The state machine of the supervisor; the module's text explains how to drive it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     policy: Policy,
@@ -115,7 +115,7 @@ pub struct Machine {
     born_before: Generation,
     /// Total failures of slots that have left, by number. Entries of existing slots are ignored.
     former_crashes: Vec<u32>,
-    /// Not fetched yet.
+    /// Actions not fetched yet.
     actions: VecDeque<Action>,
     stale_events: u64,
     /// Invariants found violated so far.
@@ -157,7 +157,7 @@ impl Machine {
         self
     }
 
-    /// Returns the machine that `snapshot` was taken of.
+    /// Returns the machine saved in `snapshot`.
     ///
     /// # Errors
     /// [`SnapshotError::Version`] if another version wrote it, [`SnapshotError::Contradiction`] if
@@ -324,7 +324,7 @@ impl Machine {
         &self.policy
     }
 
-    /// Returns one or two words for the whole machine: "booting", "serving", "draining" and so on.
+    /// Returns the phase in one or two words: "booting", "serving", "draining" and so on.
     #[must_use]
     pub const fn phase_name(&self) -> &'static str {
         match &self.phase {
@@ -338,7 +338,7 @@ impl Machine {
         }
     }
 
-    /// Returns the same as one of three words.
+    /// Returns the phase, reduced to three.
     #[must_use]
     pub const fn life(&self) -> Life {
         match &self.phase {
@@ -368,7 +368,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// As bytes, to be read by [`Snapshot::from_json`] of this or a later program.
+    /// Encodes the snapshot for [`Snapshot::from_json`] of this or a later program.
     ///
     /// # Errors
     /// [`SnapshotError::Format`], which no state of the machine is known to cause.
@@ -376,7 +376,7 @@ impl Snapshot {
         Ok(serde_json::to_vec(self)?)
     }
 
-    /// Reads what [`Snapshot::to_json`] wrote.
+    /// Decodes the output of [`Snapshot::to_json`].
     ///
     /// # Errors
     /// [`SnapshotError::Version`] before anything else is read, so that another program's format is

@@ -6,18 +6,19 @@
 //! [`REBALANCE_LOOKS`] times in a row, it hands over as many of its active connections as would
 //! balance the two if all connections were alike.
 //!
-//! They are not, and the load of each is unknown, so each move is a trial. A trial fails if nothing
-//! could move, or if a worker that received connections is now as busy as the senders were: then
-//! moving connections cannot balance the load, and the pause before the next move doubles, up to
-//! [`REBALANCE_REST_MAX`]. The history is dropped when a move has helped, or when no move was due
-//! for twice the pause. A connection that is the whole load is never moved: half of one is none.
+//! They are not alike, and the load of each is unknown, so each move is a trial. A trial fails if
+//! nothing could move, or if a worker that received connections is now as busy as the senders were:
+//! then moving connections cannot balance the load, and the pause before the next move doubles, up
+//! to [`REBALANCE_REST_MAX`]. The history is dropped when a move has helped, or when no move was
+//! due for twice the pause. A connection that causes the whole load is never moved.
 //!
 //! A stalled worker appears idle. So the intended receiver is pinged, and must have made a turn by
 //! the next sample: connections sent to a stalled loop would wait until it runs again.
 //!
 //! Invariants: moves are requested only between workers that serve, one at a time, never while an
-//! operation is in progress and never closer than [`REBALANCE_REST`]; no worker is killed for one.
-//! An operation that begins meanwhile does not wait: workers settle a part before they execute it.
+//! operation is in progress and never closer than [`REBALANCE_REST`]; no worker is killed for a
+//! move. An operation that begins meanwhile does not wait: workers settle a part before they
+//! execute it.
 
 use super::slot::Slot;
 use super::trials::{Balance, Move, Sample, Trials};
@@ -41,7 +42,7 @@ struct Skew {
 }
 
 impl Machine {
-    /// Starts sampling loads where that may lead to a move, and stops it where not.
+    /// Starts sampling loads if that may lead to a move, and stops it otherwise.
     pub(super) fn update_balance(&mut self, now: Tick) {
         let serves = |worker| self.serves(worker);
         let lost = |it: &Move| !serves(it.from);
@@ -148,7 +149,7 @@ impl Machine {
         Effect::Applied
     }
 
-    /// Returns what contradicts itself in the state of loads and moves, if anything.
+    /// Returns a contradiction in the state of loads and moves, if any.
     pub(super) fn balance_contradiction(&self) -> Option<&'static str> {
         let Balance {
             due,
@@ -173,7 +174,7 @@ impl Machine {
         self.slots.iter().filter_map(Slot::serving)
     }
 
-    /// Returns whether the worker's loop has turned between an earlier sample and the latest one.
+    /// Returns whether the worker's loop made a turn between an earlier sample and the latest one.
     fn has_turned_since(&self, before: Option<&Sample>, worker: WorkerId) -> bool {
         let turns = |look: &Sample| {
             let load = look.loads.iter().find(|it| it.worker == worker)?;
@@ -243,7 +244,8 @@ impl Machine {
     }
 }
 
-/// Returns the state of the trials after the move of `skew` at `now`, and when that move is due.
+/// Returns the state of the trials after the move of `skew` at `now`, and the time at which that
+/// move is due.
 fn next_trials(before: Option<Trials>, skew: &Skew, now: Tick) -> (Trials, Tick) {
     let fresh = Trials {
         at: now,

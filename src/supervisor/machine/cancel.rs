@@ -87,7 +87,7 @@ impl Machine {
                 let workers = self.policy.workers;
                 let added = |slot: &&Slot| slot.queue == Queue::Unbound && slot.id.0 >= workers;
                 match self.slots.last().filter(added) {
-                    // Its exit is awaited.
+                    // The exit of its worker is awaited.
                     Some(slot) => {
                         let worker = slot.id_of(slot.generation());
                         if slot.active().is_some_and(Worker::is_starting) {

@@ -27,7 +27,7 @@ pub enum Action {
     Spawn {
         /// The worker that it becomes. A slot that the shell does not have yet begins with this.
         worker: WorkerId,
-        /// Where its listener comes from.
+        /// Source of its listeners.
         listener: ListenerSource,
         /// The release that it runs.
         release: ReleaseId,
@@ -69,10 +69,11 @@ pub enum Action {
         slot: SlotId,
         /// The borrower.
         from: WorkerId,
-        /// The slot leaves: the sibling empties the queue before it closes its duplicate.
+        /// Whether the slot leaves: then the sibling empties the queue before it closes its
+        /// duplicate.
         last: bool,
     },
-    /// Have a standby worker accept: it has no predecessor, or its predecessor leaves.
+    /// Make a standby worker accept: it has no predecessor, or its predecessor leaves.
     Serve {
         /// The worker.
         worker: WorkerId,
@@ -85,7 +86,7 @@ pub enum Action {
         from: WorkerId,
         /// The receiver, which continues to serve.
         to: WorkerId,
-        /// No worker accepts from the listeners of `from` after it.
+        /// Whether no worker accepts from the listeners of `from` afterwards.
         last: bool,
     },
     /// Connect two workers that both serve and continue to: `from` sends a part of its connections
@@ -104,7 +105,7 @@ pub enum Action {
     Leave {
         /// The worker.
         worker: WorkerId,
-        /// It finishes what is left after this time.
+        /// Time after which it ends its remaining connections.
         within: Duration,
     },
     /// Read the progress of a handover and answer with [`Event::Progress`] at once.
@@ -124,12 +125,12 @@ pub enum Action {
         /// The worker.
         worker: WorkerId,
     },
-    /// Give new connections to the sockets of the first `slots` slots only.
+    /// Steer new connections to the sockets of the first `slots` slots only.
     Steer {
         /// Number of slots that still get new connections.
         slots: u16,
     },
-    /// Give new connections to every slot's sockets again.
+    /// Stop steering: every slot's sockets get new connections again.
     Unsteer,
     /// The number of listening slots has changed: spread new connections over all of them,
     /// according to the configuration in force.

@@ -19,8 +19,8 @@ impl Machine {
         }
     }
 
-    /// Returns what contradicts itself in the machine, if anything. Also validates restored state,
-    /// so it must not panic on any input.
+    /// Returns a contradiction in the machine, if any. Also validates restored state, so it must
+    /// not panic on any input.
     pub(super) fn contradiction(&self) -> Option<String> {
         if let Some(what) = self.count_contradiction() {
             return Some(what);
@@ -65,7 +65,7 @@ impl Machine {
         self.endless()
     }
 
-    /// Returns what contradicts itself in the number of slots, or in the operation that changes it.
+    /// Returns a contradiction in the number of slots, or in the operation that changes it, if any.
     fn count_contradiction(&self) -> Option<String> {
         if self.slots.is_empty() {
             return Some("no slots".to_owned());

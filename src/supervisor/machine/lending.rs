@@ -1,7 +1,7 @@
 //! Lends the queue of a slot without a worker to a sibling.
 //!
-//! Without an acceptor, a queue swallows one in N of the new clients: they complete the handshake
-//! and get no answer. So after `lend_after` a serving sibling accepts on it too.
+//! A queue without an acceptor traps one in N new clients: they complete the handshake and get no
+//! answer. So after `lend_after` a serving sibling accepts on it too.
 //!
 //! Invariants: a loan ends when the borrower stops serving or the slot's own worker is Ready,
 //! whichever comes first; while any sibling serves, no queue waits longer than `lend_after`.
@@ -79,8 +79,8 @@ impl Machine {
         serving.min_by_key(|it| (loans[it.slot.index()], it.slot))
     }
 
-    /// Returns when the slot's queue is to be lent. Without a sibling there is no such time: only
-    /// the sibling's Ready can bring a loan.
+    /// Returns the time at which the slot's queue is to be lent. Without a sibling there is none:
+    /// the sibling's Ready then triggers the loan.
     pub(super) fn loan_due(&self, slot: &Slot, lendable: bool) -> Option<Tick> {
         let Queue::Unserved { since } = slot.queue else {
             return None;

@@ -290,7 +290,7 @@ impl Machine {
     /// Counts a failure of the active worker; returns the number of earlier failures in a row.
     fn count_failure(&mut self, index: usize, served_for: Duration) -> u32 {
         let history = &mut self.slots[index].history;
-        // A worker that never was Ready proves nothing, even where the reset time is zero.
+        // A worker that never was Ready was not healthy, even where the reset time is zero.
         if served_for > Duration::ZERO && served_for >= self.policy.backoff_reset {
             history.failures = 0;
         }

@@ -1,8 +1,8 @@
-//! Proves that nothing waits for ever, by naming what ends each state.
+//! Proves that nothing waits forever, by naming the end of each state.
 //!
 //! Every state, stage and phase is listed here without a wildcard, so a new one does not compile
 //! without an answer. After each call in debug builds the answers are checked against the machine:
-//! it wakes up by each deadline, and what is awaited is in progress.
+//! it wakes up by each deadline, and everything awaited is in progress.
 
 use super::plan::{Course, Stage};
 use super::slot::Slot;
@@ -10,21 +10,21 @@ use super::worker::{Worker, WorkerState};
 use super::{Machine, Phase, Queue, SlotState};
 use uppercased_ctl::clock::Tick;
 
-/// How a state ends.
+/// The end of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// Nothing waits for its end.
     Stable,
     /// At a deadline.
     At(Tick),
-    /// When something else ends, which has an end of its own; whether that is in progress.
+    /// After something else that has an end of its own; whether that is in progress.
     After(bool),
     /// By an outside event that is certain: an exec that returns, or the end of a socket pair.
     Outside,
 }
 
 impl Machine {
-    /// Returns what would wait for ever, if anything.
+    /// Returns a state that would never end, if any.
     pub(super) fn endless(&self) -> Option<String> {
         let wakes = self.poll_timeout();
         let ends = |end: End| match end {

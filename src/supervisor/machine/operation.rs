@@ -180,7 +180,7 @@ impl Machine {
         });
     }
 
-    /// Notes a cost that the operation was not to have.
+    /// Records an unintended cost of the operation.
     pub(super) fn damage(&mut self, what: String) {
         if let Some(operation) = &mut self.operation {
             operation.damage.get_or_insert(what);
@@ -231,7 +231,7 @@ impl Machine {
         while self.advance_once(now) {}
     }
 
-    /// Takes one step; returns whether there may be another.
+    /// Advances by one step; returns whether there may be another.
     fn advance_once(&mut self, now: Tick) -> bool {
         let Some(stage) = self.stage() else {
             return false;
@@ -285,7 +285,7 @@ impl Machine {
         }
     }
 
-    /// Slots that have not left.
+    /// Returns the number of slots that have not left.
     pub(super) fn open_slots(&self) -> u16 {
         let open = self.slots.iter().filter(|slot| slot.queue != Queue::Closed);
         u16::try_from(open.count()).unwrap_or(u16::MAX)

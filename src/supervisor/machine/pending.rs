@@ -32,9 +32,9 @@ const PENDING_MAX: usize = 2 * CONTROL_WAITERS_MAX + 8;
 /// The reason why an operation cannot begin.
 pub(super) enum Obstacle {
     None,
-    /// It passes, and the request waits.
+    /// The obstacle is temporary: the request waits.
     Wait,
-    /// It does not pass; the cause.
+    /// The request is refused, for this cause.
     Refuse(String),
 }
 
@@ -250,7 +250,7 @@ impl Machine {
             if next.request == RequestId::NOBODY
                 && let Wanted::Scale(ScaleTo::By(by)) = next.wanted
             {
-                // The number may have changed otherwise since the signals arrived.
+                // The number may have changed since the signals arrived.
                 let here = self.policy.workers.max(1);
                 let to = here.saturating_add_signed(by).clamp(1, WORKERS_MAX);
                 if to == here {
@@ -363,7 +363,7 @@ impl Machine {
         }
     }
 
-    /// Returns what contradicts itself in the queue of restored state, if anything.
+    /// Returns a contradiction in the queue of restored state, if any.
     pub(super) fn pending_contradiction(&self) -> Option<&'static str> {
         let Pending {
             waiting,

@@ -50,12 +50,12 @@ pub(super) enum Stage {
     /// Slots from this number on leave.
     Shrink {
         to: u16,
-        /// When the time for handshakes begun before the steering is over; `None` after that.
+        /// End of the time for handshakes begun before the steering; `None` after that.
         settling: Option<Tick>,
-        /// Counts handovers, so that the siblings receive in turn.
+        /// Number of handovers; determines the next sibling to receive.
         turn: u16,
-        /// When the operation fails, unless the next slot has begun to leave; `None` while one
-        /// leaves.
+        /// Time at which the operation fails unless the next slot has begun to leave; `None` while
+        /// one leaves.
         patience: Option<Tick>,
         /// Siblings that could not adopt all connections of the leaving slot.
         tried: u16,
@@ -86,7 +86,7 @@ pub(super) struct Roll {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Broken {
     pub(super) slot: SlotId,
-    /// A worker of the new release has failed there, or none can be started yet.
+    /// Whether a worker of the new release has failed there, or none can be started yet.
     pub(super) tried: bool,
 }
 
@@ -96,7 +96,7 @@ pub(super) enum Course {
     Forward {
         /// The slot being replaced; past the last one, all have been.
         slot: SlotId,
-        /// The canary serves, and is watched until then.
+        /// End of the time for which the serving canary is watched.
         bake: Option<Tick>,
     },
     Back {

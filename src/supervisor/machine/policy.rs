@@ -40,7 +40,7 @@ pub struct Policy {
     pub linger_timeout: Duration,
     /// Time for which the canary must serve before the other workers are replaced.
     pub bake_time: Duration,
-    /// Time for which either side of a handover may stall it.
+    /// Maximum time for which either side may stall a handover.
     pub handover_timeout: Duration,
     /// Time for handshakes in progress before a listener is closed.
     pub handshake_timeout: Duration,

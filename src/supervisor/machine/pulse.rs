@@ -19,7 +19,7 @@ use crate::config::{HANG_CHECKS, STALL_CHECKS};
 use uppercased_ctl::clock::Tick;
 
 /// Minimum interval between two samples, whatever the configuration: a shorter one would keep the
-/// supervisor in one turn of its loop for ever.
+/// supervisor in one turn of its loop forever.
 pub(super) const SAMPLE_FLOOR: Duration = Duration::from_millis(1);
 
 impl Machine {

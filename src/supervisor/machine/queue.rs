@@ -15,7 +15,7 @@ pub(in super::super) struct Pending {
     pub(super) waiting: VecDeque<Waiting>,
     /// Handed to the shell, and neither begun nor abandoned.
     pub(super) beginning: Option<Waiting>,
-    /// When the shell must return a reload: a child reads its configuration meanwhile.
+    /// Time by which the shell must return a reload, whose configuration a child reads.
     pub(super) deadline: Option<Tick>,
 }
 

@@ -3,15 +3,15 @@
 //! Forward: each slot gets a worker of the new release beside the active one, which leaves only
 //! when the new one is Ready (see [`super::succession`]). The first worker of the new release that
 //! serves is the canary, whatever its slot: no more workers are replaced and nothing is in force
-//! before it has served for `bake_time`. Any unexpected exit of a worker of the new release ends
-//! the way forward; but in a slot that did not serve before either, a failure is only retried
+//! before it has served for `bake_time`. Any unexpected exit of a worker of the new release
+//! reverses the roll; but in a slot that did not serve before the roll, a failure is only retried
 //! later.
 //!
 //! Back: the slots that already have the new release get the old one again, the same way. A slot
 //! that cannot be rolled back is left as it is and named in the answer; its next worker runs the
 //! old release.
 //!
-//! Must not: touch a worker that serves well before its successor is Ready.
+//! It must not disturb a healthy worker before its successor is Ready.
 
 use super::plan::{Broken, Course, Roll, Stage};
 use super::slot::Slot;
@@ -143,8 +143,8 @@ impl Machine {
         true
     }
 
-    /// Starts watching the canary; returns whether it did. The canary may be in a slot already
-    /// passed, whose retry has succeeded.
+    /// Starts watching the canary, if there is one; returns whether it did. The canary may be in a
+    /// slot already passed, whose retry has succeeded.
     fn begin_watch(&mut self, target: ReleaseId) -> bool {
         let serves = self.slots.iter().any(|slot| slot.serves_release(target));
         let Some(roll) = self.roll_mut() else {

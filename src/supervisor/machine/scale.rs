@@ -9,7 +9,7 @@
 //! sibling that stays, and only then are its listeners closed.
 //!
 //! Invariants: the leaving slots are the highest, and leave highest first; until its worker has
-//! released it, a leaving slot's queue is served, lent, or about to be, as any other's.
+//! released it, a leaving slot's queue is served, lent, or about to be lent, like any other.
 
 use std::time::Duration;
 
@@ -189,7 +189,7 @@ impl Machine {
         ));
     }
 
-    /// Has a sibling empty the queue of a slot without a worker, and closes it. Returns whether
+    /// Makes a sibling empty the queue of a slot without a worker, and closes it. Returns whether
     /// there is a sibling.
     fn retire_without_worker(&mut self, index: usize, now: Tick) -> bool {
         if let Queue::Unserved { .. } = self.slots[index].queue {
@@ -213,7 +213,7 @@ impl Machine {
         true
     }
 
-    /// Has new connections spread over all slots that listen.
+    /// Requests that new connections be spread over all slots that listen.
     pub(super) fn spread(&mut self) {
         let listens = |slot: &&Slot| !matches!(slot.queue, Queue::Unbound | Queue::Closed);
         let slots = self.slots.iter().filter(listens).count();

@@ -5,8 +5,8 @@
 //! or drained its connections. Promotion and rollback change which worker is active, and nothing
 //! else.
 //!
-//! Pure: no descriptor, no clock, no decision. [`super::Machine`] decides; a slot only knows which
-//! changes are possible.
+//! Pure: no descriptor, no clock, no decision. [`super::Machine`] decides; a slot only determines
+//! which changes are possible.
 //!
 //! Invariants:
 //! - every change goes through the methods of [`Slot`], which keep the queue consistent with the
@@ -33,7 +33,7 @@ pub struct LastCrash {
     pub exit: Option<ExitStatus>,
     /// The worker's error message, or the supervisor's reason for the kill.
     pub cause: Option<String>,
-    /// When the supervisor detected it.
+    /// Time at which the supervisor detected it.
     pub at: Tick,
 }
 
@@ -46,12 +46,13 @@ pub enum Queue {
     Served,
     /// Served by no worker. New clients wait in it.
     Unserved {
-        /// When its own worker stopped serving.
+        /// Time at which its own worker stopped serving.
         since: Tick,
     },
     /// Served by a sibling, until the slot's own worker is Ready.
     Lent {
-        /// When its own worker stopped serving; kept, so that a second loan needs no second delay.
+        /// Time at which its own worker stopped serving; kept, so that a second loan needs no
+        /// second delay.
         since: Tick,
         /// The borrower; when it stops serving, the loan ends.
         to: WorkerId,
@@ -73,14 +74,14 @@ pub struct SlotView<'a> {
     pub state: &'static str,
     /// Whether it is backing off, or its worker was killed because it was unresponsive.
     pub is_failing: bool,
-    /// When that state began.
+    /// Time at which that state began.
     pub since: Tick,
-    /// Since when its worker has stalled, if it has.
+    /// Time since which its worker has stalled, if it has.
     pub stalled_since: Option<Tick>,
     /// The worker that accepts from its queue.
     pub queue: Queue,
-    /// Failures of all time: unexpected exits, failed starts and failed spawns, including those
-    /// before the slot left and came back.
+    /// Total failures: unexpected exits, failed starts and failed spawns, including those before
+    /// the slot left and came back.
     pub crashes: u32,
     /// The latest of them.
     pub last_crash: Option<&'a LastCrash>,
@@ -93,7 +94,7 @@ pub struct SlotView<'a> {
 /// A worker beside the active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerView {
-    /// Its name.
+    /// Its identity.
     pub worker: WorkerId,
     /// Its release.
     pub release: ReleaseId,
@@ -128,7 +129,7 @@ pub(super) struct History {
     /// Failures in a row, without a full `backoff_reset` of service between them. Reset when such a
     /// worker exits: it is not read before.
     pub(super) failures: u32,
-    /// Failures of all time.
+    /// Total failures.
     pub(super) crashes: u32,
     pub(super) last_crash: Option<LastCrash>,
 }
@@ -138,9 +139,9 @@ pub(super) struct History {
 pub(super) struct Slot {
     pub(super) id: SlotId,
     pub(super) state: SlotState,
-    /// When `state` was entered.
+    /// Time at which `state` was entered.
     pub(super) since: Tick,
-    /// Oldest first.
+    /// All workers, oldest first.
     pub(super) workers: Vec<Worker>,
     pub(super) queue: Queue,
     /// The release of the next worker, if that becomes active at once.

@@ -160,7 +160,7 @@ impl Machine {
         now: Tick,
     ) {
         match end {
-            // The migrated connections are with a worker that is gone or being killed.
+            // The migrated connections are with a worker that has exited or is being killed.
             HandoverEnd::PeerGone => self.restore_sender(index, worker, now),
             HandoverEnd::Done => {
                 self.count_connections(moved, left);
@@ -187,7 +187,7 @@ impl Machine {
         now: Tick,
     ) {
         let within = if back {
-            // They cannot migrate in either direction. They are not closed for that.
+            // They cannot migrate in either direction, and are not closed for that.
             self.damage(format!("{left} connections stay with {worker}: {cause}"));
             Some(Duration::MAX)
         } else if self.may_drain() {

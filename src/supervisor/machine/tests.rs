@@ -295,7 +295,7 @@ fn ready_worker_dying_during_boot_is_restarted() {
     assert_eq!(stage.at(30, start_failed(0, 2, "no memory")), []);
     assert_eq!(stage.at(31, exited(0, 2, 1)), []);
     assert_eq!(stage.state(0), "backing off");
-    // Its queue was unserved since 20 and slot 1 can take it at once; the boot is complete.
+    // Its queue was unserved since 20 and slot 1 can borrow it at once; the boot is complete.
     assert_eq!(
         stage.at(100, ready(1, 1)),
         [spread(2), Action::Announce, lend(0, worker(1, 1))],
@@ -423,7 +423,8 @@ fn broken_channel_kills_worker_and_unserves_queue() {
     assert_eq!(stage.next_timeout(), (1_050, vec![lend(0, worker(1, 1))]));
     assert_eq!(stage.at(2_000, killed(0, 1)), [adopt(0, 2)]);
     assert_eq!(stage.at(2_010, ready(0, 2)), [recall(0, worker(1, 1))]);
-    // The death notice has the second worker's service time, without the wait for the kernel.
+    // The notice of the crash has the second worker's service time, without the wait for the
+    // kernel.
     assert!(stage.notices.iter().any(|notice| matches!(
         notice,
         Notice::WorkerDied { served_for: Some(served), .. } if *served == ms(1_000)
@@ -441,7 +442,8 @@ fn sibling_with_fewest_loans_borrows_queue() {
         stage.timeout(150),
         [lend(0, worker(2, 1)), lend(1, worker(3, 1))],
     );
-    // The borrower of 0 exits: that queue moves on at once, the borrower's own after `lend_after`.
+    // The borrower of 0 exits: that queue is lent again at once, the borrower's own after
+    // `lend_after`.
     assert_eq!(
         stage.at(160, killed(2, 1)),
         [adopt(2, 2), lend(0, worker(3, 1))],

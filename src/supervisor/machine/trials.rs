@@ -11,9 +11,9 @@ use uppercased_ctl::identity::WorkerId;
 /// The state of load samples and moves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Balance {
-    /// When the next sample is due; `None`: no samples are taken.
+    /// Due time of the next sample; `None`: no samples are taken.
     pub(super) due: Option<Tick>,
-    /// A sample was requested and has not arrived.
+    /// Whether a sample was requested and has not arrived.
     pub(super) awaited: bool,
     /// The latest sample.
     pub(super) seen: Option<Sample>,
@@ -44,7 +44,7 @@ pub(super) struct Move {
 /// The history of moves, for judging whether further moves are of use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Trials {
-    /// When the latest one was requested.
+    /// Time at which the latest one was requested.
     pub(super) at: Tick,
     /// Connections moved by it, as far as known.
     pub(super) moved: u32,
@@ -54,6 +54,6 @@ pub(super) struct Trials {
     pub(super) peak: u64,
     /// Minimum time from the latest move to the next one.
     pub(super) rest: Duration,
-    /// When moves were last judged useless, or the first one was made.
+    /// Time at which moves were last judged useless, or the first one was made.
     pub(super) judged: Tick,
 }

@@ -1,8 +1,8 @@
 //! Replaces the supervisor's own program, up to the exec of the new one.
 //!
-//! A preflight runs the new binary as a child on the machine's real state. Only if that passes is
-//! the exec requested, as the very last action, so that the state passed on has no pending actions.
-//! The new binary finds the operation in the restored state and continues it.
+//! A preflight runs the new binary as a child on the machine's real state. The exec is requested
+//! only if that passes, as the very last action, so that the state passed on has no pending
+//! actions. The new binary finds the operation in the restored state and continues it.
 //!
 //! Invariant: until the exec, nothing has changed that would need a rollback.
 

@@ -13,12 +13,12 @@ use crate::config::STALL_CHECKS;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{Generation, ReleaseId, WorkerId};
 
-/// How a worker's process ended.
+/// The exit status of a worker's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     /// It exited by itself with this code.
     Exited(i32),
-    /// This signal ended it.
+    /// It was ended by this signal.
     Signalled(i32),
     /// It is gone, but another process has reaped its exit status.
     Unknown,
@@ -79,7 +79,7 @@ pub enum KillReason {
     BootFailed,
     /// Its event loop made no progress.
     Hung,
-    /// It did nothing wrong: replaced by another worker.
+    /// Another worker replaced it; it did not fail.
     Superseded,
     /// The operation that started it failed.
     OperationFailed,
@@ -115,13 +115,13 @@ impl fmt::Display for KillReason {
 /// Samples of one worker's counter of event loop turns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pulse {
-    /// When the next sample is due.
+    /// Due time of the next sample.
     pub(super) due: Tick,
-    /// A sample was requested and has not arrived.
+    /// Whether a sample was requested and has not arrived.
     pub(super) awaited: bool,
     /// The latest sample.
     pub(super) turns: Option<u64>,
-    /// When a sample last differed from the one before.
+    /// Time at which a sample last differed from the one before.
     pub(super) moved: Tick,
     /// Samples in a row without a new turn.
     pub(super) misses: u32,
@@ -159,45 +159,47 @@ pub(super) struct Watch {
 pub(super) enum WorkerState {
     /// Spawned, not Ready yet.
     Starting {
-        /// When it must be Ready.
+        /// Deadline for its Ready.
         deadline: Tick,
-        /// It was spawned beside another worker: it does not accept until it is sent a request to.
+        /// Whether it was spawned beside another worker, and does not accept until it is requested
+        /// to.
         standby: bool,
         /// Its own error report. It exits next; if it does not, the deadline still applies.
         error: Option<String>,
     },
     /// Ready, accepting on the slot's listener.
     Serving {
-        /// It resumed after a handover, and has not reported the result of that.
+        /// Whether it resumed after a handover whose result it has not reported.
         owes_report: bool,
     },
     /// It sends its connections to another worker.
     HandingOver {
         to: WorkerId,
-        /// When its progress is sampled next; `None`: the receiver has been abandoned.
+        /// Time of the next sample of its progress; `None`: the receiver has been abandoned.
         deadline: Option<Tick>,
         watch: Watch,
-        /// It returns connections, because not all of them could be handed over to it.
+        /// Whether it returns connections, because not all of them could be handed over to it.
         back: bool,
     },
     /// It no longer accepts, and exits when no connection is left.
     Leaving {
         deadline: Tick,
-        /// No connection is left: it is about to exit.
+        /// Whether no connection is left, so that it is about to exit.
         done: bool,
     },
     /// The supervisor stops, and has sent it a request to finish and exit.
     Stopping,
     /// Sent SIGKILL, not reaped yet. Its pidfd reports the exit.
     Killed {
-        /// When it is abandoned: something in the kernel blocks it, which no signal ends.
+        /// Time at which it is abandoned: something in the kernel blocks it, which no signal ends.
         until: Tick,
         why: KillReason,
         /// Time for which it had served; `None` if it never was Ready.
         served_for: Option<Duration>,
         /// Its own report, carried over from `Starting`.
         error: Option<String>,
-        /// It was leaving or superseded: its exit does not count as a failure of its release.
+        /// Whether it was leaving or superseded: its exit does not count as a failure of its
+        /// release.
         leaving: bool,
     },
 }
@@ -228,12 +230,13 @@ impl WorkerState {
         }
     }
 
-    /// Returns whether the worker's event loop is to be watched.
+    /// Returns whether the worker's event loop is to be sampled.
     pub(super) const fn has_pulse(&self) -> bool {
         matches!(self, Self::Serving { .. } | Self::HandingOver { .. })
     }
 
-    /// Returns when the machine must act on it; killed workers have their own deadline.
+    /// Returns the time at which the machine must act on it; killed workers have their own
+    /// deadline.
     pub(super) const fn deadline(&self) -> Option<Tick> {
         match self {
             Self::Starting { deadline, .. } | Self::Leaving { deadline, .. } => Some(*deadline),
@@ -249,9 +252,9 @@ pub(super) struct Worker {
     pub(super) generation: Generation,
     pub(super) release: ReleaseId,
     pub(super) state: WorkerState,
-    /// When `state` was entered; for a worker that serves, when it began to serve.
+    /// Time at which `state` was entered; for a worker that serves, when it began to serve.
     pub(super) since: Tick,
-    /// When it became Ready.
+    /// Time at which it became Ready.
     pub(super) served_since: Option<Tick>,
     pub(super) pulse: Option<Pulse>,
 }
@@ -306,7 +309,7 @@ impl Worker {
         matches!(&self.state, WorkerState::Killed { why, .. } if why == reason)
     }
 
-    /// Returns when it is abandoned, if it was killed.
+    /// Returns the time at which it is abandoned, if it was killed.
     pub(super) const fn killed_until(&self) -> Option<Tick> {
         let WorkerState::Killed { until, .. } = self.state else {
             return None;

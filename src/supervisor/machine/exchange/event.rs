@@ -15,7 +15,7 @@ use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
 /// without that text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// Begin. Sent once, before any other event.
+    /// Begin the boot. Sent once, before any other event.
     Boot,
     /// The supervisor holds the worker's listeners, and the worker serves.
     Ready {
@@ -31,7 +31,7 @@ pub enum Event {
     },
     /// The answer to [`Action::Spawn`](super::Action::Spawn) if no process could be created.
     SpawnFailed {
-        /// The worker that does not exist.
+        /// The worker that was to be started.
         worker: WorkerId,
         /// The system's error.
         cause: String,
@@ -185,7 +185,7 @@ pub enum Event {
     Pulse {
         /// The worker.
         worker: WorkerId,
-        /// Turns of its loop since its start. Unchanged since the last answer: it has made none.
+        /// Turns of its loop since its start. If unchanged since the last answer, it has made none.
         turns: u64,
     },
 }

@@ -20,7 +20,7 @@ pub enum Notice {
     WorkerStarting {
         /// The worker.
         worker: WorkerId,
-        /// Where its listener comes from.
+        /// Source of its listeners.
         listener: ListenerSource,
     },
     /// A successor is Ready; the active worker still serves.
@@ -208,7 +208,7 @@ pub enum Notice {
     },
     /// A process could not be created.
     SpawnFailed {
-        /// The worker that does not exist.
+        /// The worker that was to be started.
         worker: WorkerId,
         /// The system's error.
         cause: String,

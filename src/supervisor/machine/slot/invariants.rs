@@ -8,7 +8,7 @@ use crate::supervisor::machine::worker::{Worker, WorkerState};
 use uppercased_ctl::identity::Generation;
 
 impl Slot {
-    /// Returns what contradicts itself in this slot, if anything.
+    /// Returns a contradiction in this slot, if any.
     pub(in super::super) fn contradiction(&self) -> Option<&'static str> {
         if self.is_served() != (self.queue == Queue::Served) {
             return Some("its queue and its worker disagree on who serves");
@@ -39,7 +39,7 @@ impl Slot {
         self.worker_contradiction()
     }
 
-    /// Returns what contradicts itself in the set of workers of the slot.
+    /// Returns a contradiction in the set of workers of the slot, if any.
     fn worker_contradiction(&self) -> Option<&'static str> {
         for worker in &self.workers {
             let is_active = self.is_active(worker.generation);

@@ -165,7 +165,7 @@ fn operation_pauses_rebalancing_without_waiting() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     while steady.look(&[9_000, 0]).1.is_empty() {}
-    // Requested, and not over yet.
+    // Requested, and in progress.
     let now = 10_000;
     let policy = Policy {
         rebalance: Some(THRESHOLD),
@@ -174,7 +174,7 @@ fn operation_pauses_rebalancing_without_waiting() {
     assert_eq!(stage.at(now, reload(policy)).len(), 1);
     let ordered = stage.at(now + 1, ready(0, 2));
     assert!(matches!(ordered[..], [Action::HandOver { .. }]));
-    // A late report of the part is ignored, and not taken for that of another one.
+    // A late report of the part is ignored, and not mistaken for that of another one.
     assert_eq!(stage.at(now + 2, rebalanced(worker(0, 1), 5)), []);
     assert_eq!(stage.machine.stale_events(), 1);
     assert_eq!(

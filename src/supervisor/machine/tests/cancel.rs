@@ -117,7 +117,7 @@ fn cancelled_growth_removes_added_workers() {
     assert_eq!(stage.at(120, cancel()), [kill(2, 1)]);
     let actions = stage.at(121, killed(2, 1));
     assert!(actions.contains(&Action::Steer { slots: 1 }), "{actions:?}");
-    // The handshakes of slot 1 get their time, then it leaves.
+    // The handshakes of slot 1 get their time, then the slot leaves.
     let (_, actions) = stage.next_timeout();
     assert_eq!(actions, [hand_over(worker(1, 1), worker(0, 1), true)]);
     stage.at(3_200, handed_over(1, 1, HandoverEnd::Done));
@@ -137,7 +137,7 @@ fn cancelled_shrinking_keeps_slots_that_have_not_left() {
         [Action::Unsteer, failure(cause), cancelled(3, 0)],
     );
 
-    // One has begun to leave: it goes, the other stays.
+    // One has begun to leave and does so, the other stays.
     stage.at(200, scale(1));
     let (_, actions) = stage.next_timeout();
     assert_eq!(actions, [hand_over(worker(2, 1), worker(0, 1), true)]);

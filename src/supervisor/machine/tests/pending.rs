@@ -68,7 +68,7 @@ fn signals_during_operation_begin_after_it() {
         stage.at(130, exited(0, 1, 0)),
         [done(1, 1, 10, 0, 30), begin(NOBODY, Wanted::Reload)],
     );
-    // The shell may take its time; further requests are not blocked.
+    // The shell may need time; further requests are not blocked.
     let cause = "reload about to begin: the configuration is being read; try again when it \
                  is done";
     assert_eq!(stage.at(131, scale(2)), [refused(ASKED, cause)]);

@@ -282,7 +282,7 @@ fn superseded_worker_has_not_failed() {
     stage.at(121, killed(0, 1));
     let crashes = |stage: &Stage, slot| stage.machine.slots().nth(slot).unwrap().crashes;
     assert_eq!(crashes(&stage, 0), 1);
-    // A replaced worker dies: the starting successor in the other slot is killed.
+    // A replacement crashes: the starting successor in the other slot is killed.
     let back = stage.at(130, killed(0, 2));
     assert!(back.contains(&kill(1, 2)), "{back:?}");
     stage.at(140, killed(1, 2));

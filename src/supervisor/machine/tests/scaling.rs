@@ -161,7 +161,7 @@ fn failed_leaving_slot_restarts_and_leaves_later() {
         stage.at(3_210, ready(1, 2)),
         [hand_over(worker(1, 2), worker(0, 1), true)],
     );
-    // The receiver dies: the sender serves again until there is another receiver.
+    // The receiver crashes: the sender serves again until there is another receiver.
     assert_eq!(stage.at(3_220, killed(0, 1)), [adopt(0, 2)]);
     assert_eq!(
         stage.at(3_221, handed_over(1, 2, HandoverEnd::PeerGone)),
