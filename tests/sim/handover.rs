@@ -1,5 +1,5 @@
-//! Simulates the two state machines of a handover over a model of their socket; either side exits
-//! at any step, is stopped, is late with any step, or refuses.
+//! Simulates the two state machines of a handover over a model of their socket. At any step, either
+//! side may exit, be stopped, be delayed, or refuse.
 //!
 //! In half of the worlds only some of the connections migrate, and the rest stay with the sender.
 //!
@@ -41,18 +41,18 @@ enum Held {
     Moving,
 }
 
-/// A connection, as the kernel sees it: it exists while any descriptor of it does.
+/// A connection in the kernel: it exists while any descriptor of it does.
 #[derive(Debug)]
 struct Connection {
     sender: Held,
     receiver: Held,
     /// An unreceived message also holds a descriptor.
     in_message: bool,
-    /// Its adoption has been acknowledged: the receiver owns it.
+    /// Whether its adoption has been acknowledged: then the receiver owns it.
     acknowledged: bool,
-    /// The receiver could not adopt it: it is not offered again.
+    /// Whether the receiver could not adopt it: then it is not offered again.
     stuck: bool,
-    /// Its owner has ended it.
+    /// Whether its owner has ended it.
     ended: bool,
 }
 
@@ -63,7 +63,7 @@ struct Parcel {
     connections: Vec<usize>,
 }
 
-/// How the kernel and the processes treat the machines.
+/// The two machines, and the kernel and the processes around them.
 #[derive(Debug)]
 struct World {
     random: fastrand::Rng,
@@ -175,7 +175,7 @@ impl World {
         }
     }
 
-    /// A connection that is served ends.
+    /// Ends a served connection.
     fn one_ends(&mut self) {
         if self.connections.is_empty() {
             return;

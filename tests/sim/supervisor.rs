@@ -118,7 +118,7 @@ struct World<'a> {
     exit_due: Option<Tick>,
     /// Requests that the shell was handed and is still preparing.
     beginning: Option<(RequestId, Wanted)>,
-    /// Waiting callers, as far as they are recorded.
+    /// Waiting callers that are recorded.
     waiters: Vec<RequestId>,
     /// Releases and requests so far.
     releases: u32,

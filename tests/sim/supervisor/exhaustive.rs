@@ -136,7 +136,7 @@ struct Walk {
     asked: u32,
 }
 
-/// Returns the event that a letter stands for at this point.
+/// The event that a letter stands for at this point.
 enum Happening {
     Event(Box<Event>),
     Look,

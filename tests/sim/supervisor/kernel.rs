@@ -136,12 +136,12 @@ impl Kernel {
         self.now
     }
 
-    /// Processes not reaped yet.
+    /// Returns the number of processes not reaped yet.
     pub(crate) fn processes(&self) -> usize {
         self.processes.len()
     }
 
-    /// Returns the maximum time until the exit of a killed process is known, or given up.
+    /// Returns the maximum time until the exit of a killed process is known, or no longer awaited.
     pub(crate) fn delay_max(&self) -> Duration {
         if self.weather.held > 0 {
             KILL_GRACE
@@ -407,7 +407,7 @@ impl Kernel {
         };
         process.alive = false;
         self.handovers.remove(&worker);
-        // The sender of its handover sees the socket pair closed.
+        // The sender of its handover detects that the socket pair is closed.
         let mut bereft = Vec::new();
         self.handovers.retain(|from, to| {
             if *to == worker {
@@ -529,7 +529,8 @@ impl Kernel {
         self.schedule(Duration::ZERO, Due::Tell(event));
     }
 
-    /// Reports the counter of turns from shared memory: it is readable whatever its writer does.
+    /// Reports the counter of turns from shared memory, which is readable in any state of its
+    /// writer.
     fn send_pulse(&mut self, worker: WorkerId, rng: &mut Rng) {
         let process = self.processes.get_mut(&worker);
         let process = process.expect("law: only a running worker has a pulse");

@@ -42,7 +42,7 @@ pub(crate) use law;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Running,
-    /// No worker need be stopped; all have exited once the kernel is done.
+    /// No worker need be stopped; all exit within the delay of the kernel.
     BootFailed {
         at: Tick,
     },
@@ -78,14 +78,14 @@ pub(crate) struct Laws {
     cancelling: Vec<RequestId>,
     pending: pending::Pending,
     operation: Option<Operation>,
-    /// New connections go to only this many slots, and since when.
+    /// Number of slots that new connections are steered to, and since when.
     steered: Option<(u16, Tick)>,
     /// Number of slots over which new connections were last spread.
     spread: Option<u16>,
     pulses: BTreeMap<WorkerId, Pulse>,
     /// Killed workers whose exit is awaited, and since when.
     awaited: BTreeMap<WorkerId, Tick>,
-    /// Serving workers that may be commanded to serve: they could not hand over every connection.
+    /// Serving workers that may be sent a serve command: they could not hand over every connection.
     resuming: std::collections::BTreeSet<WorkerId>,
     /// The worker last reported as too slow to start.
     too_slow: Option<WorkerId>,

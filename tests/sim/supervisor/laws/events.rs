@@ -225,7 +225,7 @@ impl Laws {
         }
     }
 
-    /// The worker begins to serve.
+    /// Records that a worker begins to serve.
     pub(super) fn feel(&mut self, worker: WorkerId, now: Tick) {
         let due = now + self.check_interval().unwrap_or_default();
         let pulse = Pulse {
@@ -287,7 +287,7 @@ impl Laws {
         }
     }
 
-    /// A main worker's end counts against its slot.
+    /// Counts a main worker's exit as a failure of its slot.
     fn fails(&mut self, index: usize, served: Option<Duration>, now: Tick) {
         let Policy {
             backoff_initial,
@@ -357,7 +357,7 @@ impl Laws {
         shadow.others.insert(shadow.generation, other);
     }
 
-    /// A predecessor serves its slot again.
+    /// Records that a predecessor serves its slot again.
     pub(super) fn comes_back(&mut self, index: usize, generation: u32, now: Tick) {
         let shadow = &mut self.slots[index];
         let Some(other) = shadow.others.remove(&generation) else {
@@ -386,7 +386,7 @@ impl Laws {
         };
         let served = match life {
             Life::Starting { .. } => None,
-            // It served; for how long no longer matters.
+            // It served; the duration no longer matters.
             Life::Stopping => Some(Duration::ZERO),
             Life::Serving { since, .. } => Some(now.since(*since)),
             Life::Unborn | Life::Retired | Life::Doomed { .. } | Life::Gone { .. } => return,

@@ -61,28 +61,28 @@ pub(super) struct Operation {
     canary: Option<Tick>,
     /// Number of slots when the new release came into force.
     committed: u16,
-    /// A worker of the new release has failed.
+    /// Whether a worker of the new release has failed.
     pub(super) turned: bool,
     /// Slots in which a worker of the old release has failed since then.
     pub(super) hindered: BTreeSet<SlotId>,
-    /// Another failure occurred.
+    /// Whether another failure occurred.
     pub(super) failed: bool,
-    /// Connections that cannot migrate may be drained.
+    /// Whether connections that cannot migrate may be drained.
     pub(super) drain: bool,
-    /// Connections were lost, or had no receiver.
+    /// Whether connections were lost, or had no receiver.
     pub(super) damaged: bool,
     /// Number of slots at the start.
     former: u16,
     /// The caller that cancelled it, and the previous number of workers.
     cancelled: Option<(RequestId, u16)>,
-    /// The target exceeded the number of slots at the start.
+    /// Whether the target exceeded the number of slots at the start.
     grew: bool,
     /// Slots that did not serve when the roll began, and have not served since.
     broken: BTreeSet<SlotId>,
 }
 
 impl Operation {
-    /// Workers are being replaced, or rolled back.
+    /// Returns whether workers are being replaced, or rolled back.
     pub(super) fn rolls(&self) -> bool {
         matches!(self.stage, Stage::Roll(_))
     }
@@ -221,7 +221,8 @@ impl Laws {
         });
     }
 
-    /// Cancels the operation in progress; the reply shows whether that was possible.
+    /// Records a request to cancel the operation in progress; the reply shows whether that was
+    /// possible.
     pub(super) fn note_cancel(&mut self, request: RequestId, now: Tick) {
         self.unanswered.push(request);
         self.cancelling.push(request);
@@ -291,7 +292,7 @@ impl Laws {
         }
     }
 
-    /// Slots are being added.
+    /// Returns whether slots are being added.
     pub(super) fn grows_now(&self) -> bool {
         let scales = |it: &Operation| it.stage == Stage::Scale && !it.failed;
         self.steered.is_none() && self.operation.as_ref().is_some_and(scales)
@@ -497,7 +498,7 @@ impl Laws {
         operation.turned = true;
     }
 
-    /// A slot that was being added has no worker.
+    /// Records that a slot that was being added has no worker.
     pub(super) fn growth_fails(&mut self) {
         if let Some(operation) = &mut self.operation {
             operation.failed = true;
@@ -829,7 +830,7 @@ impl Laws {
             let due = operation.since + operation.bound;
             return law!(now <= due, "{operation:?} should have ended by {due:?}");
         };
-        // A worker that can leave must not be kept, and the wait for it is bounded.
+        // A worker that can leave must do so, and the wait for it is bounded.
         let settled = since + self.policy.handshake_timeout;
         if now < settled {
             return law!(by(settled), "no deadline for the end of the handshakes");

@@ -94,18 +94,19 @@ pub(super) struct Shadow {
     pub(super) born: Option<u32>,
     pub(super) release: ReleaseId,
     pub(super) life: Life,
-    /// The supervisor holds its listener: a worker of this slot was Ready, or one left it behind.
+    /// Whether the supervisor holds its listener: a worker of this slot was Ready, or one left it
+    /// behind.
     pub(super) deposited: bool,
-    /// A worker of this slot has been Ready.
+    /// Whether a worker of this slot has been Ready.
     pub(super) been_ready: bool,
-    /// It has closed the listener again.
+    /// Whether the supervisor has closed the listener again.
     pub(super) closed: bool,
     pub(super) unserved_since: Tick,
     pub(super) borrower: Option<WorkerId>,
     pub(super) failures: u32,
-    /// The main worker came back from a handover and may still report its result.
+    /// Whether the main worker came back from a handover and may still report its result.
     pub(super) owes_word: bool,
-    /// A sibling has emptied the queue permanently.
+    /// Whether a sibling has emptied the queue permanently.
     pub(super) emptied: bool,
     pub(super) others: BTreeMap<u32, Other>,
 }
@@ -189,7 +190,7 @@ impl Shadow {
             .find_map(|(generation, it)| starts(it).then_some(*generation))
     }
 
-    /// Generations increase by one and are never reused.
+    /// Checks that generations increase by one and are never reused.
     pub(super) fn is_born(&mut self, worker: WorkerId) {
         let generation = worker.generation.0;
         if let Some(born) = self.born {
