@@ -25,7 +25,7 @@ fn end() -> Op {
     Op::Event(Event::End { client: 0 })
 }
 
-/// Returns a world in which `ops` have happened.
+/// Returns a world that has run `ops`.
 fn after(terms: Terms, ops: &[Op]) -> World {
     let mut world = World::new(terms);
     world.run(ops);

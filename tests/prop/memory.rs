@@ -1,10 +1,10 @@
-//! A worker's death at every point: after each store to its working memory, and around each of its
+//! Kills a worker at every point: after each store to its working memory, and around each of its
 //! system calls. At every point the memory and the kernel's counters determine the bytes received
 //! and not yet sent, and a successor answers every byte exactly once.
 //!
 //! A script runs once to count its points and then once per point, stopped there: the world
-//! unwinds, and only the memory and the kernel remain. Three readers of the memory that omit one
-//! rule each must be detected, which shows that the check can fail.
+//! unwinds, and only the memory and the kernel remain. Readers of the memory that each omit one
+//! rule must be detected, which shows that the check can fail.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -30,8 +30,8 @@ use uppercased_ctl::metrics::CloseReason;
 /// A reader of the bytes owed on connection `fd`: the product's [`unsent`], or a faulty one.
 type Reader = fn(&mut Memory, u32, u64) -> Vec<u8>;
 
-/// Runs `ops` in a new world, which dies at point `point`. Returns the step at which it died;
-/// `None` if the script finished.
+/// Runs `ops` in a new world, whose worker is killed at point `point`. Returns the step at which
+/// that happened; `None` if the script finished.
 fn die_at(terms: Terms, ops: &[Op], point: u64) -> (World, Option<usize>) {
     let mut world = World::new(terms);
     world.countdown.arm(point);
@@ -52,14 +52,14 @@ fn dies(work: impl FnOnce()) -> bool {
     }
 }
 
-/// Returns the number of points at which it can die.
+/// Returns the number of points at which the worker can be killed.
 fn points(terms: Terms, ops: &[Op]) -> u64 {
     let (world, death) = die_at(terms, ops, u64::MAX);
     assert_eq!(death, None);
     world.countdown.taken()
 }
 
-/// Checks the memory of a worker that has just died, as read by `reader`.
+/// Checks the memory of a worker that was just killed, as read by `reader`.
 fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), String> {
     check_hands(memory)?;
     let accepting = word(memory, Layout::ACCEPTING, 0) != 0;
@@ -117,7 +117,7 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
     Ok(())
 }
 
-/// Checks what is in hand: no connection has two words, no two ranges overlap, and only the last
+/// Checks the words in hand: no connection has two, no two ranges overlap, and only the last
 /// receive may have an unknown length. So each word can be repaired by itself.
 fn check_hands(memory: &Memory) -> Result<(), String> {
     let (mut held, mut end) = (BTreeSet::new(), 0);
@@ -166,7 +166,7 @@ fn trusting_the_length(memory: &mut Memory, fd: u32, _owed: u64) -> Vec<u8> {
     }
 }
 
-/// Reads with a fault: takes every input in hand to begin where the scratch buffer does.
+/// Reads with a fault: assumes that every input in hand begins at the start of the scratch buffer.
 fn ignoring_the_start(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
     let told = sound(memory, fd, owed);
     let InHand::Recv { len, .. } = in_hand_of(memory, fd) else {
@@ -177,7 +177,7 @@ fn ignoring_the_start(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
     bytes(memory, (at, told.len()))
 }
 
-/// Reads with a fault: knows only the first word in hand.
+/// Reads with a fault: reads only the first word in hand.
 fn ignoring_all_hands_but_one(memory: &mut Memory, fd: u32, owed: u64) -> Vec<u8> {
     if hands(memory)[0].fd() == Some(fd) {
         return sound(memory, fd, owed);
@@ -213,7 +213,7 @@ fn bytes(memory: &Memory, (at, length): (usize, usize)) -> Vec<u8> {
     view.split_at(0).1.range(at, length).to_ascii_uppercase()
 }
 
-/// Returns what each word in hand names.
+/// Returns the input that each word in hand names.
 fn hands(memory: &Memory) -> [InHand; HANDS] {
     std::array::from_fn(|at| {
         let (line, at) = Layout::in_hand(at);
@@ -221,7 +221,7 @@ fn hands(memory: &Memory) -> [InHand; HANDS] {
     })
 }
 
-/// Returns what is in hand for connection `fd`.
+/// Returns the input in hand for connection `fd`.
 fn in_hand_of(memory: &Memory, fd: u32) -> InHand {
     let mut hands = hands(memory).into_iter();
     let own = hands.find(|in_hand| in_hand.fd() == Some(fd));
@@ -232,7 +232,7 @@ fn word(memory: &Memory, line: usize, at: usize) -> u64 {
     memory.shared().line(line).0[at].load(Ordering::Relaxed)
 }
 
-/// Dies at every point of `ops` and checks the memory each time.
+/// Kills the worker at every point of `ops` and checks the memory each time.
 fn check_every_point(terms: Terms, ops: &[Op], reader: Reader) -> Result<u64, String> {
     let count = points(terms, ops);
     for point in 0..count {
@@ -244,7 +244,8 @@ fn check_every_point(terms: Terms, ops: &[Op], reader: Reader) -> Result<u64, St
     Ok(count)
 }
 
-/// Dies at `point`; a successor takes over, the script continues, and every connection ends well.
+/// Kills the worker at `point`; a successor takes over, the script continues, and every connection
+/// ends correctly.
 fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
     let (mut world, death) = die_at(terms, ops, point);
     let Some(index) = death else {
@@ -260,8 +261,8 @@ fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
     world.conclude();
 }
 
-/// Dies at `point`, and again at every point of moving the bytes in hand to their place in the same
-/// memory. The check must hold after each death, and the repair can be restarted.
+/// Kills the worker at `point`, and again at every point of moving the bytes in hand to their place
+/// in the same memory. The check must hold after each kill, and the repair can be restarted.
 fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
     for second in 0.. {
         let (mut world, _) = die_at(terms, ops, point);
@@ -441,7 +442,7 @@ fn rich_terms() -> Terms {
     }
 }
 
-/// Returns the owner of the connection by the rules of the memory, if both workers died now.
+/// Returns the owner of the connection by the rules of the memory, if both workers exited now.
 fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
     let (there, here) = (sender.record(3).state(), receiver.record(5));
     let marked = here.flags().has(Flags::MOVING);
@@ -512,7 +513,7 @@ fn readers_omitting_a_rule_are_caught() {
     }
 }
 
-/// Dies after each store of a handover; at each point the records of both sides name one owner,
+/// Stops after each store of a handover; at each point the records of both sides name one owner,
 /// which has every byte.
 #[test]
 fn handover_leaves_one_owner_after_every_store() {
@@ -553,7 +554,7 @@ fn handover_leaves_one_owner_after_every_store() {
     assert!(owners.len() > 10);
 }
 
-/// Dies after each store of an introduction; at each point the kernel's count of bytes read shows
+/// Stops after each store of an introduction; at each point the kernel's count of bytes read shows
 /// whether the header is still unread; once it is read, the client is known.
 #[test]
 fn proxy_header_state_is_known_after_every_store() {

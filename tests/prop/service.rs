@@ -27,8 +27,8 @@ proptest! {
         done in prop::collection::vec(any::<bool>(), 300),
     ) {
         let whole = transformed(bytes.clone());
-        // A death leaves any subset of the bytes done: wide paths do not proceed from first to
-        // last.
+        // A crash may leave any subset of the bytes transformed: wide paths do not proceed from
+        // first to last.
         let half: Vec<u8> = bytes
             .iter()
             .zip(&whole)

@@ -69,7 +69,7 @@ pub struct Countdown {
     taken: Cell<u64>,
 }
 
-/// Payload of the unwind at a death by [`Countdown`].
+/// Payload of the unwind by [`Countdown`].
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -96,13 +96,13 @@ pub struct Wire {
     pub refused: bool,
     /// The worker ended its stream after reading this many of the client's bytes.
     pub ended_at: Option<usize>,
-    /// The worker closed it; `abortive` is the manner.
+    /// The worker closed it; `abortive` states whether by a reset.
     pub closed: bool,
     /// Closing resets it.
     pub abortive: bool,
     /// Time of the last read, write, accept or end of stream.
     pub last_moved: Tick,
-    /// Number of bytes that had arrived when the worker was commanded to stop.
+    /// Number of bytes that had arrived when the worker received the stop request.
     pub arrived_at_stop: usize,
     urgent: BTreeSet<usize>,
     reset_told: bool,
@@ -143,7 +143,8 @@ pub struct Kernel {
     pub now: Tick,
     /// Number of reads and writes requested.
     pub calls: u64,
-    /// Ends and errors are reported as data. No kernel does so; it tests that the checks notice.
+    /// Ends and errors are reported as data. No kernel does so; this tests that the checks detect
+    /// it.
     pub hides_ends: bool,
     countdown: Rc<Countdown>,
 }
@@ -374,7 +375,7 @@ impl Kernel {
         wire.edge = true;
     }
 
-    /// Makes the coming close a reset.
+    /// Makes the next close a reset.
     pub fn abort(&mut self, fd: u32) {
         self.countdown.step();
         self.wire(fd).abortive = true;

@@ -25,11 +25,11 @@ pub enum Op {
     Turn,
     /// Time passes, milliseconds.
     Pass(u16),
-    /// The worker is commanded to stop.
+    /// The worker receives a stop request.
     Finish,
     /// A successor in another memory adopts every connection.
     HandOver,
-    /// A successor dies before it has adopted any connection.
+    /// A successor exits before it has adopted any connection.
     TakeBack,
 }
 
@@ -229,7 +229,7 @@ impl World {
         let complete = wire.written == answer && !wire.abortive;
         let answered = wire.ended_at == Some(wire.written.len()) && !wire.abortive;
         let Some(reason) = self.server.end_of(client) else {
-            // Its close was in progress when the worker died, or it had been reset by then.
+            // Its close was in progress when the worker was killed, or it had been reset by then.
             assert!(wire.reset || wire.refused || complete || answered || wire.abortive);
             return;
         };

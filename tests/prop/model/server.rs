@@ -1,5 +1,5 @@
-//! The event loop reduced to its rules: the reactor's `handle_report`, `answer_hands`, `conclude` and
-//! `close` over the model kernel; and its replacement after its death.
+//! The event loop reduced to its rules: the reactor's `handle_report`, `answer_hands`, `conclude`
+//! and `close` over the model kernel; and its replacement after a crash.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -174,7 +174,7 @@ impl Server {
         }
     }
 
-    /// Begins to send every connection to a receiver that dies before it has acknowledged any.
+    /// Begins to send every connection to a receiver that exits before it has acknowledged any.
     pub fn taken_back(&mut self, kernel: &mut Kernel) {
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
@@ -191,8 +191,9 @@ impl Server {
         }
     }
 
-    /// Returns the server that a rescuer restores, in another memory, from a dead worker's memory
-    /// and the kernel's counters. The store rules fix the order: first finish pending closes.
+    /// Returns the server that a rescuer restores, in another memory, from a crashed worker's
+    /// memory and the kernel's counters. The store rules fix the order: first finish pending
+    /// closes.
     pub fn rescued(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
         let mut successor = Self::new(memory, self.rules);
         successor.ended = std::mem::take(&mut self.ended);
