@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 pub struct Tick(u64);
 
 impl Tick {
-    /// The clock's zero (the machine's boot); tests count from here.
+    /// The clock's zero, near the boot; tests count from here.
     pub const ZERO: Self = Self(0);
-    /// The end of time: a deadline here never expires.
+    /// The last point in time: a deadline at it never expires.
     pub const MAX: Self = Self(u64::MAX);
 
     /// Returns the point `ns` nanoseconds after the clock's zero.
@@ -69,7 +69,7 @@ impl Add<Duration> for Tick {
 
 /// Reads `CLOCK_MONOTONIC` (a vDSO read, no system call, on the usual clock sources).
 ///
-/// For the shells only: a core is passed its `Tick`.
+/// For the shells only: a core receives its `Tick`.
 #[must_use]
 pub fn now() -> Tick {
     // The clock exists on every Linux. If it fails, a constant is the only fallback

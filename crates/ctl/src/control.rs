@@ -1,4 +1,4 @@
-//! The control socket: how people and scripts send commands to a running server.
+//! The control socket: accepts commands to a running server from people and scripts.
 //!
 //! Each instance has one Unix socket; a connection carries one request. `protocol` defines the
 //! messages (pure), `place` the socket's path, `client` the client side. The server side belongs to

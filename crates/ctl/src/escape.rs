@@ -11,12 +11,12 @@ pub fn escape(bytes: &[u8]) -> impl fmt::Display {
     Escaped(bytes)
 }
 
-/// Returns `bytes` as characters with the same numbers, for a format with its own escapes.
+/// Returns `bytes` as the characters with the same code points, for a format with its own escapes.
 pub fn as_characters(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| char::from(*byte)).collect()
 }
 
-/// Returns `text` with every character escaped that would end the line, control the terminal or
+/// Returns `text`, escaping every character that would end the line, control the terminal or
 /// reorder the output.
 #[must_use]
 pub fn visible(text: &str) -> String {
@@ -36,8 +36,8 @@ pub fn push_visible(line: &mut String, text: &str) {
     }
 }
 
-/// Returns whether a character is a line separator or a mark of writing direction: not a control
-/// character in Unicode, but just as able to make a line look like another.
+/// Returns whether a character is a line separator or a directional mark. Unicode does not count
+/// these as control characters, but they too can make a line look like another.
 const fn separates_or_reorders(letter: char) -> bool {
     matches!(
         letter,

@@ -1,9 +1,9 @@
-//! Identifiers: slots, generations and the workers they name.
+//! Identifiers of slots, generations and workers.
 //!
-//! Invariant: everything that crosses a process boundary or outlives a call carries a [`WorkerId`],
-//! never a bare slot or a pid. A slot's number is reused by every successor, and a pid by any
-//! process; the pair of slot and generation is never reused in the life of an instance, so a stale
-//! message can be recognised and dropped.
+//! Invariant: data that crosses a process boundary or outlives a call carries a [`WorkerId`], never
+//! a bare slot or PID. Every successor reuses the slot's number, and any process may reuse a PID; a
+//! pair of slot and generation is never reused within an instance, so stale messages are recognised
+//! and dropped.
 
 use std::fmt;
 
@@ -28,15 +28,15 @@ macro_rules! numbers {
 }
 
 numbers! {
-    /// A place for a worker; it owns its listening sockets permanently. Counted from 0.
+    /// A place for a worker, which owns its listening sockets permanently. Counted from 0.
     SlotId(u16);
-    /// Counts the workers of one slot. The first is 1; 0 means there has been none yet.
+    /// Number of a worker within its slot. The first is 1; 0 means no worker yet.
     Generation(u32);
-    /// A program (an open file) with a configuration, as workers run it. Counted from 1, the one that
-    /// an instance starts with; every reload and upgrade creates another.
+    /// A program (an open file) with a configuration, as run by workers. Counted from 1, the
+    /// release that an instance starts with; every reload and upgrade creates another.
     ReleaseId(u32);
-    /// The requester of a planned operation, to which its result is sent; 0: none (a signal), the
-    /// result is logged only.
+    /// The requester of a planned operation, which receives its result; 0: none (a signal), so the
+    /// result is only logged.
     RequestId(u64);
 }
 
@@ -78,7 +78,7 @@ impl RequestId {
 impl Generation {
     /// Returns the successor's generation.
     ///
-    /// Wraps: a message that is stale by four billion generations does not justify a panic.
+    /// Wraps: a message stale by four billion generations does not justify a panic.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.wrapping_add(1))

@@ -1,13 +1,14 @@
-//! The counters: one enum of counters and one of reasons, used for every label there is.
+//! The counters, and the reasons that label them: one enum each.
 //!
 //! Invariants: a cell has one writer (the slot's worker) and any number of readers; it only grows.
-//! The cells are in the slot's working memory, so they survive their writer, and a successor in the
-//! slot continues from there. It must not render or aggregate on the serving path.
+//! The cells are in the slot's working memory, so they survive their writer, and the slot's next
+//! worker continues them. It must not render or aggregate on the serving path.
 
 use crate::words;
 
 words! {
-    /// Why a connection ended. Counter label, log field and report text are the same word.
+    /// The reason why a connection ended. Counter label, log field and report text are the same
+    /// word.
     #[derive(PartialOrd, Ord, Hash)]
     #[repr(u8)]
     pub enum CloseReason {
@@ -21,21 +22,21 @@ words! {
         IdleTimeout = "idle_timeout",
         /// The kernel accepted none of its pending output for `write_stall_timeout`.
         WriteStall = "write_stall",
-        /// The worker was stopping: everything owed was sent, then the stream was ended.
+        /// The worker was stopping: all pending output was sent, then the stream was ended.
         Drained = "drained",
         /// The worker was stopping and `drain_timeout` passed with output still pending.
         DrainTimeout = "drain_timeout",
         /// The system refused an operation on the connection.
         SystemError = "system_error",
-        /// Its worker died.
+        /// Its worker crashed.
         WorkerDied = "worker_died",
-        /// It was refused after it was accepted: for its PROXY header, or the client named there.
+        /// It was refused after the accept, because of its PROXY header or the client named in it.
         Refused = "refused",
     }
 }
 
 words! {
-    /// Why a worker stopped accepting for a while.
+    /// The reason why a worker paused accepting.
     pub enum PauseCause {
         /// `max_connections` are open.
         ConnectionLimit = "connection_limit",
@@ -45,13 +46,14 @@ words! {
         SystemDescriptors = "system_descriptors",
         /// The system ran out of memory for sockets (`ENOBUFS`, `ENOMEM`).
         Memory = "memory",
-        /// Accepting failed for a cause that is not known to pass with one connection.
+        /// Accepting failed for a cause that is not known to concern only one connection.
         AcceptError = "accept_error",
     }
 }
 
 words! {
-    /// Why a connection was accepted and then refused: at once, or because of its PROXY header.
+    /// The reason why a connection was accepted and then refused, at once or because of its PROXY
+    /// header.
     #[derive(PartialOrd, Ord, Hash)]
     #[repr(u8)]
     pub enum RefusalCause {
@@ -62,7 +64,7 @@ words! {
         Denied = "denied",
         /// Its peer is in no network of `allow`.
         NotAllowed = "not_allowed",
-        /// Its source has `max_connections_per_source` at this worker.
+        /// Its source has reached `max_connections_per_source` at this worker.
         PerSourceLimit = "per_source_limit",
         /// Its source connects more often than `accept_rate_per_source`.
         PerSourceRate = "per_source_rate",
@@ -79,14 +81,14 @@ words! {
     }
 }
 
-/// A class of durations of one turn of the loop, bounded above by a power of two of microseconds.
+/// A class of durations of one event loop turn, with a power of two of microseconds as upper bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnClass(u8);
 
 impl TurnClass {
-    /// Number of classes: up to about a second, and one for everything longer.
+    /// Number of classes: bounds up to about a second, and one class for longer turns.
     pub const COUNT: usize = 22;
-    /// Their names, by the bound in microseconds.
+    /// Their names: the bounds in microseconds.
     const NAMES: [&str; Self::COUNT] = [
         "1", "2", "4", "8", "16", "32", "64", "128", "256", "512", "1024", "2048", "4096", "8192",
         "16384", "32768", "65536", "131072", "262144", "524288", "1048576", "more",
@@ -114,7 +116,7 @@ impl TurnClass {
         (0..Self::COUNT as u8).map(Self)
     }
 
-    /// Returns the upper bound of this class in seconds; `None`: there is no bound.
+    /// Returns the upper bound of this class in seconds; `None` for the unbounded class.
     #[must_use]
     pub fn bound_seconds(self) -> Option<f64> {
         let bounded = usize::from(self.0) + 1 < Self::COUNT;
@@ -122,8 +124,8 @@ impl TurnClass {
     }
 }
 
-/// Declares the counters: of each its cell, its name in the status and in `/metrics`, and its
-/// meaning, which is one line.
+/// Declares the counters, each with its cell, its name in the status and in `/metrics`, and a
+/// one-line description.
 macro_rules! counters {
     ({ $(
         $(#[$doc:meta])*
@@ -143,7 +145,7 @@ macro_rules! counters {
 
         impl Counter {
             /// Returns the index of this counter's cell in the block. The first cache line counts
-            /// connections, the second one what each turn of the loop counts.
+            /// connections; the second has the counters of every loop turn.
             #[must_use]
             pub const fn cell(self) -> usize {
                 match self {
@@ -158,7 +160,7 @@ macro_rules! counters {
                 counters$(.chain($label::all().map(Self::$labelled)))+
             }
 
-            /// Returns the counter's name and, if it has one, its label.
+            /// Returns the counter's name, and its label if it has one.
             #[must_use]
             pub const fn name(self) -> (&'static str, Option<&'static str>) {
                 match self {
@@ -207,8 +209,8 @@ counters! {
             "Readiness events for closed connections.";
     }
     by label {
-        /// Those refused at once are not among the accepted, except those that the event loop could
-        /// not watch; those refused for their PROXY header are, and end as
+        /// Connections refused at once are not counted as accepted, except those that the event
+        /// loop could not watch. Those refused for their PROXY header are, and end as
         /// [`CloseReason::Refused`].
         Refused(RefusalCause) = FIRST_REFUSED,
             "connections_refused", "Refused connections, by reason.";
@@ -228,7 +230,7 @@ impl Counter {
     const FIRST_PAUSED: usize = Self::FIRST_CLOSED + CloseReason::ALL.len();
     const FIRST_TOOK: usize = Self::FIRST_PAUSED + PauseCause::ALL.len();
 
-    /// Returns name and label in one word, as used in the status: `received_bytes`,
+    /// Returns name and label as one word for the status: `received_bytes`,
     /// `connections_closed.idle_timeout`.
     #[must_use]
     pub fn key(self) -> String {

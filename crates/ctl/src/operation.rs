@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 /// A planned operation: one at a time, rolled back on failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OperationKind {
-    /// Replace every worker, with the configuration read again.
+    /// Reload the configuration and replace every worker.
     Reload,
     /// Replace the supervisor's program, then every worker.
     Upgrade,
     /// Change the number of workers.
     Scale {
-        /// The number of workers afterwards.
+        /// The target number of workers.
         to: u16,
     },
 }
@@ -22,7 +22,7 @@ impl OperationKind {
     /// Every [`Self::name`].
     pub const NAMES: [&str; 3] = ["reload", "upgrade", "scale"];
 
-    /// Returns the name used in metrics, without the number of workers.
+    /// Returns the name for metrics, without the number of workers.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -32,7 +32,7 @@ impl OperationKind {
         }
     }
 
-    /// Returns whether it replaces every worker, rather than changing their number.
+    /// Returns whether it replaces every worker rather than changing their number.
     #[must_use]
     pub const fn replaces_workers(self) -> bool {
         match self {

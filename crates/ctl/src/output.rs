@@ -1,10 +1,9 @@
-//! Standard output of commands, and the only way to write to it.
+//! Standard output of commands; the only module that writes to it.
 //!
 //! Invariants: a command's output is written completely, or its exit code is not 0. If another
-//! process made the pipe non-blocking, the writer waits. A reader that left, as `head` does, is not
-//! an error. Text for people has no control characters except the ends of its lines, whatever a
-//! file or a server put into it. It must not change a flag of the open file, which other processes
-//! share.
+//! process made the pipe non-blocking, the writer waits. A reader that closes the pipe early, as
+//! `head` does, is not an error. Text for people has no control characters except line ends,
+//! whatever its source. It must not change a flag of the open file, which other processes share.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,7 +38,7 @@ pub fn print_raw(bytes: &[u8]) -> ExitCode {
     exit_code(write(bytes))
 }
 
-/// Returns the exit code for `result`, and reports a failure.
+/// Returns the exit code for `result`; reports an error.
 pub fn exit_code(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -58,8 +57,8 @@ pub fn exit_code(result: io::Result<()>) -> ExitCode {
 /// Writes all of `bytes` to standard output, however long its reader takes.
 ///
 /// # Errors
-/// [`io::ErrorKind::BrokenPipe`] if the reader left, which is seldom worth a message; any other
-/// error of the system.
+/// [`io::ErrorKind::BrokenPipe`] if the reader closed the pipe, which seldom needs a message; any
+/// other error of the system.
 pub fn write(bytes: &[u8]) -> io::Result<()> {
     write_to(stdout(), bytes, PollTimeout::NONE)
 }
@@ -98,7 +97,7 @@ mod tests {
     #[test]
     fn nonblocking_pipe_gets_every_byte() {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
-        // More than a pipe holds, so that the writer waits for the reader.
+        // More than a pipe's capacity, so that the writer waits for the reader.
         let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
         let received = std::thread::scope(|scope| {
             let write = || write_to(writer, &sent, PollTimeout::NONE).unwrap();

@@ -1,17 +1,17 @@
-//! The names of a process's inherited environment variables, and its limit on descriptors.
+//! Environment variables that a process inherits, and its limit on descriptors.
 
 use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// The prefix of every environment variable that is a setting.
+/// The prefix of environment variables for settings.
 pub const ENV_PREFIX: &str = "UPPERCASED_";
 
-/// The variable with the state that a program inherits from the one it replaces in the same
-/// process. Not a setting: users never set it.
+/// The variable with the state that a program inherits from its predecessor in the same process.
+/// Not a setting: users never set it.
 pub const STATE_VARIABLE: &str = "_UPPERCASED_STATE";
 
-/// How a service manager hands over sockets: sd_listen_fds(3).
+/// A service manager's variables for passed sockets: sd_listen_fds(3).
 pub const LISTEN_VARIABLES: [&str; 4] = [
     "LISTEN_PID",
     "LISTEN_PIDFDID",
@@ -24,10 +24,10 @@ pub const NOTIFY_VARIABLES: [&str; 4] =
 
 /// Raises the soft limit on open descriptors to the hard limit and returns it.
 ///
-/// Done once, by the supervisor; workers inherit it.
+/// The supervisor calls it once; workers inherit the limit.
 ///
 /// # Errors
-/// What `getrlimit` or `setrlimit` returned.
+/// The error of `getrlimit` or `setrlimit`.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {

@@ -1,14 +1,15 @@
-//! The header with which a proxy names its client, before the client's bytes: the PROXY protocol,
-//! versions 1 (a line of text) and 2 (binary), after HAProxy's `proxy-protocol.txt`.
+//! The header in which a proxy identifies its client, sent before the client's bytes: the PROXY
+//! protocol, versions 1 (a line of text) and 2 (binary), after HAProxy's `proxy-protocol.txt`.
 //!
-//! [`decode`] reads a header from the beginning of the bytes received; [`encode`] writes one, for
+//! [`decode`] parses a header at the beginning of the bytes received; [`encode`] builds one, for
 //! tests and load generators. The additional fields (TLVs) of version 2 are skipped, except the
 //! checksum, which is verified if present.
 //!
 //! Invariants: decoding is total and allocates nothing; once it has returned a header or an
-//! [`Error`], more bytes do not change that; it never needs more than [`PROXY_HEADER_MAX_BYTES`].
+//! [`Error`], more bytes do not change the result; it never needs more than
+//! [`PROXY_HEADER_MAX_BYTES`].
 //!
-//! Pure. It must not decide which peers may send one: the caller does.
+//! Pure. It must not decide which peers may send a header: the caller does.
 
 use crate::words;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,23 +21,23 @@ use crate::limits::{PROXY_HEADER_MAX_BYTES, PROXY_LINE_MAX_BYTES};
 /// A decoded header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Its number of bytes; the client's bytes follow.
+    /// Its length in bytes; the client's bytes follow.
     pub length: usize,
-    /// The client; `None` if the connection is the proxy's own, as for a health check (LOCAL), or
-    /// the client is unknown (UNKNOWN, or a family other than IPv4 and IPv6).
+    /// The client; `None` for the proxy's own connection, as for a health check (LOCAL), or an
+    /// unknown client (UNKNOWN, or a family other than IPv4 and IPv6).
     pub source: Option<SocketAddr>,
 }
 
-/// Why bytes are not the beginning of a header.
+/// The reason why bytes do not begin with a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// They do not begin like a header.
+    /// They do not begin with a header's signature.
     #[error("there is no PROXY header")]
     Missing,
-    /// They begin like a header and are malformed.
+    /// They begin with a header's signature but are malformed.
     #[error("cannot read the PROXY header: {0}")]
     Malformed(&'static str),
-    /// It is longer than its version or the limit allows.
+    /// It exceeds the limit of its version or of this program.
     #[error("the PROXY header is longer than {most} bytes")]
     TooLong {
         /// The limit in bytes.
@@ -71,7 +72,7 @@ const CHECKSUM_BYTES: usize = 4;
 /// Decodes the header at the beginning of `bytes`; `None` if more bytes are needed.
 ///
 /// # Errors
-/// The bytes are not a header, whatever may follow.
+/// The bytes are not a header, whatever follows.
 pub fn decode(bytes: &[u8]) -> Result<Option<Header>, Error> {
     if begins_like(bytes, SIGNATURE) {
         decode_binary(bytes)
@@ -99,7 +100,7 @@ fn decode_line(bytes: &[u8]) -> Result<Option<Header>, Error> {
     };
     let text = seen[..end].strip_suffix(b"\r");
     let text = text.ok_or(Error::Malformed("its line does not end in CR LF"))?;
-    // Before the end of the first word there is nothing more to parse.
+    // Until the first word is complete there is nothing more to parse.
     let rest = text.get(LINE_BEGIN.len()..).unwrap_or_default();
     Ok(Some(Header {
         length: end + 1,
@@ -107,10 +108,10 @@ fn decode_line(bytes: &[u8]) -> Result<Option<Header>, Error> {
     }))
 }
 
-/// Returns the source in a line without its first word.
+/// Returns the source in a line, given without its first word.
 fn source_in(line: &[u8]) -> Result<Option<SocketAddr>, Error> {
     if line.split(|&byte| byte == b' ').next() == Some(b"UNKNOWN") {
-        // The specification: the rest of an UNKNOWN line is ignored.
+        // By the specification the rest of an UNKNOWN line is ignored.
         return Ok(None);
     }
     let text = str::from_utf8(line).map_err(|_| Error::Malformed("its line is not text"))?;
@@ -140,7 +141,7 @@ fn source_in(line: &[u8]) -> Result<Option<SocketAddr>, Error> {
     Ok(Some(SocketAddr::new(source.to_canonical(), port)))
 }
 
-/// Parses a port as the protocol writes it: digits, without leading zeros.
+/// Parses a port in the protocol's form: digits, without leading zeros.
 fn port(text: &str) -> Option<u16> {
     let plain = text == "0" || !text.starts_with(['0', '+']);
     text.parse().ok().filter(|_| plain)
@@ -164,7 +165,8 @@ fn decode_binary(bytes: &[u8]) -> Result<Option<Header>, Error> {
         return Ok(None);
     };
     let (source, fields) = match (command, family) {
-        // The proxy's own, unspecified, or a Unix socket's: the addresses are ignored.
+        // The proxy's own connection, an unspecified family, or a Unix socket: addresses are
+        // ignored.
         (LOCAL, _) | (_, 0x00 | 0x31) => (None, &[][..]),
         (_, TCP4) => v4_source(body)?,
         (_, TCP6) => v6_source(body)?,
@@ -202,7 +204,7 @@ fn v6_source(body: &[u8]) -> Result<Addressed<'_>, Error> {
     Ok((Some(SocketAddr::new(source, port)), rest))
 }
 
-/// Walks the additional fields and returns the checksum, if there is one.
+/// Walks the additional fields and returns the checksum, if present.
 fn checksum_among(fields: &[u8]) -> Result<Option<u32>, Error> {
     let mut checksum = None;
     for field in Fields(fields) {
@@ -237,8 +239,8 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// Returns the checksum of `whole`, whose additional `fields` begin at `at`, with checksum fields
-/// as zero.
+/// Returns the checksum of `whole`, whose additional `fields` begin at `at`, counting checksum
+/// fields as zero.
 fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
     let mut sum = Crc32c(u32::MAX);
     sum.take(&whole[..at]);
@@ -254,7 +256,8 @@ fn crc32c_without(whole: &[u8], at: usize, fields: &[u8]) -> u32 {
     !sum.0
 }
 
-/// CRC-32C, bit by bit: it is computed at most once per connection, and only if the header has one.
+/// CRC-32C, bit by bit: computed at most once per connection, and only if the header has a
+/// checksum.
 struct Crc32c(u32);
 
 impl Crc32c {
@@ -270,8 +273,8 @@ impl Crc32c {
     }
 }
 
-/// Returns a header that announces a client at `source` connected to `destination`. Addresses of
-/// different families are written as IPv6.
+/// Returns a header for a client at `source` connected to `destination`. Addresses of different
+/// families are written as IPv6.
 #[must_use]
 pub fn encode(version: Version, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let ports = [source.port(), destination.port()];

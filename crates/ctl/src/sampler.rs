@@ -1,10 +1,10 @@
 //! Repeated samples of a running server from outside: its status, the kernel's list of the sockets
 //! on its ports, and the rates since the previous sample. Used by `status` and `top`.
 //!
-//! The kernel's list is that of the server's network namespace, read through `/proc/PID/net`, so it
-//! is correct even if the caller runs in another namespace. The server's own listeners are
-//! identified by the inodes in the status; only foreign listeners, and sockets listed individually,
-//! are searched for among the descriptors of all processes.
+//! The list is that of the server's network namespace, read through `/proc/PID/net`, so it is
+//! correct even if the caller runs in another namespace. The server's own listeners are identified
+//! by the inodes in the status. Only for foreign listeners, and sockets listed individually, are
+//! the descriptors of all processes searched.
 //!
 //! Invariant: however many sockets there are, reading the list takes a small part of a CPU's time
 //! (`SOCKETS_PAUSE_FACTOR`): between two readings the last one is shown, with its age. It must not
@@ -33,7 +33,7 @@ const SOCKETS_PAUSE_MAX: Duration = Duration::from_secs(10);
 pub struct Sampler {
     /// Number of sockets to list individually; `None`: sockets are only counted.
     list: Option<usize>,
-    /// The owner of each socket searched for so far; `None`: no process that this one may inspect.
+    /// The owner of each socket searched for so far; `None`: no process that may be inspected.
     owners: BTreeMap<u64, Option<(i32, String)>>,
     before: Option<Status>,
     sockets: Option<Reading>,
@@ -44,14 +44,14 @@ pub struct Sampler {
 struct Reading {
     sockets: Sockets,
     at: Tick,
-    /// When the list may be read again.
+    /// The earliest time of the next reading.
     due: Tick,
 }
 
-/// A server's answer to a status request.
+/// A server's reply to a status request.
 #[derive(Debug)]
 pub enum Answer {
-    /// The status, and the server's process number in this namespace.
+    /// The status, and the server's process ID in this namespace.
     Status(Box<Status>, Option<i32>),
     /// Another reply.
     Other(Reply),
@@ -60,7 +60,7 @@ pub enum Answer {
 /// Requests the status of the server at `path` and waits for it.
 ///
 /// # Errors
-/// There is no answer.
+/// No reply was received.
 pub fn request_status(path: &Path, within: Option<Duration>) -> Result<Answer, Error> {
     let mut conversation = Conversation::open(path, within)?;
     conversation.ask(&Request::Status)?;
@@ -86,7 +86,7 @@ impl Sampler {
         self.before = Some(before);
     }
 
-    /// Adds to a status the data that this process can observe.
+    /// Adds to a status the data visible to this process.
     pub fn complete(&mut self, status: Status, server: Option<i32>) -> Sample {
         let before = self.before.as_ref();
         let rates = before.and_then(|before| Rates::between(before, &status));
@@ -131,7 +131,7 @@ impl Sampler {
             Ok(entries) => Sockets::count(entries, status, self.list),
             Err(error) => return Sockets::unknown(format!("cannot read /proc/{pid}/net: {error}")),
         };
-        // If the server sees other process numbers, they mean nothing here.
+        // Process IDs from another namespace are meaningless here.
         let same_numbers = u32::try_from(pid).is_ok_and(|pid| pid == status.pid);
         let workers = status.slots.iter().filter(|_| same_numbers);
         let workers: BTreeMap<u32, SlotId> = workers
@@ -141,7 +141,7 @@ impl Sampler {
         sockets
     }
 
-    /// Searches for the owners of sockets that have not been searched for before.
+    /// Searches for the owners of sockets not yet searched for.
     fn name_owners(&mut self, sockets: &mut Sockets, workers: &BTreeMap<u32, SlotId>) {
         let wanted: BTreeSet<u64> = sockets.foreign().map(|one| one.inode).collect();
         self.owners.retain(|inode, _| wanted.contains(inode));
@@ -163,7 +163,7 @@ impl Sampler {
     }
 }
 
-/// Returns the CPU time of this thread; zero if it is unknown.
+/// Returns the CPU time of this thread; zero if unknown.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

@@ -10,9 +10,9 @@ use procfs::process::{FDTarget, Process, Stat, all_processes};
 
 use crate::status::{ESTABLISHED, Entry, LISTEN};
 
-/// Returns the processes that own sockets, with their names, by inode; if processes share a socket,
-/// the eldest. Reads the descriptors of every process that this one may inspect; the sockets of
-/// others are missing.
+/// Returns the processes that own sockets, with their names, by inode; the oldest if several share
+/// a socket. Reads the descriptors of every process that this one may inspect; sockets of other
+/// processes are absent.
 #[must_use]
 pub fn owners_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, (i32, String)> {
     let mut holders: BTreeMap<u64, Vec<Stat>> = BTreeMap::new();
@@ -42,10 +42,10 @@ pub fn owners_of(inodes: &BTreeSet<u64>) -> BTreeMap<u64, (i32, String)> {
         .collect()
 }
 
-/// Returns every TCP socket in the network namespace of a process, as the kernel lists them.
+/// Returns every TCP socket in the network namespace of a process, from the kernel's list.
 ///
 /// # Errors
-/// There is no such process here, or its list cannot be read.
+/// The process does not exist in this namespace, or its list cannot be read.
 pub fn sockets_of(pid: i32) -> io::Result<Vec<Entry>> {
     let process = Process::new(pid).map_err(io::Error::other)?;
     let mut entries = process.tcp().map_err(io::Error::other)?;
@@ -62,7 +62,7 @@ pub fn sockets_of(pid: i32) -> io::Result<Vec<Entry>> {
     Ok(entries.collect())
 }
 
-/// Returns the state's name as in `netstat`.
+/// Returns the state's name in `netstat`.
 const fn state_name(state: &TcpState) -> &'static str {
     match state {
         TcpState::Established => ESTABLISHED,

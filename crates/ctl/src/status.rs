@@ -1,11 +1,11 @@
-//! The status of a server as plain data: what `uppercased status` shows and `SIGUSR1` logs.
+//! The status of a server as plain data: shown by `uppercased status`, logged on `SIGUSR1`.
 //!
 //! The supervisor fills it in, the control socket carries it as JSON, and `text` formats it for
-//! people. Phases and states are words, not enums: both ends may be of different versions, and an
+//! people. Phases and states are words, not enums: the two ends may have different versions, and an
 //! unknown word is still worth showing.
 //!
-//! Invariants: every field has a default, so that a status of an older program can be read; an
-//! unknown field is skipped. Pure: it must not read a clock, a counter or a process table.
+//! Invariants: every field has a default, so that an older program's status can be read; an unknown
+//! field is skipped. Pure: it must not read a clock, a counter or a process table.
 
 mod data;
 mod durations;

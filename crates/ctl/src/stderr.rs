@@ -1,7 +1,7 @@
-//! Lines on standard error for the parent process or user, outside of the log.
+//! Writes lines to standard error for the parent process or user, outside the log.
 //!
-//! Invariant: a line waits for room for `WRITE_TIMEOUT` at most; after that only the exit code
-//! reports the failure.
+//! Invariant: a line waits for room at most `WRITE_TIMEOUT`; after that only the exit code reports
+//! the failure.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -21,8 +21,8 @@ pub fn write_error(what: &str) {
     write_line(&format!("uppercased: {what}"));
 }
 
-/// Writes one line to standard error, whatever `line` contains. If standard error is full or has no
-/// reader, gives up after `WRITE_TIMEOUT`; then only the exit code reports the failure.
+/// Writes one line to standard error, escaped. If standard error is full or has no reader, gives up
+/// after `WRITE_TIMEOUT`; then only the exit code reports the failure.
 pub fn write_line(line: &str) {
     let line = visible(line) + "\n";
     let mut rest = line.as_bytes();
@@ -44,14 +44,14 @@ pub fn write_line(line: &str) {
     }
 }
 
-/// Waits until standard error has room for a line, for `WRITE_TIMEOUT` at most; before a last line
-/// that must not be dropped.
+/// Waits until standard error has room for a line, at most `WRITE_TIMEOUT`. Call it before a last
+/// line that must not be dropped.
 pub fn await_room() {
     await_room_until(clock::now() + WRITE_TIMEOUT);
 }
 
-/// Waits until there is room, and returns whether there is. A signal ends the wait: the process is
-/// expected to continue.
+/// Waits until there is room; returns whether there is. A signal ends the wait, so that the process
+/// continues.
 fn await_room_until(until: Tick) -> bool {
     let left = until.since(clock::now());
     let stderr = io::stderr();

@@ -1,7 +1,7 @@
-//! The address of a server as people write it: `HOST:PORT`.
+//! Parses and resolves a server's address, `HOST:PORT`.
 //!
-//! It must not query a name server for text that cannot be a name; a malformed name and a name that
-//! does not exist are different errors.
+//! It must not query a name server for text that cannot be a name. A malformed name and a
+//! nonexistent name are different errors.
 
 use std::fmt;
 use std::io;
@@ -15,13 +15,13 @@ use thiserror::Error;
 /// A host, by name or by address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The host, without brackets also for an IPv6 address.
+    /// The host; an IPv6 address has no brackets.
     host: String,
     /// The port; not 0.
     port: u16,
 }
 
-/// Why a text is not an address.
+/// The reason why a text is not an address.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
     /// The host is missing.
@@ -126,7 +126,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Refuses a connection to itself, without leaving a socket in TIME_WAIT.
+/// Rejects a connection to itself, without leaving a socket in TIME_WAIT.
 ///
 /// If a port of the ephemeral range has no listener, the kernel may choose that very port as the
 /// local one; the two SYNs cross and the socket is connected to itself. A graceful close would
@@ -134,7 +134,7 @@ impl fmt::Display for Target {
 ///
 /// # Errors
 ///
-/// The connection is one to itself, or its addresses cannot be read.
+/// The socket is connected to itself, or its addresses cannot be read.
 pub fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
     if stream.local_addr()? == stream.peer_addr()? {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
@@ -143,7 +143,7 @@ pub fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Parses the address of a server; a port alone means this machine.
+/// Returns the address, with this machine as the host if `target` is only a port.
 #[must_use]
 pub fn with_host(target: &str) -> String {
     let port = target.strip_prefix(':').unwrap_or(target);

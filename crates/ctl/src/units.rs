@@ -1,12 +1,11 @@
-//! Formats numbers and texts for a screen, for the status, for `top` and for the reports of
-//! `bench`.
+//! Formats numbers and texts for the screens of the status and `top`, and for reports of `bench`.
 //!
-//! Numbers have three significant digits. What stands in a column is at most five characters long
-//! and has no space before its unit: [`short`], [`per_second`], [`age`], [`percent`]. What stands
-//! in a sentence has one: [`time`], [`took`], [`memory`], [`byte_rate`], [`share`].
+//! Numbers have three significant digits. Those for a column have at most five characters and no
+//! space before the unit: [`short`], [`per_second`], [`age`], [`percent`]. Those for a sentence
+//! have a space: [`time`], [`took`], [`memory`], [`byte_rate`], [`share`].
 //!
-//! Invariants: a text is at most [`WIDTH`] characters long, whatever the number; infinity and NaN
-//! are shown as [`NONE`]. It must not know what a number means.
+//! Invariants: a text has at most [`WIDTH`] characters for any number; infinity and NaN are shown
+//! as [`NONE`]. It must not know the meaning of a number.
 
 /// Maximum length of a number with its unit.
 pub const WIDTH: usize = 11;
@@ -68,7 +67,7 @@ pub fn short(number: u64) -> String {
     }
 }
 
-/// Formats a rate, or another number that need not be an integer, in at most five characters.
+/// Formats a rate, or another number that may have a fraction, in at most five characters.
 pub fn per_second(rate: f64) -> String {
     match rate {
         rate if !rate.is_finite() => NONE.to_owned(),
@@ -83,7 +82,7 @@ pub fn age(ms: u64) -> String {
     const MINUTE: u64 = 60 * SECOND;
     const HOUR: u64 = 60 * MINUTE;
     const DAY: u64 = 24 * HOUR;
-    // Two of the smaller unit are more precise than one of the larger.
+    // Two digits of the smaller unit are more precise than one of the larger.
     match ms {
         0..SECOND => format!("{ms}ms"),
         SECOND..MINUTE => format!("{}s", ms / SECOND),
@@ -98,7 +97,7 @@ pub fn percent(share: f64) -> String {
     format!("{}%", (share.clamp(0.0, 1.0) * 100.0).round())
 }
 
-/// Formats how many workers' time was used, out of `workers`.
+/// Formats busy time as a number of workers, out of `workers`.
 pub fn busy(used: f64, workers: usize) -> String {
     let digits = if used < 9.995 { 2 } else { 0 };
     format!("busy {}/{workers}", cut(&format!("{used:.digits$}"), 5))
@@ -170,7 +169,7 @@ pub fn quantile(share: f64) -> String {
     format!("p{}", percentage(share))
 }
 
-/// Formats a share in percent, exact to a ten-thousandth, without trailing digits and sign.
+/// Formats a share in percent, exact to a ten-thousandth, without trailing zeros and sign.
 pub fn percentage(share: f64) -> String {
     let text = format!("{:.4}", share.clamp(0.0, 1.0) * 100.0);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -210,7 +209,8 @@ fn scaled(value: f64, units: &[Step]) -> String {
     let Some(mut step) = steps.next() else {
         return NONE.to_owned();
     };
-    // A value that would be rounded up to the next unit is shown in it: 1.00 ms, not 1000 µs.
+    // A value that would be rounded up to the next unit is shown in that unit: 1.00 ms, not 1000
+    // µs.
     while value.abs() >= step.1 - 0.5 {
         value /= step.1;
         match steps.next() {

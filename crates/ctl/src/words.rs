@@ -1,6 +1,6 @@
 //! Enums whose variants are words: labels of counters, fields of log lines, values of settings.
 //!
-//! Invariant: a word is written once, beside its variant. Must not: know what a word means.
+//! Invariant: a word is written once, beside its variant. Must not: know the meaning of a word.
 
 /// An enum whose variants are words.
 pub trait Word: Copy + PartialEq + Send + Sync + 'static {
@@ -38,7 +38,7 @@ macro_rules! words {
                 Self::ALL.into_iter()
             }
 
-            /// Returns the variant's place in that order.
+            /// Returns the variant's index in that order.
             #[must_use]
             pub const fn index(self) -> usize {
                 self as usize

@@ -1,22 +1,21 @@
 //! Writes lines without ever waiting for the reader.
 //!
-//! A full pipe, a stopped terminal or a slow log collector must not stop the server, and
-//! `O_NONBLOCK` must not be set on standard error itself: the flag belongs to the open file, which
-//! the shell and the parent share, and would break *their* writes. So each kind of file has its
-//! method:
+//! A full pipe, a stopped terminal or a slow log collector must not stop the server. `O_NONBLOCK`
+//! must not be set on standard error itself: the flag belongs to the open file, which the shell and
+//! the parent share, and would break *their* writes. So each kind of file has its method:
 //!
-//! - a pipe, terminal or device is opened again through `/proc`, which gives a separate open file
-//!   that may be non-blocking;
-//! - a regular file is written as it is: it never blocks, and a second open file would have its own
+//! - a pipe, terminal or device is reopened through `/proc`, which gives a separate open file that
+//!   may be non-blocking;
+//! - a regular file is written as is: it never blocks, and a second open file would have its own
 //!   position and overwrite other writers' data;
-//! - a socket cannot be opened again, but `send` accepts `MSG_DONTWAIT` for a single call;
-//! - where opening is forbidden (a pipe that another user created, as in a container that does not
-//!   run as root), the write requests not to wait; where the kernel does not support that, the file
-//!   is polled for room first. Only this last method can wait, if another process uses up the room
-//!   in between.
+//! - a socket cannot be reopened, but `send` accepts `MSG_DONTWAIT` for a single call;
+//! - where opening is forbidden (a pipe of another user, as in a container that does not run as
+//!   root), the write itself is flagged not to wait; where the kernel does not support that, the
+//!   file is first polled for room. Only this last method can wait, if another process uses up the
+//!   room in between.
 //!
-//! Invariant: a line is written by one call, or it is counted. It must not retry, buffer, or report
-//! its own errors (no output is left to report them to).
+//! Invariant: a line is either written by one call or counted. It must not retry, buffer, or report
+//! its own errors (no output is left for them).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IsTerminal as _, Write as _};
@@ -44,13 +43,13 @@ pub struct LineWriter {
     sink: Sink,
     /// Whether it is a terminal.
     terminal: bool,
-    /// Lines lost since the last report of losses.
+    /// Lines lost since losses were last reported.
     unreported: AtomicU64,
-    /// The last line was written in part: the next one must begin with a newline.
+    /// Whether the last line was written in part, so that the next one must begin with a newline.
     torn: AtomicBool,
 }
 
-/// The non-blocking methods; see the module's header.
+/// The non-blocking methods; see the module documentation.
 #[derive(Debug)]
 pub enum Sink {
     /// An open file on which a plain write does not wait.
@@ -62,7 +61,7 @@ pub enum Sink {
 }
 
 impl LineWriter {
-    /// Prepares for writing to what `fd` refers to.
+    /// Prepares for writing to the file of `fd`.
     ///
     /// # Errors
     ///
@@ -81,8 +80,8 @@ impl LineWriter {
         }
     }
 
-    /// Writes `line`, or counts it as lost. If lines were lost before it, the line from
-    /// `loss_line`, which reports their number, is written first.
+    /// Writes `line`, or counts it as lost. If earlier lines were lost, first writes the line from
+    /// `loss_line`, which reports their number.
     pub fn write_line(&self, line: &[u8], loss_line: impl FnOnce(u64) -> String) {
         let lost = self.unreported.swap(0, Ordering::Relaxed);
         if lost > 0 && !self.put(loss_line(lost).as_bytes()) {
@@ -110,7 +109,7 @@ impl LineWriter {
             self.sink.write(line).unwrap_or(0)
         };
         if taken > 0 {
-            // A terminal or a socket may accept a part; of a torn line's end only the newline.
+            // A terminal or a socket may accept only part of a line, perhaps all but its newline.
             self.torn.store(taken < line.len(), Ordering::Relaxed);
         }
         taken == line.len()
@@ -118,20 +117,20 @@ impl LineWriter {
 }
 
 /// Runs `write` with SIGTTOU blocked. The kernel sends it to a background process that writes to a
-/// terminal with `tostop`, and to a supervisor the signal means something else.
+/// terminal with `tostop`; for a supervisor the signal has another meaning.
 pub fn without_ttou<T>(write: impl FnOnce() -> T) -> T {
     let ttou = SigSet::from(Signal::SIGTTOU);
     let before = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK);
     let result = write();
     if let Ok(before) = before {
-        // The same mask was in force before.
+        // It restores the previous mask.
         let _ = before.thread_set_mask();
     }
     result
 }
 
 impl Sink {
-    /// Prepares for writing to what `fd` refers to.
+    /// Prepares for writing to the file of `fd`.
     ///
     /// # Errors
     /// `fd` cannot be duplicated, or its type cannot be read.
@@ -144,8 +143,8 @@ impl Sink {
         if kind.is_socket() {
             return Ok(Self::Socket(copy.into()));
         }
-        // Appending is for the rare device that has a position; the standard library adds
-        // O_CLOEXEC. O_NOCTTY: a server must not get a controlling terminal by logging.
+        // Appending matters only to the rare device with a position; the standard library adds
+        // O_CLOEXEC. O_NOCTTY: a server must not acquire a controlling terminal by logging.
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let again = OpenOptions::new()
             .append(true)
@@ -182,7 +181,7 @@ impl AsFd for Sink {
     }
 }
 
-/// The position that means "the current position", the only one that a pipe has.
+/// The value for "the current position", the only one that a pipe has.
 const CURRENT_POSITION: u64 = u64::MAX;
 
 fn write_shared(fd: &OwnedFd, line: &[u8]) -> io::Result<usize> {

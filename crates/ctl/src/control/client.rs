@@ -1,10 +1,10 @@
 //! The client side: finds a server, sends one request, reads replies line by line.
 //!
-//! The client serves a person or a script, so it blocks; a deadline, if given, bounds each wait.
+//! It blocks, since it serves a person or a script; a deadline, if given, bounds each wait.
 //! Invariants: a reply is no longer than the protocol allows; an error states whether the server
 //! was reached.
 //!
-//! It must not print. A server must not wait in it; it only checks, before it serves, whether
+//! It must not print. A server must not wait in it, except before it serves, to check whether
 //! another server answers at a socket.
 
 use std::io::{self, Read as _, Write as _};
@@ -38,7 +38,7 @@ pub struct Received {
     pub ended: bool,
 }
 
-/// Why there is no reply.
+/// The reason why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No server accepts connections at the path.
@@ -61,7 +61,7 @@ pub enum Error {
          status`"
     )]
     TimedOut,
-    /// The reply is not one of an **uppercased** server.
+    /// The reply does not come from an **uppercased** server.
     #[error("cannot read the server's answer: {0}; check the server's version")]
     Nonsense(#[from] protocol::Error),
     /// The system refused an operation on the connection.
@@ -69,7 +69,7 @@ pub enum Error {
     System(#[source] io::Error),
 }
 
-/// The servers that were found, and the sockets that could not be queried.
+/// The servers found, and the sockets that could not be queried.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Servers that accept connections.
@@ -80,7 +80,7 @@ pub struct Found {
 
 /// Bytes per read.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Timeout for a server to accept a connection that only checks its presence.
+/// Timeout for a server to accept a connection that only tests whether it runs.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Conversation {
@@ -111,7 +111,7 @@ impl Conversation {
         })
     }
 
-    /// Returns the server's process number; `None` if it runs in another namespace.
+    /// Returns the server's process ID; `None` if it runs in another namespace.
     #[must_use]
     pub fn server(&self) -> Option<i32> {
         let peer = getsockopt(&self.stream, sockopt::PeerCredentials).ok()?;
@@ -129,13 +129,13 @@ impl Conversation {
             .map_err(Error::System)?;
         match self.stream.write_all(&line) {
             Ok(()) => Ok(()),
-            // The server may have refused before it read; its refusal can then be read.
+            // The server may have refused before reading; its refusal can then be read.
             Err(error) if is_end(&error) => Ok(()),
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Reads once and returns the replies received, for callers that `poll`: the connection must be
+    /// Reads once and returns the replies received, for callers that `poll`. The connection must be
     /// readable.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ pub fn find(directories: &[PathBuf]) -> Found {
             Ok(candidates) => {
                 for candidate in candidates {
                     match Conversation::open(&candidate.path, Some(PROBE_TIMEOUT)) {
-                        // A server that does not accept in time is running all the same.
+                        // A server that does not accept in time is running nevertheless.
                         Ok(_) | Err(Error::TimedOut) => found.running.push(candidate),
                         Err(Error::Unreachable { path, source })
                             if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -238,7 +238,7 @@ pub fn find(directories: &[PathBuf]) -> Found {
     found
 }
 
-/// Returns the time left until the deadline; the kernel accepts no timeout of zero.
+/// Returns the time until the deadline; the kernel rejects a timeout of zero.
 fn left(deadline: Option<Tick>) -> Result<Option<Duration>, Error> {
     match deadline.map(|deadline| deadline.since(clock::now())) {
         Some(left) if left.is_zero() => Err(Error::TimedOut),

@@ -1,9 +1,9 @@
 //! Default paths of control sockets, and the discovery of running servers.
 //!
-//! A server's socket is `PID.sock` in one directory; the process number stays the same across
-//! restarts and upgrades. `RUNTIME_DIRECTORY` (systemd sets it for a service with
-//! `RuntimeDirectory=`) overrides the directory. Without it, root uses `/run/uppercased`, other
-//! users `uppercased` below `XDG_RUNTIME_DIR`.
+//! A server's socket is `PID.sock` in one directory; the process ID stays the same across reloads
+//! and upgrades. `RUNTIME_DIRECTORY` (systemd sets it for a service with `RuntimeDirectory=`)
+//! overrides the directory. Without it, root uses `/run/uppercased`, other users `uppercased` below
+//! `XDG_RUNTIME_DIR`.
 //!
 //! Invariant: server and commands find the directory by the same rules. It must not remove or
 //! create anything: discovery has no side effects.
@@ -20,7 +20,7 @@ pub struct Environment {
     pub runtime_directory: Option<OsString>,
     /// `XDG_RUNTIME_DIR`.
     pub xdg_runtime_dir: Option<OsString>,
-    /// Whether this is root's process.
+    /// Whether the process runs as root.
     pub root: bool,
 }
 
@@ -49,8 +49,8 @@ impl Environment {
         }
     }
 
-    /// Returns where a server with this environment creates its socket; `None` if there is no
-    /// default.
+    /// Returns the directory in which a server with this environment creates its socket; `None` if
+    /// there is no default.
     #[must_use]
     pub fn directory(&self) -> Option<PathBuf> {
         self.named().or_else(|| {
@@ -62,8 +62,8 @@ impl Environment {
         })
     }
 
-    /// Returns where a command searches for servers. A system service may run as the caller's own
-    /// user, so that user searches the system's directory, too.
+    /// Returns the directories that a command searches for servers. A system service may run as the
+    /// caller's user, so users search the system's directory, too.
     #[must_use]
     pub fn searched_directories(&self) -> Vec<PathBuf> {
         if let Some(named) = self.named() {
@@ -77,7 +77,7 @@ impl Environment {
         places
     }
 
-    /// Returns the first directory: systemd separates several by colons.
+    /// Returns the first of the directories, which systemd separates by colons.
     fn named(&self) -> Option<PathBuf> {
         let all = self.runtime_directory.as_deref()?.as_encoded_bytes();
         let first = all.split(|&byte| byte == b':').next()?;
@@ -87,7 +87,7 @@ impl Environment {
 
     fn users(&self) -> Option<PathBuf> {
         let base = PathBuf::from(self.xdg_runtime_dir.as_deref()?);
-        // The specification of the variable: a path that is not absolute is ignored.
+        // By the variable's specification a relative path is ignored.
         base.is_absolute().then(|| base.join(SUBDIRECTORY))
     }
 }
@@ -98,7 +98,7 @@ pub fn socket_of(directory: &Path, pid: u32) -> PathBuf {
     directory.join(format!("{pid}{SUFFIX}"))
 }
 
-/// Returns the sockets in `directory`, by process number; none if there is no such directory.
+/// Returns the sockets in `directory`, by process ID; none if the directory does not exist.
 ///
 /// # Errors
 /// The directory cannot be read.

@@ -1,8 +1,8 @@
 //! The messages between commands and a running server over the control socket.
 //!
 //! A connection carries one request, as one line of JSON, and the server's replies, one line each:
-//! any number of [`Reply::Progress`], then one final reply. Lines, so that a person can use it with
-//! `socat`; JSON, because both ends may be of different versions.
+//! any number of [`Reply::Progress`], then one final reply. Lines make it usable with `socat`; JSON
+//! allows the two ends to have different versions.
 //!
 //! Invariants: decoding is total (any bytes are a request, a reply or an [`Error`]); an unknown
 //! version or command is refused, an unknown field skipped; no line is longer than its bound. Pure:
@@ -50,11 +50,11 @@ pub enum Request {
     Stop,
 }
 
-/// Options of an operation. Options missing from a request are off.
+/// Options of an operation. Options absent from a request are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Options {
-    /// Wait while another operation is in progress, instead of being refused.
+    /// Wait for an operation in progress instead of being refused.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub wait: bool,
     /// Close connections that cannot migrate after `drain_timeout`, instead of failing.
@@ -68,7 +68,7 @@ pub struct Options {
 pub enum ScaleTo {
     /// Exactly this number.
     Exactly(u16),
-    /// The number in force when the operation begins, plus or minus this one; not 0.
+    /// The number in force when the operation begins, plus or minus this; not 0.
     By(i16),
 }
 
@@ -88,7 +88,7 @@ pub enum Reply {
     Progress(String),
     /// The operation succeeded.
     Done(Done),
-    /// The operation failed: the cause, and what runs now.
+    /// The operation failed: the cause, and what is running now.
     Failed(String),
     /// The request was refused: the cause.
     Refused(String),
@@ -104,7 +104,7 @@ pub struct Done {
     pub replaced: u16,
     /// Slots after the operation.
     pub workers: u16,
-    /// Connections that migrated to another worker, live.
+    /// Live connections migrated to another worker.
     pub migrated: u64,
     /// Connections that stay with their worker until they end (draining).
     pub draining: u64,
@@ -115,8 +115,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// Returns a one-line description of the result of `request`; `None` if such a request has
-    /// none.
+    /// Returns a one-line description of the result of `request`; `None` if it has no result.
     #[must_use]
     pub fn describe(&self, request: &Request) -> Option<String> {
         let took = took(self.duration_ms);
@@ -151,7 +150,7 @@ pub fn counted(number: u64, thing: &str) -> String {
     format!("{number} {thing}{plural}")
 }
 
-/// Why a line is refused.
+/// The reason why a line is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The line is too long.
@@ -182,7 +181,7 @@ struct Versioned<'a> {
     request: &'a Request,
 }
 
-/// The part of a request that every version has.
+/// The part of a request common to all versions.
 #[derive(Deserialize)]
 struct Head {
     version: u32,
@@ -192,7 +191,7 @@ impl Request {
     /// Encodes the request as a line, including its end.
     ///
     /// # Errors
-    /// None that a request can cause; the encoder's signature has one.
+    /// No request causes one; the encoder's signature has one.
     pub fn encode(&self) -> Result<Vec<u8>, Error> {
         line(&Versioned {
             version: VERSION,
@@ -203,9 +202,9 @@ impl Request {
     /// Decodes a line, with or without its end.
     ///
     /// # Errors
-    /// Any [`Error`] but [`Error::TooLong`].
+    /// Any [`Error`] except [`Error::TooLong`].
     pub fn decode(line: &[u8]) -> Result<Self, Error> {
-        // The version comes first: the rest of a line of another version cannot be judged.
+        // The version comes first: the rest of another version's line cannot be interpreted.
         let Head { version } = serde_json::from_slice(line)?;
         if version != VERSION {
             return Err(Error::Version(version));
@@ -242,8 +241,8 @@ impl Request {
 }
 
 impl ScaleTo {
-    /// Returns the number of workers requested, relative to the `here` present ones, saturated at
-    /// the type's bounds; the caller checks the limits.
+    /// Returns the requested number of workers, given `here` present ones, saturated at the type's
+    /// bounds; the caller checks the limits.
     #[must_use]
     pub const fn from(self, here: u16) -> u16 {
         match self {
@@ -301,7 +300,7 @@ impl Reply {
     /// Encodes the reply as a line, including its end. A text that is too long is cut.
     ///
     /// # Errors
-    /// [`Error::TooLong`], for a status of very many slots only.
+    /// [`Error::TooLong`], only for a status of very many slots.
     pub fn encode(&self) -> Result<Vec<u8>, Error> {
         let bytes = match self {
             Self::Progress(text) => line(&Self::Progress(cut(text)))?,
@@ -339,7 +338,7 @@ impl Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incoming {
     bytes: Vec<u8>,
-    /// Number of bytes that are known to contain no end of a line.
+    /// Number of bytes known to contain no end of a line.
     searched: usize,
     max: usize,
 }
@@ -355,7 +354,7 @@ impl Incoming {
         }
     }
 
-    /// Adds received bytes. Fetch the lines after each call; otherwise the bound applies to all of
+    /// Adds received bytes. Fetch the lines after each call; otherwise the limit applies to all of
     /// them together.
     ///
     /// # Errors
@@ -376,7 +375,7 @@ impl Incoming {
         Some(std::mem::replace(&mut self.bytes, rest))
     }
 
-    /// Returns the remaining bytes at the end of the stream: a last line without an end.
+    /// Returns the remaining bytes at the end of the stream: a last line without a newline.
     pub fn rest(&mut self) -> Option<Vec<u8>> {
         self.searched = 0;
         Some(std::mem::take(&mut self.bytes)).filter(|rest| !rest.is_empty())

@@ -1,7 +1,7 @@
 //! The status of a server as plain data.
 //!
-//! Invariants: every field has a default, so that a reader skips unknown fields and fills in
-//! missing ones.
+//! Invariant: every field has a default, so that a reader skips unknown fields and fills in absent
+//! ones.
 
 use std::collections::BTreeMap;
 
@@ -24,11 +24,11 @@ use super::sandboxed::Sandboxed;
 pub struct Status {
     /// Version of the supervisor's program.
     pub version: String,
-    /// The supervisor's process number.
+    /// The supervisor's process ID.
     pub pid: u32,
     /// Time since the start; an upgrade does not reset it.
     pub uptime_ms: u64,
-    /// "serving", "booting", "draining" and the like.
+    /// "serving", "booting", "draining" and so on.
     pub phase: String,
     /// The state reported to load balancers: "in", "drain", "maint".
     pub rotation: String,
@@ -38,7 +38,7 @@ pub struct Status {
     pub pending: Vec<String>,
     /// The release that all workers run, or will run after the operation.
     pub release: ReleaseId,
-    /// The addresses that it listens on.
+    /// The addresses on which it listens.
     pub addresses: Vec<String>,
     /// Durations of planned operations, by kind and result.
     pub operations: Vec<OperationTimes>,
@@ -48,7 +48,7 @@ pub struct Status {
     pub control: Option<String>,
     /// The admin endpoint, if there is one.
     pub admin: Option<AdminStatus>,
-    /// The service manager that it reports to, if there is one.
+    /// The service manager that it notifies, if there is one.
     pub service_manager: Option<ServiceManagerStatus>,
     /// Maximum number of connections of all slots together; 0 if unknown.
     pub capacity: u64,
@@ -67,11 +67,11 @@ pub struct Status {
 pub struct AdminStatus {
     /// The HTTP address, or the path of a socket; empty if there is none.
     pub address: String,
-    /// Its process number; `None` while there is no process.
+    /// Its process ID; `None` without a process.
     pub pid: Option<u32>,
     /// The address of the agent check, if there is one.
     pub agent: Option<String>,
-    /// The answers to load balancers as of the process's last query; `None` without an agent check.
+    /// The replies to load balancers as of the process's last query; `None` without an agent check.
     pub agent_answers: Option<AgentAnswers>,
     /// Unexpected exits.
     pub crashes: u64,
@@ -89,9 +89,9 @@ pub struct ServiceManagerStatus {
     pub refused: u64,
     /// Messages waiting to be sent.
     pub pending: u64,
-    /// Whether it was asked to release listeners of removed slots and may not have done so yet.
+    /// Whether it may still hold listeners of removed slots that it was asked to release.
     pub releasing: bool,
-    /// Why its watchdog is not fed, if so.
+    /// The reason why its watchdog is not fed, if so.
     pub watchdog_paused: Option<String>,
 }
 
@@ -109,9 +109,9 @@ pub struct OperationTimes {
 }
 
 impl OperationTimes {
-    /// The result of an operation that succeeded.
+    /// The result of a successful operation.
     pub const DONE: &str = "done";
-    /// The result of an operation that failed.
+    /// The result of a failed operation.
     pub const FAILED: &str = "failed";
 
     /// Returns every possible pair of operation and result.
@@ -121,7 +121,7 @@ impl OperationTimes {
     }
 }
 
-/// The planned operation that ended last; a refused one never began.
+/// The last planned operation that ended; a refused one never began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LastOperation {
@@ -129,7 +129,7 @@ pub struct LastOperation {
     pub operation: String,
     /// "done" or "failed".
     pub result: String,
-    /// Why it failed.
+    /// The cause of its failure.
     pub error: Option<String>,
     /// From the request to the result.
     pub duration_ms: u64,
@@ -160,17 +160,17 @@ pub struct Traffic {
     pub migrated_in: u64,
     /// Live connections that migrated to another worker.
     pub migrated_out: u64,
-    /// Connections ended, by reason; zeros are left out.
+    /// Connections ended, by reason; zeros are omitted.
     pub closed: BTreeMap<String, u64>,
-    /// Connections accepted and refused at once, by cause; zeros are left out.
+    /// Connections accepted and refused at once, by cause; zeros are omitted.
     pub refused: BTreeMap<String, u64>,
-    /// Connections of sources that could not be tracked, so that no limit applied to them.
+    /// Connections of sources that were not tracked, to which no limit applied.
     pub untracked: u64,
     /// Bytes received from clients.
     pub received_bytes: u64,
     /// Bytes sent to clients.
     pub sent_bytes: u64,
-    /// Every counter, by [`Counter::key`]; zeros are left out.
+    /// Every counter, by [`Counter::key`]; zeros are omitted.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -180,15 +180,15 @@ pub struct Traffic {
 pub struct SlotStatus {
     /// The slot's number.
     pub slot: SlotId,
-    /// The worker's process number; `None` if there is no process.
+    /// The worker's process ID; `None` without a process.
     pub pid: Option<u32>,
-    /// The present worker, or the latest one.
+    /// The generation of the current worker, or of the latest one.
     pub generation: Generation,
     /// The worker's release.
     pub release: ReleaseId,
-    /// The CPU that the worker is pinned to; `None` if it may run on several.
+    /// The CPU to which the worker is pinned; `None` if it may run on several.
     pub cpu: Option<u16>,
-    /// How the worker is sandboxed; `None` if it has not reported it.
+    /// How the worker is sandboxed; `None` if not reported.
     pub sandbox: Option<Sandboxed>,
     /// The worker's state.
     pub state: String,
@@ -202,12 +202,12 @@ pub struct SlotStatus {
     /// How long the worker has been stalled, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled_ms: Option<u64>,
-    /// How long one of its listeners has been closed and could not be bound again.
+    /// How long a closed listener of the slot could not be bound again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_listener_ms: Option<u64>,
     /// The sibling that serves the queue, if it is lent.
     pub lent_to: Option<SlotId>,
-    /// The accept queue of each address that the slot listens on.
+    /// The accept queue of each address on which the slot listens.
     pub accept_queues: Vec<AcceptQueueStatus>,
     /// Traffic.
     #[serde(flatten)]
@@ -219,12 +219,12 @@ pub struct SlotStatus {
     pub open_percent: u8,
     /// Unexpected exits of this slot's workers.
     pub crashes: u64,
-    /// The latest of them.
+    /// The latest of these exits.
     pub last_crash: Option<LastCrash>,
     /// Times from fork to Ready of its workers.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub starts: Durations,
-    /// Durations of its workers' handovers to their successors, whatever the outcome.
+    /// Durations of its workers' handovers to their successors, with any outcome.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub handovers: Durations,
     /// The worker that is to take over.
@@ -233,7 +233,7 @@ pub struct SlotStatus {
     pub predecessor: Option<Neighbour>,
 }
 
-/// The accept queue of one listener, as the kernel has it.
+/// The accept queue of one listener, as reported by the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AcceptQueueStatus {
@@ -247,7 +247,7 @@ pub struct AcceptQueueStatus {
     pub inode: u64,
 }
 
-/// Another worker of a slot, beside its main one.
+/// Another worker of a slot, besides its main one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Neighbour {
@@ -255,7 +255,7 @@ pub struct Neighbour {
     pub generation: Generation,
     /// The worker's release.
     pub release: ReleaseId,
-    /// Its process number, if it has a process.
+    /// Its process ID, if it has a process.
     pub pid: Option<u32>,
     /// The worker's state.
     pub state: String,
@@ -278,8 +278,8 @@ pub struct LastCrash {
 }
 
 impl Status {
-    /// Sets the totals to the sums over all slots, removed ones included, and sets the present
-    /// slots' shares.
+    /// Sets the totals to the sums over all slots, including removed ones, and sets the shares of
+    /// the present slots.
     pub fn sum_up(&mut self) {
         let mut totals = Totals::of(&self.slots);
         let (accepted, open) = (totals.traffic.accepted, totals.traffic.open);
@@ -298,9 +298,9 @@ impl Status {
         words.into_iter().find(|word| self.rotation == *word)
     }
 
-    /// Returns why the server is not ready; `None` if it is. The one definition of readiness:
-    /// `/readyz`, `status --ready`, the agent, the metric and the service manager's status line use
-    /// it.
+    /// Returns the reason why the server is not ready; `None` if it is ready. This is the one
+    /// definition of readiness for `/readyz`, `status --ready`, the agent, the metric and the
+    /// service manager's status line.
     ///
     /// A server is ready if it serves, is in rotation, listens on every listener, and every queue
     /// is served, by the slot's own worker or a sibling. An unserved queue is tolerated for
@@ -332,7 +332,7 @@ impl Status {
         })
     }
 
-    /// Returns the text for a server that is ready: "ready", with what is missing.
+    /// Returns the text for a ready server: "ready", with any degradation.
     #[must_use]
     pub fn ready_words(&self) -> String {
         let degraded = self.degraded();
@@ -342,7 +342,7 @@ impl Status {
         )
     }
 
-    /// Returns what is missing although every queue is served; `None` if nothing is.
+    /// Returns the degradation of a server that serves every queue; `None` if there is none.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
         if self.phase != "serving" {
@@ -476,7 +476,7 @@ impl Traffic {
     }
 }
 
-/// Returns `part` of `whole` in percent, to the nearest; 0 if `whole` is 0.
+/// Returns `part` of `whole` in percent, rounded; 0 if `whole` is 0.
 fn percent(part: u64, whole: u64) -> u8 {
     let (part, whole) = (u128::from(part.min(whole)), u128::from(whole));
     let percent = (part * 200 + whole).checked_div(whole * 2);

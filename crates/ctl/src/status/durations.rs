@@ -1,20 +1,20 @@
 //! The durations of a repeated event: a histogram with its sum and the latest value.
 //!
-//! Invariant: the counts add up to `count`. The bounds are part of the format: after an upgrade in
-//! place the same cells continue. Other bounds ⇒ another name for `within`. It must not measure
-//! anything itself.
+//! Invariant: the counts add up to `count`. The bounds are part of the format, since the same cells
+//! continue after an upgrade in place; with other bounds, `within` needs another name. It must not
+//! measure anything itself.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// Upper bounds of the cells in milliseconds: from a fork on an idle machine to a reload of very
-/// many workers. Longer durations have a cell of their own, the last one.
+/// many workers. Longer durations are in an additional last cell.
 pub const BOUNDS_MS: [u64; 15] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000,
 ];
 
-/// A histogram of durations; see the module's header.
+/// A histogram of durations; see the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Durations {
@@ -24,8 +24,8 @@ pub struct Durations {
     pub sum_us: u64,
     /// The latest duration, in microseconds.
     pub last_us: u64,
-    /// Number of durations in each cell: at most the bound of [`BOUNDS_MS`] and above the one
-    /// before; the last cell has those above all bounds. Zeros at the end are left out.
+    /// Number of durations in each cell: at most the bound of [`BOUNDS_MS`] and above the previous
+    /// one; the last cell has those above all bounds. Zeros at the end are omitted.
     pub within: Vec<u64>,
 }
 

@@ -1,9 +1,9 @@
 //! Rates: the difference of two samples of the same server.
 //!
-//! The time between them is the server's own (its uptime), so it is exact however late an answer
-//! arrives. Invariants: samples of different instances are not compared; a counter that has
-//! decreased (a slot that was removed and added again) gives no rate, never a print_negative or a huge
-//! one. Pure: it must not read a clock.
+//! The time between them is the server's own (its uptime), so it is exact even if a reply arrives
+//! late. Invariants: samples of different instances are not compared; a counter that has decreased
+//! (a slot that was removed and added again) gives no rate, never a negative or huge one. Pure: it
+//! must not read a clock.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::metrics::Counter;
 pub struct Rates {
     /// The time between the samples.
     pub span_ms: u64,
-    /// Rates of all slots together, including those removed meanwhile.
+    /// Rates of all slots together, including those removed between the samples.
     pub totals: Rate,
     /// Rates by slot; a new slot has none yet.
     pub slots: BTreeMap<SlotId, Rate>,
@@ -146,7 +146,7 @@ mod tests {
     fn returned_slot_has_no_rate() {
         let before = status(1000, &[100, 900]);
         let mut after = status(2000, &[110, 3, 5]);
-        // The counters of the removed slot stay in the sum.
+        // The sum still includes the counters of the removed slot.
         after.totals.traffic.add(&before.slots[1].traffic);
         let rates = Rates::between(&before, &after).unwrap();
         assert_eq!(rates.slots.keys().collect::<Vec<_>>(), [&SlotId(0)]);

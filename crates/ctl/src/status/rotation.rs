@@ -18,7 +18,7 @@ words! {
     }
 }
 
-/// Answers to load balancers, counted by the first word of the answer.
+/// Replies to load balancers, counted by their first word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "each is the word of its name")]
@@ -30,7 +30,7 @@ pub struct AgentAnswers {
 }
 
 impl AgentAnswers {
-    /// Returns every word with the number of answers that began with it.
+    /// Returns every first word with the number of such replies.
     #[must_use]
     pub const fn by_word(&self) -> [(&'static str, u64); 4] {
         [

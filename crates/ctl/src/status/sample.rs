@@ -12,7 +12,7 @@ use super::text;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sample {
-    /// The status as the server sent it.
+    /// The status received from the server.
     #[serde(flatten)]
     pub status: Status,
     /// The sockets on the server's ports.
@@ -38,7 +38,7 @@ impl Sample {
         }
     }
 
-    /// Returns the lines about the operation that ended last and about the sockets.
+    /// Returns the lines about the last operation and about the sockets.
     pub fn context(&self) -> Vec<String> {
         let last = self.status.last_operation.as_ref();
         let last = last.filter(|_| self.status.operation.is_none());

@@ -1,6 +1,6 @@
-//! The sockets on a server's ports, as the kernel lists them, whichever process owns them.
+//! The sockets on a server's ports in the kernel's list, whichever process owns them.
 //!
-//! The supervisor knows its own listeners only; the reader of the status adds this from the
+//! The supervisor knows only its own listeners; the reader of the status adds this from the
 //! kernel's list of the server's network namespace. Invariants: each entry is counted once; the
 //! individual list is bounded, and omitted entries are counted. Pure: it must not read `/proc`.
 
@@ -22,13 +22,13 @@ pub struct Entry {
     pub local: SocketAddr,
     /// The peer's address.
     pub peer: SocketAddr,
-    /// As `netstat` names it: "LISTEN", "TIME_WAIT".
+    /// The state's name in `netstat`: "LISTEN", "TIME_WAIT".
     pub state: &'static str,
     /// Bytes received and not read; for a listener, connections waiting to be accepted.
     pub recv_queue: u32,
     /// Bytes sent and not acknowledged.
     pub send_queue: u32,
-    /// The socket's inode; 0 if no process has it: not accepted yet, or closed by its process.
+    /// The socket's inode; 0 if no process owns it: not accepted yet, or closed by its process.
     pub inode: u64,
 }
 
@@ -36,9 +36,9 @@ pub struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Owner {
-    /// The slot that it belongs to, if it is this server's.
+    /// The slot to which it belongs, if it is this server's.
     pub slot: Option<SlotId>,
-    /// The process; `None`: no process has it, or it is another user's and may not be inspected.
+    /// The process; `None`: no process owns it, or it may not be inspected as another user's.
     pub pid: Option<i32>,
     /// The process's name.
     pub program: Option<String>,
@@ -48,7 +48,7 @@ pub struct Owner {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SocketStatus {
-    /// The state as in `netstat`.
+    /// The state's name in `netstat`.
     pub state: String,
     /// The local address.
     pub local: String,
@@ -58,18 +58,18 @@ pub struct SocketStatus {
     pub recv_queue: u32,
     /// Bytes sent and not acknowledged.
     pub send_queue: u32,
-    /// The socket's inode; 0 if no process has it.
+    /// The socket's inode; 0 if no process owns it.
     pub inode: u64,
     /// Its owner.
     #[serde(flatten)]
     pub owner: Owner,
 }
 
-/// The sockets on a server's ports; see the module's header.
+/// The sockets on a server's ports; see the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sockets {
-    /// Why nothing is known, if so.
+    /// The reason why they are unknown, if so.
     pub unknown: Option<String>,
     /// Age of the list when the status was made.
     pub age_ms: u64,
@@ -86,12 +86,12 @@ pub struct Sockets {
     /// Every socket, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<Vec<SocketStatus>>,
-    /// Number of sockets omitted there because of its limit.
+    /// Number of sockets omitted from the list because of its limit.
     pub unlisted: u64,
 }
 
 impl Sockets {
-    /// Returns a value with nothing but the reason why nothing is known.
+    /// Returns a value that has only the reason why the sockets are unknown.
     #[must_use]
     pub fn unknown(why: String) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl Sockets {
     }
 
     /// Counts the sockets on the ports of `status`, and lists at most `list` of them if requested.
-    /// Owners are filled in for this server's listeners; see [`Self::foreign`] for others.
+    /// Owners are set only for this server's listeners; see [`Self::foreign`] for others.
     #[must_use]
     pub fn count(entries: Vec<Entry>, status: &Status, list: Option<usize>) -> Self {
         let ports = ports(status);
@@ -139,7 +139,7 @@ impl Sockets {
         sockets
     }
 
-    /// Returns every listed socket whose owner is not known.
+    /// Returns every listed socket whose owner is unknown.
     pub fn foreign(&mut self) -> impl Iterator<Item = &mut SocketStatus> {
         let listed = self.list.iter_mut().flatten();
         let all = self.others.iter_mut().chain(listed);
@@ -153,9 +153,9 @@ pub const LISTEN: &str = "LISTEN";
 pub const ESTABLISHED: &str = "ESTABLISHED";
 
 impl Entry {
-    /// Identifies an entry: the kernel's list can contain one twice if others are added and removed
+    /// Returns the identity of an entry: the kernel's list can contain an entry twice if it changes
     /// while it is read. Connections are identified by their addresses (one without an inode gets
-    /// it later), listeners, which may share an address, by their inode.
+    /// it later); listeners, which may share an address, by their inode.
     fn identity(&self) -> (SocketAddr, SocketAddr, u64) {
         let inode = if self.state == LISTEN { self.inode } else { 0 };
         (self.local, self.peer, inode)
@@ -185,7 +185,7 @@ impl SocketStatus {
         }
     }
 
-    /// Orders listeners first, then by state.
+    /// Returns the sort key: listeners first, then by state.
     fn order(&self) -> (bool, &str, &str, Option<SlotId>, &str) {
         let not_listening = self.state != LISTEN;
         (
@@ -203,7 +203,7 @@ fn shown(address: SocketAddr) -> String {
     SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
 }
 
-/// Returns the ports that the server listens on.
+/// Returns the ports on which the server listens.
 fn ports(status: &Status) -> Vec<u16> {
     let port = |address: &String| address.rsplit(':').next()?.parse().ok();
     status.addresses.iter().filter_map(port).collect()
@@ -277,7 +277,7 @@ mod tests {
                 9,
             ),
             entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 0),
-            // A duplicate, as when the kernel's list changes: accepted meanwhile.
+            // A duplicate: the connection was accepted while the list was read.
             entry("127.0.0.1:9999", "192.0.2.1:6", ESTABLISHED, 12),
             entry("127.0.0.1:9999", "127.0.0.1:7", "TIME_WAIT", 0),
             entry("127.0.0.1:5", "127.0.0.1:9999", ESTABLISHED, 10),
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(list[1].owner.slot, Some(SlotId(0)));
         assert_eq!(list[2].owner.pid, Some(4713));
         assert_eq!(list[3].peer, "127.0.0.1:5");
-        // The foreign listener twice, and the one connection that has an owner.
+        // The foreign listener twice, and the one connection with an owner.
         assert_eq!(sockets.foreign().count(), 3);
     }
 

@@ -1,8 +1,8 @@
-//! A server's status as a screen for people.
+//! Formats a server's status as a screen for people.
 //!
-//! Invariants: no line is wider than [`COLUMNS`], no screen longer than requested, whatever the
-//! numbers and texts are; omitted lines are counted; colour adds no information. No text can end
-//! its line or move the cursor.
+//! Invariants: no line is wider than [`COLUMNS`], no screen longer than requested, for any numbers
+//! and texts; omitted lines are counted; no information depends on colour. No text can end its line
+//! or move the cursor.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,9 +18,9 @@ use crate::units::{age, busy, cut, per_second, percent, short, took};
 /// Minimum width of a terminal.
 pub(super) const COLUMNS: usize = 80;
 pub(super) const LINES: usize = 24;
-/// Maximum number of slots whose shares fit into a line; above it only the table shows them.
+/// Maximum number of slots whose shares fit into a line; with more, only the table shows them.
 const SHARES_MAX: usize = 6;
-/// Foreign listeners that have a line each.
+/// Maximum number of foreign listeners with their own line.
 const OTHERS_MAX: usize = 3;
 /// Age above which a list of sockets is shown with its age.
 const OLD_MS: u64 = 1000;
@@ -33,8 +33,8 @@ const RATES_HEADING: &str =
     "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash";
 
 impl Status {
-    /// Returns a screen for people, 80 columns wide and at most 24 lines long; omitted lines are
-    /// counted in the last one.
+    /// Returns a screen for people, 80 columns wide and at most 24 lines long; the last line counts
+    /// omitted ones.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let view = View {
@@ -156,7 +156,7 @@ fn head(view: View<'_>) -> Vec<String> {
     lines
 }
 
-/// Returns why the server is not ready, if no other line shows it.
+/// Returns the reason why the server is not ready, if no other line shows it.
 pub(super) fn not_ready(status: &Status) -> Option<String> {
     let explained = status.phase != SERVING || status.out_of_rotation().is_some();
     let why = status.unready().filter(|_| !explained);
@@ -306,7 +306,7 @@ fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
     counts.join(", ")
 }
 
-/// Returns how the workers are sandboxed, if any has reported it.
+/// Returns how the workers are sandboxed, if reported.
 fn sandbox(slots: &[SlotStatus]) -> Option<String> {
     let mut sandboxes = slots.iter().filter_map(|slot| slot.sandbox.as_ref());
     let first = sandboxes.next()?;
@@ -327,7 +327,7 @@ fn sandbox(slots: &[SlotStatus]) -> Option<String> {
     Some(line)
 }
 
-/// Returns how connections are spread over the slots, with the CPUs if each slot has one.
+/// Returns the distribution of connections over the slots, with the CPUs if each slot has one.
 fn shares(slots: &[SlotStatus]) -> String {
     let list = |share: &dyn Fn(&SlotStatus) -> String| {
         let shown: Vec<String> = slots.iter().map(share).collect();
@@ -378,7 +378,7 @@ fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {
     line
 }
 
-/// Returns accepted, messages, bytes in, busy; dashes if there was no earlier sample.
+/// Returns accepted, messages, bytes in and busy; dashes without an earlier sample.
 fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
     match rate {
         None => ["-"; 4].map(str::to_owned),
@@ -391,7 +391,7 @@ fn rate_cells(rate: Option<&Rate>) -> [String; 4] {
     }
 }
 
-/// Returns what does not fit into a slot's row.
+/// Returns notes that do not fit into the slot's row.
 pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |what: String| notes.push(format!("slot {}: {what}", slot.slot));
@@ -445,7 +445,7 @@ fn neighbour(worker: &Neighbour) -> String {
     )
 }
 
-/// Returns the line that counts the omitted slots and notes.
+/// Returns the line with the number of omitted slots and notes.
 fn more(hidden: &[SlotStatus], notes: usize) -> String {
     let mut parts = Vec::new();
     if !hidden.is_empty() {

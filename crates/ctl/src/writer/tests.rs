@@ -18,7 +18,7 @@ fn loss_line(lost: u64) -> String {
     format!("lost {lost}\n")
 }
 
-/// Runs `work` on a separate thread and fails, rather than hangs, if it waits.
+/// Runs `work` on a separate thread, and fails instead of hanging if it waits.
 fn without_waiting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     std::thread::Builder::new()
@@ -57,7 +57,7 @@ fn check_full_sink(sink: Sink, mut reader: impl io::Read) {
     assert_eq!(writer.unreported.load(Ordering::Relaxed), 3);
     assert!(dropped_lines() >= before + 3, "the process counts, too");
 
-    // Drain all lines written, perhaps with a part of the lost one.
+    // Drain all lines written, and perhaps a part of the lost one.
     let mut text = vec![0; usize::try_from(written).unwrap() * 1024];
     reader.read_exact(&mut text).unwrap();
     assert!(text.chunks(1024).all(|line| line.ends_with(b"x\n")));

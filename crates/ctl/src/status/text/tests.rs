@@ -241,7 +241,7 @@ slot 1: the accept queue of 0.0.0.0:9999 is full (512)";
     let last = lines(sample.view(), 17).pop().unwrap();
     let words = "… slots not shown: 2 (0 not serving); notes not shown: 2; see status --json";
     assert_eq!(last, words);
-    // Without a limit every slot has its line.
+    // Without a limit every slot has a line.
     let many = super::super::Sample {
         status: self::status(64),
         ..super::super::Sample::default()
