@@ -164,7 +164,7 @@ impl Supervisor {
                 ExitCode::FAILURE
             }
             Err(error) => {
-                // The workers see the end of their channels, finish their pending output and exit.
+                // The workers find their channels closed, finish their pending output and exit.
                 stderr::write_error(&format!("cannot wait for events: {error}"));
                 ExitCode::FAILURE
             }
@@ -227,7 +227,6 @@ impl Supervisor {
         self.reaper.is_empty() || until <= now
     }
 
-    /// Returns the configuration in force.
     fn config(&self) -> &Config {
         self.fleet.config()
     }

@@ -74,7 +74,7 @@ impl Control {
         events
     }
 
-    /// Binds the socket again if its file is gone.
+    /// Binds the socket again if its file was removed.
     pub(crate) fn keep_file(&mut self, registry: &Registry, now: Tick) {
         if let Some(server) = &mut self.server {
             server.keep_file(registry, now);
@@ -105,7 +105,7 @@ impl Control {
         self.progress(self.asking, text, registry);
     }
 
-    /// Sends the final answer to a request; its client is closed once it has read that.
+    /// Sends the final answer to a request, whose connection is closed once the client has read it.
     pub(crate) fn answer(
         &mut self,
         request: RequestId,

@@ -256,7 +256,6 @@ impl Fleet {
         self.releases.in_force_id()
     }
 
-    /// Returns the configuration in force.
     pub(crate) fn config(&self) -> &Config {
         &self.in_force().config
     }
@@ -510,7 +509,7 @@ impl Fleet {
 
 #[cfg(test)]
 impl Fleet {
-    /// Inserts a worker that was not started here, and the memory of a dead one.
+    /// Inserts a worker that was not started here, and the memory of an exited one.
     pub(crate) fn insert(&mut self, child: Child, left_behind: Option<SharedMemory>) {
         let slot = &mut self.slots[child.worker.slot.index()];
         if let Some(memory) = left_behind {

@@ -44,7 +44,6 @@ pub(super) fn announce(listen: &[Listen], workers: usize) -> Vec<u8> {
     lines.collect::<String>().into_bytes()
 }
 
-/// Logs a notice.
 pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
     let pid = |worker: &WorkerId| {
         let slot = slots.get(worker.slot.index())?;

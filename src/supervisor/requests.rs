@@ -72,7 +72,7 @@ impl Supervisor {
                 let status = Reply::Status(Box::new(self.status()));
                 self.reply(id, status);
             }
-            // The end of the connection is the answer: it stays open until the server exits.
+            // The answer is the end of the connection, which stays open until the server exits.
             Request::Stop => {
                 let registry = self.poll.registry();
                 let stopping = Progress::Stopping.to_string();

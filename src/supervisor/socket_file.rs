@@ -111,9 +111,9 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Retry interval meanwhile.
 const TURN_RETRY_MS: u16 = 5;
 
-/// The right to bind a path and to remove a dead socket there: a locked file beside it.
+/// The right to bind a path and to remove a socket without a server there: a locked file beside it.
 ///
-/// Between `bind` and `listen` a socket refuses connections like one whose server is dead, and
+/// Between `bind` and `listen` a socket refuses connections like one whose server has exited, and
 /// between a check of a socket and its removal another may have replaced it. The file belongs to
 /// this user and no other user may open it, so no other user can hold its lock.
 #[derive(Debug)]
@@ -176,7 +176,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Removed while it is locked: the next process creates a new one. A file that stays is
+        // Removed while it is locked: the next process creates a new one. A remaining file is
         // harmless.
         let _ = fs::remove_file(&self.path);
     }
@@ -236,7 +236,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-/// Removes a socket whose server is dead, and no other file.
+/// Removes a socket whose server has exited, and no other file.
 fn make_room(path: &Path) -> Result<(), Error> {
     let there = fs::symlink_metadata(path).map_err(refused(path, "inspect the file"))?;
     if !there.file_type().is_socket() {
@@ -244,7 +244,7 @@ fn make_room(path: &Path) -> Result<(), Error> {
             path: PathBuf::from(path),
         });
     }
-    // A live server's queue may be full: that counts as an answer, too.
+    // A running server's queue may be full: that counts as an answer, too.
     match Conversation::open(path, Some(LOOK_TIMEOUT)) {
         Ok(live) => Err(Error::InUse {
             path: PathBuf::from(path),

@@ -43,7 +43,6 @@ const LOCKS_FIRST: usize = 1 << 16;
 const CHILDREN_FIRST: usize = 1 << 32;
 
 impl Source {
-    /// Returns the token.
     pub(crate) const fn token(self) -> Token {
         Token(match self {
             Self::Signals => 0,

@@ -2,7 +2,7 @@
 //!
 //! The new binary is opened once; as a child it reads the state that it would take over, and starts
 //! up as far as a worker does; only the file that passed is executed. The state is passed on in a
-//! memfd, descriptors by their numbers.
+//! memfd, and descriptors by their numbers.
 //!
 //! Invariant: a failure before the exec leaves everything as it was.
 

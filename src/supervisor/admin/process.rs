@@ -1,4 +1,4 @@
-//! One admin process, as the supervisor sees it: the process and its channel.
+//! One admin process in the supervisor: the process and its channel.
 //!
 //! Invariants: it can only request the status and report the load balancer answers; a process that
 //! sends an invalid message, or does not read the answers, is killed; an answer is a file of its

@@ -216,7 +216,6 @@ impl ControlServer {
         self.socket.own();
     }
 
-    /// Returns the path of the socket.
     pub(crate) fn path(&self) -> &Path {
         &self.socket.id.path
     }
@@ -334,9 +333,9 @@ impl ControlServer {
         self.file_due
     }
 
-    /// Binds the socket again if its file is gone: cleaners of temporary directories remove even
-    /// the files of running servers, and without the file no command finds the server. The socket
-    /// of another running server at that path stays.
+    /// Binds the socket again if its file was removed: cleaners of temporary directories remove
+    /// even the files of running servers, and without the file no command finds the server. The
+    /// socket of another running server at that path is kept.
     pub(crate) fn keep_file(&mut self, registry: &Registry, now: Tick) {
         self.file_due = now + CONTROL_FILE_CHECK;
         if self.socket.is_there() {
@@ -357,7 +356,7 @@ impl ControlServer {
         }
     }
 
-    /// Binds the socket again; connected clients stay.
+    /// Binds the socket again; connected clients are kept.
     fn open_again(&mut self, registry: &Registry) -> Result<(), Error> {
         let (listener, socket) = socket_file::bind_again(self.path())?;
         let listener = watch(listener, registry, self.first)
@@ -504,8 +503,7 @@ impl ControlServer {
                 client_uid = uid
             );
             if let Ok(line) = Reply::Refused(cause).encode() {
-                // A new socket has room for it; otherwise the client only sees the connection
-                // close.
+                // A new socket has room for it; otherwise the connection closes without it.
                 let _ = stream.write(&line);
             }
             return;

@@ -17,7 +17,7 @@ impl Fleet {
         Limits::of_worker(config, workers, self.nofile)
     }
 
-    /// Returns the number of workers with `config`: a number set by a command stays until the
+    /// Returns the number of workers with `config`: a number set by a command is kept until the
     /// configuration changes.
     pub(crate) fn workers_with(&self, config: &Config) -> u16 {
         if config.workers == self.config().workers {

@@ -1,4 +1,4 @@
-//! One worker process, as the supervisor sees it: the process, its channel, its memory.
+//! One worker process in the supervisor: the process, its channel, its memory.
 //!
 //! Invariants: a message reaches exactly the worker addressed; a message is received only under the
 //! worker's own name, within its quota, and its texts are truncated to one short line. A worker
@@ -182,7 +182,6 @@ impl Child {
         })
     }
 
-    /// Sends a message to the worker.
     pub(crate) fn send(
         &mut self,
         message: ToWorker,
@@ -201,7 +200,6 @@ impl Child {
         }
     }
 
-    /// Kills the worker.
     pub(crate) fn kill(&self) {
         if let Err(error) = self.process.kill() {
             event!(worker_kill_failed, slot = self.worker.slot.0, generation = self.worker.generation.0, worker_pid = self.pid(), %error);

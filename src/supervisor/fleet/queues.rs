@@ -3,7 +3,7 @@
 //! The lengths are read from the supervisor's own duplicates of the listeners: this costs the
 //! workers nothing, and works with a stalled worker.
 //!
-//! Invariant: at most one line per slot and [`QUEUE_CHECK_EVERY`], whatever clients do.
+//! Invariant: at most one line per slot and [`QUEUE_CHECK_EVERY`], independent of clients.
 
 use std::os::fd::AsFd as _;
 

@@ -114,7 +114,6 @@ impl Releases {
         })
     }
 
-    /// Adds a release.
     pub(crate) fn add(&mut self, release: Release) -> ReleaseId {
         self.latest = self.latest.next();
         self.known.insert(self.latest, release);
@@ -126,7 +125,6 @@ impl Releases {
         self.known.get(&id)
     }
 
-    /// Puts a release in force.
     pub(crate) fn commit(&mut self, id: ReleaseId) {
         if self.known.contains_key(&id) {
             self.in_force = id;
@@ -140,7 +138,6 @@ impl Releases {
             .retain(|id, _| *id == in_force || in_use.contains(id));
     }
 
-    /// Returns the release in force.
     pub(crate) fn in_force(&self) -> &Release {
         &self.known[&self.in_force]
     }

@@ -117,8 +117,8 @@ impl SlotResources {
         Ok(restored)
     }
 
-    /// Returns the memory of a new worker: that of a dead predecessor if it has the right layout,
-    /// to continue its counters; else a new one.
+    /// Returns the memory of a new worker: that of an exited predecessor if it has the right
+    /// layout, to continue its counters; else a new one.
     pub(crate) fn memory_for(&mut self, standby: bool, layout: Layout) -> io::Result<SharedMemory> {
         if !standby && let Some(left) = self.left_behind.take() {
             if left.len() == layout.total_bytes() {
@@ -261,7 +261,6 @@ impl SlotResources {
         self.listeners.iter().map(AsFd::as_fd).collect()
     }
 
-    /// Returns the process of `worker`.
     pub(crate) fn child(&self, worker: WorkerId) -> Option<&Child> {
         self.children.iter().find(|child| child.worker == worker)
     }
@@ -273,7 +272,6 @@ impl SlotResources {
             .find(|child| child.worker == worker)
     }
 
-    /// Returns every process of the slot.
     pub(crate) fn children(&self) -> &[Child] {
         &self.children
     }

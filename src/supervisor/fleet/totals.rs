@@ -67,7 +67,7 @@ impl Totals {
     }
 }
 
-/// The counters of slots that have left, by number: a slot that comes back continues them. So a
+/// The counters of slots that have left, by number: a slot that is added again continues them. So a
 /// slot's counters never decrease, and nothing is counted twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,9 +1,9 @@
 //! Cancels the operation in progress on request.
 //!
 //! It rolls back as a failure would: a roll is reversed, a preflight is aborted, added slots leave
-//! again, and slots that were about to leave stay. What cannot be reversed stays: a release that is
-//! in force (of a reload that has continued to another number of workers), and the places of slots
-//! that have begun to leave.
+//! again, and slots that were about to leave stay. Two changes cannot be reversed: a release that
+//! is in force (of a reload that has continued to another number of workers), and the places of
+//! slots that have begun to leave.
 //!
 //! Invariants: the operation fails and names its canceller; the cancelling request is answered
 //! after that, with `Done` only if every change that can be reversed was.

@@ -35,7 +35,7 @@ pub enum Action {
         /// [`Action::HandOver`] to it: another worker of the slot still serves.
         standby: bool,
     },
-    /// SIGKILL, by pidfd. The process may be gone already, or its spawn may have failed: no error.
+    /// SIGKILL, by pidfd. It is no error if the process has exited, or its spawn has failed.
     Kill {
         /// The worker.
         worker: WorkerId,
@@ -47,7 +47,7 @@ pub enum Action {
         worker: WorkerId,
     },
     /// Close the kept duplicates of all listeners: no worker will adopt one again. From now on a
-    /// listener lives only while a worker serves it, so new clients are refused instead of waiting
+    /// listener exists only while a worker serves it, so new clients are refused instead of waiting
     /// in a queue that no worker empties. Comes before the first `StopWorker`: otherwise clients
     /// could arrive between a worker's last accept and the close of its listener.
     EndCustody,

@@ -1,8 +1,8 @@
 //! The invariants of the machine between two calls.
 //!
-//! Used twice: after every call in debug builds, where a violation is a bug and panics; and on
-//! restored state, where it is bad input and an error. So nothing here may panic by itself,
-//! whatever its input.
+//! They are checked after every call in debug builds, where a violation is a bug and panics, and on
+//! restored state, where it is bad input and an error. So nothing here may panic by itself on any
+//! input.
 
 use super::plan::{Course, Operation, Stage};
 use super::slot::Slot;

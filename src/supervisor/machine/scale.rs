@@ -292,7 +292,7 @@ impl Machine {
         }
     }
 
-    /// Keeps the slot's failure total, so that it continues if the slot comes back.
+    /// Keeps the slot's failure total, so that it continues if the slot is added again.
     fn keep_crashes(&mut self, slot: &Slot) {
         let index = slot.id.index();
         if slot.history.crashes > 0 && self.former_crashes.len() <= index {

@@ -61,7 +61,7 @@ pub enum Queue {
     Closed,
 }
 
-/// A slot as seen by status and logs.
+/// A slot, as shown in status and logs.
 #[derive(Clone, Debug)]
 pub struct SlotView<'a> {
     /// Its number.
@@ -134,7 +134,6 @@ pub(super) struct History {
     pub(super) last_crash: Option<LastCrash>,
 }
 
-/// A slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Slot {
     pub(super) id: SlotId,
@@ -294,7 +293,7 @@ impl Slot {
     }
 }
 
-/// The slot as seen by status and logs.
+/// The slot, as shown in status and logs.
 impl Slot {
     pub(super) fn view(&self) -> SlotView<'_> {
         let active = self.active();

@@ -268,7 +268,8 @@ impl Machine {
         self.reactivate(index, worker, false, now);
     }
 
-    /// As [`Self::restore_sender`], but the receiver's process is gone, or belongs to another slot.
+    /// As [`Self::restore_sender`], but the receiver's process has exited, or belongs to another
+    /// slot.
     pub(super) fn reactivate(
         &mut self,
         index: usize,

@@ -20,7 +20,7 @@ pub enum ExitStatus {
     Exited(i32),
     /// It was ended by this signal.
     Signalled(i32),
-    /// It is gone, but another process has reaped its exit status.
+    /// It has exited, but another process has reaped its exit status.
     Unknown,
     /// It was killed and has not exited: something in the kernel blocks it. It is no longer
     /// awaited.

@@ -60,7 +60,7 @@ fn process() -> (process::Child, Process) {
 }
 
 impl Parts {
-    /// Two slots, a worker and a dead worker's memory; a control socket with a client; both
+    /// Two slots, a worker and an exited worker's memory; a control socket with a client; both
     /// listeners of the admin endpoint; a lock; a killed child.
     fn sample(folder: &Path, worker: Process, killed: Process) -> (Self, UnixStream) {
         let poll = Poll::new().unwrap();

@@ -54,7 +54,7 @@ pub(crate) struct Plan {
     pub(crate) from_unit: u16,
     /// Unused sockets, each with the cause.
     pub(crate) dropped: Vec<(usize, &'static str)>,
-    /// Names in the store whose sockets have changed or are gone.
+    /// Names in the store whose sockets have changed or no longer exist.
     pub(crate) outdated: Vec<SlotId>,
 }
 

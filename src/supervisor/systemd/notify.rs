@@ -66,10 +66,7 @@ pub(crate) struct View {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// The watchdog is not fed from now on.
-    Withheld {
-        /// The cause.
-        cause: String,
-    },
+    Withheld { cause: String },
     /// It is fed again.
     Fed,
 }

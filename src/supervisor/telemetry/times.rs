@@ -2,7 +2,7 @@
 //!
 //! The machine measures them and reports them in its notices; here they are added up, for the
 //! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its
-//! times and continues them if it comes back, so that no count ever decreases; bounded by the
+//! times and continues them if it is added again, so that no count ever decreases; bounded by the
 //! maximum number of slots and the kinds of operations. It must not read a clock.
 
 use std::time::Duration;
@@ -26,7 +26,6 @@ pub(crate) struct Times {
     last: Option<Ended>,
 }
 
-/// The times of one slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SlotTimes {

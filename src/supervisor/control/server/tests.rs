@@ -284,7 +284,7 @@ fn only_dead_socket_is_replaced() {
     let why = open(&path).unwrap_err().to_string();
     let own = format!("pid {}", std::process::id());
     assert!(why.contains(&own) && why.contains("--control"), "{why}");
-    // The live server accepts requests as before.
+    // The running server accepts requests as before.
     bench.turn();
     assert_eq!(bench.sends(RELOAD).1.len(), 1);
 
