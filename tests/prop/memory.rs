@@ -43,7 +43,7 @@ fn die_at(terms: Terms, ops: &[Op], point: u64) -> (World, Option<usize>) {
     (world, None)
 }
 
-/// Returns whether the countdown ran out during `work`.
+/// Returns whether the countdown reached zero during `work`.
 fn dies(work: impl FnOnce()) -> bool {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(()) => false,

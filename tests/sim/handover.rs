@@ -5,8 +5,9 @@
 //!
 //! Invariants at every instant: at most one side touches a connection; a connection that neither
 //! touches still has an owner; connections appear and disappear only by accept and close. At the
-//! end: connections that a dead receiver had not acknowledged are back with the sender; those that
-//! a dead sender had sent and the receiver adopted belong to the receiver; none remains in flight.
+//! end: connections that an exited receiver had not acknowledged are back with the sender; those
+//! that an exited sender had sent and the receiver adopted belong to the receiver; none remains in
+//! flight.
 //!
 //! `SIM_SEED=42` replays one run and prints its steps; `SIM_SEEDS=4000` sets the number of runs.
 
@@ -478,7 +479,8 @@ impl World {
         }
     }
 
-    /// Kills the receiver: messages that it has not received are lost; those it sent stay readable.
+    /// Kills the receiver: messages that it has not received are lost; those it sent can still be
+    /// read.
     fn receiver_dies(&mut self) {
         self.trace("the receiver dies");
         self.receiver_dead = true;

@@ -62,7 +62,7 @@ pub const NOTHING: Meanwhile = Meanwhile::Event(Event::Room {
     bytes: 0,
 });
 
-/// Unwinds when it reaches zero: the worker dies at that point.
+/// Unwinds when it reaches zero: the worker exits at that point.
 #[derive(Debug)]
 pub struct Countdown {
     left: Cell<u64>,
