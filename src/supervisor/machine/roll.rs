@@ -53,7 +53,7 @@ impl Machine {
         }
     }
 
-    /// Takes one step of the roll; returns whether there may be another.
+    /// Advances the roll by one step; returns whether there may be another.
     pub(super) fn advance_roll(&mut self, now: Tick) -> bool {
         let Some(roll) = self.roll() else {
             self.repair("a roll that does not exist goes on");

@@ -39,7 +39,7 @@ impl Machine {
         self.enter_stage(stage);
     }
 
-    /// Takes one step towards more slots; returns whether there may be another.
+    /// Advances by one step towards more slots; returns whether there may be another.
     pub(super) fn grow(&mut self, to: u16, now: Tick) -> bool {
         let here = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         let missing = self.bound_slots();
@@ -91,7 +91,7 @@ impl Machine {
         }
     }
 
-    /// Takes one step towards fewer slots; returns whether there may be another.
+    /// Advances by one step towards fewer slots; returns whether there may be another.
     pub(super) fn shrink(
         &mut self,
         to: u16,

@@ -60,8 +60,8 @@ fn process() -> (process::Child, Process) {
 }
 
 impl Parts {
-    /// Two slots, a worker and an exited worker's memory; a control socket with a client; both
-    /// listeners of the admin endpoint; a lock; a killed child.
+    /// Returns two slots, a worker and an exited worker's memory; a control socket with a client;
+    /// both listeners of the admin endpoint; a lock; a killed child.
     fn sample(folder: &Path, worker: Process, killed: Process) -> (Self, UnixStream) {
         let poll = Poll::new().unwrap();
         let registry = poll.registry();

@@ -273,7 +273,7 @@ impl Notifier {
         self.outbox.push_back(message);
     }
 
-    /// The machine has a deadline for every operation, so this ends.
+    /// Extends the timeout. The machine has a deadline for every operation, so this ends.
     fn extend(&mut self) {
         let within = NOTIFY_EXTENSION;
         self.take_back_extension();
