@@ -47,7 +47,7 @@ enum Held {
 struct Connection {
     sender: Held,
     receiver: Held,
-    /// An unreceived message also holds a descriptor.
+    /// Whether an unreceived message also holds a descriptor.
     in_message: bool,
     /// Whether its adoption has been acknowledged: then the receiver owns it.
     acknowledged: bool,

@@ -88,17 +88,17 @@ pub struct Wire {
     pub written: Vec<u8>,
     /// Bytes that the kernel accepts before the client reads some.
     pub room: usize,
-    /// The client ended its stream, after the last byte.
+    /// Whether the client ended its stream, after the last byte.
     pub peer_ended: bool,
-    /// The client reset the connection.
+    /// Whether the client reset the connection.
     pub reset: bool,
-    /// The worker has received an error for it.
+    /// Whether the worker has received an error for it.
     pub refused: bool,
     /// The worker ended its stream after reading this many of the client's bytes.
     pub ended_at: Option<usize>,
-    /// The worker closed it; `abortive` states whether by a reset.
+    /// Whether the worker closed it.
     pub closed: bool,
-    /// Closing resets it.
+    /// Whether closing resets it.
     pub abortive: bool,
     /// Time of the last read, write, accept or end of stream.
     pub last_moved: Tick,
@@ -118,11 +118,11 @@ pub struct Report {
     pub fd: u32,
     /// Data of the registration.
     pub generation: u32,
-    /// Input, an end of stream or an error is pending.
+    /// Whether input, an end of stream or an error is pending.
     pub readable: bool,
-    /// Output is possible.
+    /// Whether output is possible.
     pub writable: bool,
-    /// The stream ended or failed, or urgent data is next.
+    /// Whether the stream ended or failed, or urgent data is next.
     pub dry: bool,
 }
 
@@ -143,8 +143,8 @@ pub struct Kernel {
     pub now: Tick,
     /// Number of reads and writes requested.
     pub calls: u64,
-    /// Ends and errors are reported as data. No kernel does so; this tests that the checks detect
-    /// it.
+    /// Whether ends and errors are reported as data. No kernel does so; this tests that the checks
+    /// detect it.
     pub hides_ends: bool,
     countdown: Rc<Countdown>,
 }

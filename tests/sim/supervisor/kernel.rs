@@ -49,12 +49,12 @@ const PROCESSES_PER_SLOT_MAX: usize = 5;
 struct Process {
     /// If false, a zombie whose exit is not yet reported.
     alive: bool,
-    /// The kernel will hold it when it is killed.
+    /// Whether the kernel will hold it when it is killed.
     to_be_held: bool,
-    /// It was killed and is held: its exit is never reported.
+    /// Whether it was killed and is held: then its exit is never reported.
     held: bool,
     hangs_on_stop: bool,
-    /// Its event loop is stalled: it neither sends nor acts until it is killed.
+    /// Whether its event loop is stalled: then it neither sends nor acts until it is killed.
     hung: bool,
     turns: u64,
     calls: u64,

@@ -66,7 +66,7 @@ pub(crate) struct Laws {
     slots: Vec<Shadow>,
     end: End,
     announced: bool,
-    /// A worker has failed at boot and the others are to serve without it.
+    /// Whether a worker has failed at boot and the others are to serve without it.
     degraded: bool,
     /// Target number of slots, from the machine.
     workers: u16,

@@ -15,7 +15,7 @@ pub(super) enum Life {
     Starting {
         since: Tick,
         failed: bool,
-        /// It was spawned as the successor of a worker that has since exited.
+        /// Whether it was spawned as the successor of a worker that has since exited.
         standby: bool,
     },
     Serving {
@@ -30,7 +30,7 @@ pub(super) enum Life {
     Doomed {
         served: Option<Duration>,
         killed: bool,
-        /// For an external cause: not a failure.
+        /// Whether the cause is external: not a failure.
         ordered: bool,
     },
     /// Reaped, or never started; while the machine runs, the next worker starts within this window.
@@ -54,7 +54,7 @@ pub(super) enum Part {
         since: Tick,
         to: WorkerId,
         last: bool,
-        /// It returns the connections that it adopted.
+        /// Whether it returns the connections that it adopted.
         back: bool,
     },
     /// Some connections could not migrate; their fate must be decided before the end of the call.
