@@ -317,7 +317,7 @@ fn status_watch_ends_with_server() {
     let blocks: Vec<&str> = outcome.stdout.split("\n\n").collect();
     assert_eq!(blocks.len(), 2, "{outcome:?}");
     assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
-    assert!(blocks[1].contains("rates 2s     2.0 acc/s"), "{outcome:?}");
+    assert!(blocks[1].contains("rates 2s     2.00 acc/s"), "{outcome:?}");
     // No server from the start.
     fs::remove_file(&server.path).unwrap();
     place.complaint(&["status", "--watch", "--control", path]);

@@ -173,7 +173,7 @@ fn failure_after_exec_restores_old_program() {
         .install(Image::copy(planned.folder()).with_faults("version=9.0.0;supervisor.resume=fail"));
     server
         .upgrade()
-        .expect_failure("the fault point supervisor.resume fails");
+        .expect_failure("fault point supervisor.resume");
     assert_eq!(version(&planned), running);
     planned.workers().assert_untouched_since(&before);
     load.go_on_for(30);

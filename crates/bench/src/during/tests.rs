@@ -131,6 +131,10 @@ fn output_is_read_without_waiting_for_more() {
     assert_eq!(last_line(&tail), "the verdict");
     assert!(output.is_some());
     drop(writer);
+    // A child that another test forks has the writer, too, until it executes its program.
+    let reader = output.as_ref().unwrap();
+    let mut watched = [PollFd::new(reader.as_fd(), PollFlags::empty())];
+    assert_eq!(poll(&mut watched, 10_000_u16), Ok(1), "the end arrives");
     read_what_is_there(&mut output, &mut tail);
     assert!(output.is_none(), "its end is seen");
 }
