@@ -1,6 +1,6 @@
-//! The command `bench`: its flags, and their conversion to options.
+//! The `bench` command: its flags and their conversion to options.
 //!
-//! It must not check combinations of flags; `bench::plan` does, knowing the machine.
+//! It must not check combinations of flags; `bench::plan` does, with the properties of the machine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -236,8 +236,8 @@ pub(super) fn line(mut args: impl Iterator<Item = OsString>) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the comma-separated addresses with each zone that names an interface (`fe80::1%eth0`)
-/// replaced by its number; malformed ones are left unchanged, for the parser to refuse.
+/// Returns the comma-separated addresses with interface names in zones (`fe80::1%eth0`) replaced by
+/// numbers. Malformed addresses are unchanged; the parser rejects them.
 fn with_zone_numbers(addresses: &str) -> String {
     let numbered = |address: &str| {
         let (ip, zone) = address.split_once('%')?;
@@ -251,7 +251,7 @@ fn with_zone_numbers(addresses: &str) -> String {
     parts.join(",")
 }
 
-/// Splits the pattern, a word, from the address, which has a port: either may be omitted.
+/// Splits the pattern, a word, from the address, which contains a port; either may be omitted.
 fn words<'a>(
     words: impl Iterator<Item = &'a String>,
 ) -> Result<(Option<Pattern>, Option<String>), String> {
@@ -302,7 +302,7 @@ fn number<T: FromStr<Err: std::fmt::Display> + Clone + Send + Sync + 'static>(
     value: &'static str,
     help: &'static str,
 ) -> Arg {
-    // `-1` is a bad number, not an unknown flag.
+    // `-1` is an invalid number, not an unknown flag.
     let parse = |text: &str| text.parse::<T>().map_err(|error| error.to_string());
     flag(name, value, help)
         .allow_negative_numbers(true)

@@ -1,8 +1,8 @@
 //! `bench compare`: collects the named files and compares their outcomes.
 //!
-//! Invariants: a file that cannot be read, or is no outcome, causes one line on standard error and
-//! exit code [`BAD_INPUT`], before anything is printed; warnings are part of the report and change
-//! no exit code. It must not judge an outcome (`report` does).
+//! Invariants: a file that cannot be read or is not an outcome causes one line on standard error
+//! and exit code [`BAD_INPUT`], before anything is printed; warnings are part of the report and
+//! change no exit code. It must not judge an outcome (`report` does).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,7 +67,7 @@ pub(super) fn command() -> clap::Command {
 ///
 /// # Errors
 ///
-/// It is ambiguous which file belongs to which side.
+/// It is ambiguous which files belong to which side.
 pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, String> {
     let files = |name| -> Vec<PathBuf> {
         let named = typed.get_many::<PathBuf>(name).into_iter();

@@ -1,9 +1,9 @@
-//! One connection of the load, as seen by the client: bytes requested, bytes owed, and since when.
+//! One connection of the load from the client's side: bytes requested, bytes owed, and since when.
 //!
 //! A connection is two positions in one stream and a queue of messages, each with its end in the
-//! stream and the time from which its latency counts. The shell calls [`Connection::begin`] for a
-//! message, [`Connection::send`] while there is something to send, [`Connection::receive`] while
-//! there is something to read, and [`Connection::answered`] after that.
+//! stream and the start time of its latency. The shell calls [`Connection::begin`] for a message,
+//! [`Connection::send`] while bytes are pending, [`Connection::receive`] while bytes are readable,
+//! and [`Connection::answered`] after that.
 //!
 //! Invariants: received ≤ sent ≤ begun; every byte received has been checked; a fault ends the
 //! connection. Beginning a message allocates nothing. Pure: the socket is a [`Stream`], the time is
@@ -18,23 +18,23 @@ use uppercased_ctl::clock::Tick;
 
 /// The two directions of a non-blocking stream socket.
 pub trait Stream {
-    /// Receives at most `into.len()` bytes; 0 is the end of the peer's stream.
+    /// Receives at most `into.len()` bytes; returns 0 at the end of the peer's stream.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing now; `Interrupted` to be called again; else the
-    /// connection is over.
+    /// `WouldBlock` if no data is available; `Interrupted` if the call must be repeated; otherwise
+    /// the connection has ended.
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize>;
 
     /// Sends as much of `from` as the kernel accepts, and returns the number of bytes.
     ///
     /// # Errors
-    /// As [`Stream::recv`].
+    /// See [`Stream::recv`].
     fn send(&mut self, from: &[u8]) -> io::Result<usize>;
 
-    /// Ends this side's stream; the peer sees it after the last byte.
+    /// Ends this side's stream; the peer receives the end after the last byte.
     ///
     /// # Errors
-    /// The connection is over already.
+    /// The connection has already ended.
     fn end_output(&mut self) -> io::Result<()>;
 }
 
@@ -43,35 +43,35 @@ pub trait Stream {
 pub struct Connection {
     /// Number of the connection, unique among all threads.
     pub number: u64,
-    /// Offset of its stream's beginning in the pattern.
+    /// Offset in the pattern at which its stream begins.
     start: u64,
     begun: u64,
     sent: u64,
     received: u64,
-    /// Messages without an answer yet, in order.
+    /// Unanswered messages, in order.
     messages: VecDeque<Message>,
     /// The last progress of a connection that waits for an answer.
     waiting_since: Tick,
     ended: bool,
 }
 
-/// A message without an answer yet.
+/// An unanswered message.
 #[derive(Clone, Copy, Debug)]
 struct Message {
     /// Its end in the stream.
     end: u64,
-    /// The time from which its latency counts.
+    /// The start time of its latency.
     from: Tick,
 }
 
 /// The result of one receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// Number of bytes received, all correct; whether there may be more.
+    /// Number of bytes received, all correct, and whether more may be available.
     Bytes(usize, bool),
     /// Nothing to receive now.
     Nothing,
-    /// The end of the stream, with nothing owed; expected only after this side has ended its own.
+    /// The end of the stream, with no bytes owed; expected only after this side has ended its own.
     End,
 }
 
@@ -101,7 +101,7 @@ impl Connection {
         };
     }
 
-    /// Begins a message of `size` bytes; its latency counts from `from`.
+    /// Begins a message of `size` bytes whose latency counts from `from`.
     #[inline]
     pub fn begin(&mut self, size: u32, from: Tick, now: Tick) {
         if self.messages.is_empty() {
@@ -112,7 +112,7 @@ impl Connection {
         self.messages.push_back(Message { end, from });
     }
 
-    /// Sends pending bytes, as many as the kernel accepts, and returns how far it got.
+    /// Sends pending bytes, as many as the kernel accepts, and returns the result.
     ///
     /// # Errors
     /// The connection broke.
@@ -150,7 +150,7 @@ impl Connection {
     /// Receives once, and checks the bytes.
     ///
     /// # Errors
-    /// The bytes are wrong, too many, or ended early; or the connection broke.
+    /// The bytes are wrong, too many, or ended early, or the connection broke.
     #[inline]
     pub fn receive(
         &mut self,
@@ -177,7 +177,7 @@ impl Connection {
             };
         }
         if self.received + count as u64 > self.sent {
-            // The bytes asked for are checked separately from excess ones.
+            // Requested bytes are checked separately from excess ones.
             let asked = (self.sent - self.received) as usize;
             self.check(&buffer[..asked], truth)?;
             let position = self.sent;
@@ -188,9 +188,8 @@ impl Connection {
         Ok(Received::Bytes(count, count == room))
     }
 
-    /// Accounts at `now` for the bytes received: calls `answer` for each completed message with the
-    /// time from which its latency counts. Returns how long the connection had been without
-    /// progress.
+    /// Accounts at `now` for the bytes received: calls `answer` with the start time of each
+    /// completed message's latency. Returns how long the connection had made no progress.
     #[inline]
     pub fn answered(&mut self, mut answer: impl FnMut(Tick), now: Tick) -> Tick {
         while let Some(message) = self.messages.front() {
@@ -203,7 +202,7 @@ impl Connection {
         std::mem::replace(&mut self.waiting_since, now)
     }
 
-    /// Begins at `now` to wait for the outstanding answers, which were not read before.
+    /// Starts waiting at `now` for the outstanding answers, which were not read before.
     pub const fn wait_from(&mut self, now: Tick) {
         self.waiting_since = now;
     }
@@ -215,7 +214,7 @@ impl Connection {
         self.messages.len()
     }
 
-    /// Returns whether there is something to send.
+    /// Returns whether bytes are waiting to be sent.
     #[inline]
     #[must_use]
     pub const fn is_behind(&self) -> bool {
@@ -228,14 +227,14 @@ impl Connection {
         self.ended
     }
 
-    /// Returns since when it has waited for an answer, or for the end of the stream; `None` if it
+    /// Returns since when it has waited for an answer or for the end of the stream; `None` if it
     /// does not wait.
     #[must_use]
     pub fn waits_since(&self) -> Option<Tick> {
         (self.ended || !self.messages.is_empty()).then_some(self.waiting_since)
     }
 
-    /// Returns the fault that a timeout counts as.
+    /// Returns the fault for a timeout.
     #[must_use]
     pub const fn silence(&self) -> Fault {
         Fault::Silent {
@@ -265,7 +264,7 @@ impl Connection {
 /// The result of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Everything pending was sent; the number of bytes sent now.
+    /// All pending bytes were sent; the number sent now.
     All(u64),
     /// The kernel accepts no more now; the number of bytes sent.
     Full(u64),

@@ -1,10 +1,10 @@
-//! Commands that run during the load, such as a restart of the server.
+//! Runs commands during the load, such as a reload of the server.
 //!
-//! Each command has its own thread and never runs twice at once. Its output is read to the end, and
-//! all but the last line is discarded, so it cannot block on a full pipe.
+//! Each command has its own thread and never runs concurrently with itself. All its output is read,
+//! so it cannot block on a full pipe; only the last line is kept.
 //!
-//! Invariants: no command outlives the measurement by more than `GRACE`, or `INTERRUPTED_GRACE` if
-//! it was interrupted; a run that is due while the previous one still runs is skipped, and counted.
+//! Invariants: a command runs at most `GRACE` beyond the measurement, or `INTERRUPTED_GRACE` if it
+//! was interrupted; a run due while the previous one is still running is skipped and counted.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -42,7 +42,7 @@ const OUTPUT_MAX: usize = 400;
 #[derive(Debug)]
 pub(super) struct Jobs {
     threads: Vec<JoinHandle<Ran>>,
-    /// Dropping it signals the end of the measurement.
+    /// Dropped to signal the end of the measurement.
     over: Vec<Sender<()>>,
 }
 
@@ -76,7 +76,7 @@ impl Jobs {
         started
     }
 
-    /// Ends the measurement: waits for running commands, and returns the results of each command.
+    /// Ends the measurement: waits for running commands and returns the results of each command.
     #[must_use]
     pub(super) fn finish(mut self) -> Vec<Ran> {
         self.over.clear();
@@ -89,7 +89,7 @@ impl Jobs {
 }
 
 impl Drop for Jobs {
-    /// Ends the commands, also if the measurement fails.
+    /// Ends the commands, even if the measurement fails.
     fn drop(&mut self) {
         self.over.clear();
         for thread in self.threads.drain(..) {
@@ -165,7 +165,7 @@ fn command(action: &Action) -> io::Result<Command> {
         Action::Program(words) => {
             let (program, arguments) = words.split_first().ok_or(io::ErrorKind::NotFound)?;
             let mut command = Command::new("sh");
-            // The shell merges the two outputs and is replaced by the program.
+            // The shell merges the two outputs and execs the program.
             command
                 .args(["-c", "exec \"$@\" 2>&1", "sh"])
                 .arg(program)
@@ -217,11 +217,11 @@ fn attend(mut child: Child, end: &End<'_>) -> io::Result<(Option<i32>, Vec<u8>)>
             signal(Signal::KILL);
         }
     }
-    // All of its output is in the pipe by now, however late it is read.
+    // All of its output is in the pipe by now, even if it is read late.
     read_what_is_there(&mut output, &mut tail);
     if let Some(mut output) = output {
-        // The command may leave a descendant that still holds its output, such as a server that it
-        // started; the descendant is neither waited for nor killed.
+        // The command may leave a descendant that still holds its output, such as a server; it is
+        // neither waited for nor killed.
         std::thread::spawn(move || io::copy(&mut output, &mut io::sink()));
     }
     let status = child.wait()?;
@@ -239,11 +239,11 @@ fn ready(process: &OwnedFd, output: Option<&PipeReader>) -> bool {
     woken && watched[0].any().unwrap_or(true)
 }
 
-/// Reads what is in the pipe now, without waiting for more, and keeps the end of it in `tail`. At
-/// the end of the output, sets `output` to `None`.
+/// Reads the bytes now in the pipe, without waiting for more, and keeps their end in `tail`. At the
+/// end of the output, sets `output` to `None`.
 fn read_what_is_there(output: &mut Option<PipeReader>, tail: &mut Vec<u8>) {
     let mut chunk = [0; 4096];
-    // Only as much as is in the pipe at this moment: the writer may never stop.
+    // Reads only the bytes in the pipe at this moment: the writer may never stop.
     let mut left = output.as_ref().map_or(0, unread);
     while let Some(from) = output {
         if left == 0 && !has_ended(from) {

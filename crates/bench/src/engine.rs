@@ -1,13 +1,13 @@
-//! One thread of the load: an event loop over its share of the connections.
+//! One thread of the load: an event loop for its share of the connections.
 //!
 //! connect → report Ready → wait for the start → load (warm-up, then measurement) → wait for the
 //! last answers → close. Sockets are registered once, edge-triggered, in both directions. Planned
-//! times use a kernel timer with the resolution of its clock; the event loop's own timeout, in
-//! milliseconds, is for deadlines only.
+//! times use a kernel timer, which has the clock's resolution; the event loop's own timeout, in
+//! milliseconds, is only for deadlines.
 //!
 //! Invariants: in steady state a message costs one receive, one send, one clock read and its share
-//! of a wait, and allocates nothing; a message without an answer in time is a failure, never a
-//! reason to wait forever; the thread ends by itself, whatever the server does.
+//! of a wait, and allocates nothing; an answer that does not arrive in time is a failure, never a
+//! reason to wait forever; the thread exits by itself, whatever the server does.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -40,11 +40,11 @@ const TIMER: Token = Token(usize::MAX - 1);
 
 /// Maximum number of events per poll.
 const EVENTS_MAX: usize = 1024;
-/// Maximum number of connections in progress per thread: below any backlog, or the kernel would
-/// delay the rest by a second.
+/// Maximum connections in progress per thread: below any backlog, since the kernel would delay
+/// those beyond it by a second.
 const CONNECTING_MAX: usize = 128;
 /// A run with a message count is abandoned if something failed and no message was answered for this
-/// multiple of the reply timeout: the server is gone, and the count will never be reached.
+/// multiple of the reply timeout: the server is gone, so the count will never be reached.
 const GIVE_UP_TIMEOUTS: u32 = 3;
 /// Delay before a failed connection is retried.
 const RETRY: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ pub(super) struct Board {
     pub start: AtomicU64,
     /// Whether to end early.
     pub stop: AtomicBool,
-    /// Whether to end without the last answers.
+    /// Whether to end without waiting for the last answers.
     pub hurry: AtomicBool,
     /// Messages answered so far.
     pub answered: AtomicU64,
@@ -121,13 +121,13 @@ struct Engine<'a> {
     connecting: usize,
     open: u64,
     failed: u64,
-    /// Slots that have more to read.
+    /// Slots with more to read.
     again: Vec<usize>,
     next_number: u64,
     next_sweep: Tick,
     cpu_before: Option<Duration>,
     cpu: Duration,
-    /// Messages answered, and since when the number has not changed.
+    /// Messages answered, and since when the number is unchanged.
     progress: (u64, Tick),
 }
 
@@ -157,11 +157,11 @@ fn portion(whole: u64, index: u32, parts: u32) -> u64 {
     whole / parts + u64::from(index < whole % parts)
 }
 
-/// Runs one thread's share. `poll` has a waker with the token [`REQUESTS`], to be woken after each
-/// change of the commands on `board`.
+/// Runs one thread's share. `poll` has a waker with the token [`REQUESTS`], which must be woken
+/// after each change of the commands on `board`.
 ///
 /// # Errors
-/// The event loop itself failed; failures of connections are in the record.
+/// The event loop itself failed; the record has failures of connections.
 pub(super) fn run(
     share: &Share,
     truth: &Truth,
@@ -169,7 +169,7 @@ pub(super) fn run(
     poll: Poll,
     reached: impl Fn(Reached),
 ) -> io::Result<Record> {
-    // Otherwise the kernel may delay a timer by 50 us to save power.
+    // Otherwise the kernel may delay timers by 50 us to save power.
     let _ = nix::sys::prctl::set_timerslack(1);
     let timer = TimerFd::new(
         ClockId::CLOCK_MONOTONIC,
@@ -215,7 +215,7 @@ pub(super) fn run(
         cpu: Duration::ZERO,
         progress: (0, clock::now()),
     };
-    // Connections that end after their messages are opened when the load begins.
+    // Connections that end after a number of messages are opened when the load begins.
     if share.plan.messages_each.is_none() {
         engine.to_connect.extend(0..share.connections());
     }
@@ -242,8 +242,8 @@ impl Engine<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
             }
-            // An event later in this batch cannot refer to a slot whose connection is replaced
-            // below: each descriptor has one event, and it is the slot's.
+            // A later event in this batch cannot refer to a slot whose connection is replaced
+            // below: each descriptor has one event, for its own slot.
             for event in &events {
                 let Token(at) = event.token();
                 if at < self.slots.len() {
@@ -293,7 +293,8 @@ impl Engine<'_> {
                 false
             }
             Phase::Drain if self.board.hurry.load(Ordering::Acquire) => {
-                // Not a failure, as these answers are not awaited. But the wait counts as a stall.
+                // These answers are not awaited, so this is not a failure; but the wait counts as a
+                // stall.
                 let waiting = self
                     .slots
                     .iter()
@@ -315,7 +316,7 @@ impl Engine<'_> {
         now.since(self.progress.1) >= self.share.plan.timeout * GIVE_UP_TIMEOUTS
     }
 
-    /// Returns the start of the load, once it is known.
+    /// Returns the start of the load, if known.
     fn start(&self) -> Option<Tick> {
         let start = self.board.start.load(Ordering::Acquire);
         (start > 0).then(|| Tick::from_nanos(start))
@@ -388,7 +389,7 @@ impl Engine<'_> {
             self.to_connect.push_back(at);
         }
         while self.connecting < CONNECTING_MAX {
-            // A connection without a message to send is not opened.
+            // A connection is not opened if no message is left to send.
             if self.work.quota == Some(0) && self.phase != Phase::Ramp {
                 self.to_connect.clear();
             }
@@ -486,7 +487,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Closes a connection that is complete, and opens the next one.
+    /// Closes a completed connection and opens the next one.
     fn finish(&mut self, at: usize) {
         let reset = self.share.plan.close == Close::Rst;
         self.slots[at].leave(&mut self.work, reset);
@@ -496,7 +497,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Closes a connection that failed.
+    /// Closes a failed connection.
     fn lose(&mut self, at: usize, fault: &Fault, now: Tick) {
         let slot = &mut self.slots[at];
         match slot.state {
@@ -543,7 +544,7 @@ impl Engine<'_> {
         open.store(self.open, Ordering::Relaxed);
     }
 
-    /// Returns how long to wait for readiness; sets the timer for the next planned message.
+    /// Returns how long to wait for readiness, and sets the timer for the next planned message.
     fn timeout(&mut self, now: Tick) -> io::Result<Duration> {
         if !self.again.is_empty() {
             return Ok(Duration::ZERO);

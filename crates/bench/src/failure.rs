@@ -1,6 +1,6 @@
 //! The kinds of failure between a client and a server.
 //!
-//! One enum is the key of the counts and the word in JSON and summary. Pure.
+//! One enum provides the keys of the counts and the words in JSON and summary. Pure.
 
 use std::io;
 
@@ -31,7 +31,7 @@ pub enum Kind {
     System,
 }
 
-/// Why a connection is closed as failed.
+/// The reason why a connection is closed as failed.
 #[derive(Debug)]
 pub enum Fault {
     /// The system's error.
@@ -100,7 +100,7 @@ impl Kind {
 }
 
 impl Fault {
-    /// Returns the kind that it is counted as.
+    /// Returns the kind under which it is counted.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -112,7 +112,7 @@ impl Fault {
         }
     }
 
-    /// Returns the number of correct bytes before it; `None` if not applicable.
+    /// Returns the number of correct bytes before the failure; `None` if not applicable.
     #[must_use]
     pub const fn position(&self) -> Option<u64> {
         match self {

@@ -1,6 +1,6 @@
 //! Finds the server to measure: the first address of its name that accepts a connection.
 //!
-//! Name resolution may block, so a thread does it; the measurement can be interrupted meanwhile.
+//! Name resolution may block, so it runs on a thread; the measurement can be interrupted meanwhile.
 //!
 //! Invariant: a socket that is connected to itself does not count as a server.
 #![expect(
@@ -17,10 +17,10 @@ use super::failure::{Fault, Kind};
 use super::interrupt::{Haste, Interrupt, STEP};
 use uppercased_ctl::target::{Malformed, Target, refuse_self};
 
-/// Timeout of the first connection, which checks whether there is a server.
+/// Timeout of the first connection, which checks whether the server accepts.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why there is no server to measure.
+/// The reason why there is no server to measure.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The address is malformed.
@@ -57,11 +57,11 @@ pub(super) enum Error {
     Interrupted,
 }
 
-/// Returns the first address of `target` that accepts a connection. A probe without a free port
-/// proves nothing if the load uses other source addresses.
+/// Returns the first address of `target` that accepts a connection. A probe that finds no free port
+/// is inconclusive if the load uses other source addresses.
 ///
 /// # Errors
-/// There is none, or a signal arrived first.
+/// No address accepts, or a signal arrived first.
 pub(super) fn find(
     target: &str,
     from_elsewhere: bool,
@@ -72,7 +72,7 @@ pub(super) fn find(
         why,
     })?;
     let (give, found) = channel();
-    // If abandoned, the thread ends by itself; it holds nothing that must be released.
+    // If abandoned, the thread exits by itself; it holds nothing to release.
     std::thread::spawn(move || drop(give.send(probe(&parsed, from_elsewhere))));
     while interrupt.haste() == Haste::None {
         match found.recv_timeout(STEP) {

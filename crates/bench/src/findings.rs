@@ -1,5 +1,5 @@
-//! Merges the records of all threads and processes: totals, series, percentiles, and what clients
-//! observed around a point in time.
+//! Merges the records of all threads and processes: totals, series, percentiles, and clients'
+//! observations around a point in time.
 //!
 //! Pure.
 
@@ -39,7 +39,7 @@ struct Merged {
 }
 
 impl Findings {
-    /// Merges `records`; the intervals have the length `interval`, the last one may be shorter.
+    /// Merges `records` with intervals of length `interval`; the last one may be shorter.
     #[must_use]
     pub fn of(records: &[Record], interval: Duration) -> Self {
         let length = records.iter().map(|record| record.pieces.len()).max();
@@ -62,7 +62,7 @@ impl Findings {
                     histogram::join(&mut merged.answers, &answers);
                 }
             }
-            // Unused memory is released: there may be a thousand of these.
+            // Release unused memory: there may be a thousand of these.
             merged.answers = shrunk(&merged.answers);
             merged
         });
@@ -122,7 +122,7 @@ impl Findings {
         }
     }
 
-    /// Returns the failures by the words for their kinds.
+    /// Returns the number of failures by the word for their kind.
     #[must_use]
     pub fn failures(&self) -> BTreeMap<String, u64> {
         let counts = self.sums.failures.iter();
@@ -144,13 +144,13 @@ impl Findings {
         self.sums.first.iter().map(failure).collect()
     }
 
-    /// Returns a quantile of the latencies in nanoseconds; `None` without an answer.
+    /// Returns a quantile of the latencies in nanoseconds; `None` without answers.
     #[must_use]
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
         (!self.answers.is_empty()).then(|| self.answers.value_at_quantile(quantile))
     }
 
-    /// Returns the latency; `None` without an answer.
+    /// Returns the latency; `None` without answers.
     #[must_use]
     pub fn latency(&self) -> Option<Latency> {
         if self.answers.is_empty() {
@@ -209,7 +209,7 @@ impl Findings {
         intervals.collect()
     }
 
-    /// Returns what clients observed from `from` to `to`, both relative to the beginning, in whole
+    /// Returns clients' observations from `from` to `to`, both relative to the beginning, in whole
     /// intervals.
     #[must_use]
     pub fn seen(&self, from: Duration, to: Duration) -> Seen {
@@ -243,7 +243,7 @@ fn percentiles(times: &Histogram<u64>) -> Vec<Percentile> {
     QUANTILES.map(percentile).to_vec()
 }
 
-/// Returns the same distribution in no more memory than its longest time needs.
+/// Returns the same distribution in only as much memory as its longest time needs.
 fn shrunk(histogram: &Histogram<u64>) -> Histogram<u64> {
     let high = histogram.max().max(2);
     let Ok(mut small) = Histogram::new_with_bounds(1, high, histogram::DIGITS) else {
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(past, Seen::default());
     }
 
-    /// A server that stalled for good after 61,700 of 2,061,700 messages.
+    /// A server that stalls permanently after 61,700 of 2,061,700 messages.
     #[test]
     fn unsent_messages_do_not_become_answers() {
         let mut recorder = Recorder::new();

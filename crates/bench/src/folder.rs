@@ -1,7 +1,7 @@
 //! A temporary directory for the files of a measurement.
 //!
-//! Invariants: no other user can access it or predict its name; a socket in it has a path that the
-//! kernel accepts, however long `TMPDIR` is; it is removed when the value is dropped.
+//! Invariants: no other user can access it or predict its name; the path of a socket in it is short
+//! enough for the kernel, however long `TMPDIR` is; it is removed when the value is dropped.
 
 use std::collections::hash_map::RandomState;
 use std::fs::DirBuilder;
@@ -18,14 +18,14 @@ const DEFAULT: &str = "/tmp";
 const BELOW_MAX_BYTES: usize = 64;
 /// Number of names to try.
 const ATTEMPTS: u32 = 16;
-/// Accessible to this user only.
+/// Accessible only to this user.
 const MODE: u32 = 0o700;
 
 /// A temporary directory, empty at first.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
-/// Why it cannot be created.
+/// The cause of a failure to create it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot create a folder in {}: {source}; set TMPDIR to a writable folder",
     base.display())]
@@ -81,11 +81,12 @@ impl Drop for Folder {
 /// Returns `start` with a random, unpredictable suffix.
 #[must_use]
 pub(super) fn unique(start: &str) -> String {
-    // The keys of each come from the kernel's random numbers.
+    // The kernel's random numbers provide the keys of each instance.
     format!("{start}{:016x}", RandomState::new().hash_one(start))
 }
 
-/// Returns whether a server accepts the path of a socket below `base`: short enough, and text.
+/// Returns whether a server accepts the path of a socket below `base`: short enough, and valid
+/// text.
 fn fits(base: &Path) -> bool {
     let limit = SOCKET_PATH_MAX_BYTES - BELOW_MAX_BYTES;
     base.to_str().is_some_and(|text| text.len() <= limit)

@@ -1,4 +1,4 @@
-//! Latency histograms: HDR histograms of nanoseconds, all with the same bounds, so that they can be
+//! Latency histograms: HDR histograms of nanoseconds with the same bounds, so that they can be
 //! added.
 //!
 //! Pure.
@@ -14,7 +14,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
 pub const MAX: Duration = Duration::from_secs(3600);
 /// Significant decimal digits.
 pub const DIGITS: u8 = 3;
-/// The quantiles reported of a distribution.
+/// The quantiles reported for a distribution.
 pub const QUANTILES: [f64; 6] = [0.5, 0.75, 0.9, 0.99, 0.999, 0.9999];
 
 /// Returns an empty histogram.
@@ -24,7 +24,7 @@ pub fn empty() -> Histogram<u64> {
         .expect("invariant: the bounds are constants, and a test makes one")
 }
 
-/// Adds one time; longer ones than [`MAX`] count as [`MAX`].
+/// Adds one time; times above [`MAX`] count as [`MAX`].
 #[inline]
 pub fn note(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
@@ -47,7 +47,8 @@ pub fn pack(histogram: &Histogram<u64>) -> String {
     let mut bytes = Vec::new();
     match V2Serializer::new().serialize(histogram, &mut bytes) {
         Ok(_) => BASE64.encode(bytes),
-        // Writing to a vector cannot fail; if it did, no histogram is better than half of one.
+        // Writing to a vector cannot fail; if it did, an empty histogram would be better than part
+        // of one.
         Err(_) => String::new(),
     }
 }

@@ -1,8 +1,8 @@
-//! Ctrl-C and the other signals that end a measurement early.
+//! Handles Ctrl-C and the other signals that end a measurement early.
 //!
-//! The first signal ends the load gracefully: the last answers may arrive, commands and the server
-//! get a grace period. The second one (`timeout` sends two) skips that. Both report the results so
-//! far, end every child and remove every file.
+//! The first signal ends the load gracefully: the last answers may arrive, and commands and the
+//! server get a grace period. A second one (`timeout` sends two) skips that. Both report the
+//! results so far, end every child and remove every file.
 //!
 //! Invariants: a signal that was ignored at the start, as under `nohup`, stays ignored. Every wait
 //! of a measurement checks [`Interrupt::haste`] at least every [`STEP`].
@@ -38,7 +38,7 @@ pub(super) enum Haste {
     None,
     /// Early, gracefully.
     Soon,
-    /// At once: nothing is waited for that can be killed or left out.
+    /// At once: anything that can be killed or omitted is not waited for.
     Now,
 }
 
@@ -50,7 +50,7 @@ impl Interrupt {
     /// Handles the signals that end this process by default and are not ignored.
     ///
     /// # Errors
-    /// The system refuses a handler.
+    /// The system rejected a handler.
     pub(super) fn watch() -> io::Result<Self> {
         let ignored = ignored();
         let is_ignored = |signal: Signal| ignored & (1 << (signal as u64 - 1)) != 0;
@@ -83,7 +83,7 @@ impl Interrupt {
     }
 }
 
-/// Returns the signals that this process ignores, as a mask; none if `/proc` is not mounted.
+/// Returns the signals ignored by this process, as a mask; none if `/proc` is not mounted.
 fn ignored() -> u64 {
     let status = Process::myself().and_then(|process| process.status());
     status.map_or(0, |status| status.sigign)

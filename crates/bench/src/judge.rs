@@ -12,15 +12,15 @@ use super::record::Record;
 
 /// Share of its threads' CPU time above which the client is the bottleneck.
 const BUSY_SHARE: f64 = 0.9;
-/// Share below which the client is not slow: if it is late, it did not get the CPU.
+/// Share below which the client is not slow: if late, it did not get the CPU.
 const WORKING_SHARE: f64 = 0.5;
-/// Share of the planned messages sent late by the client above which latencies are not the server's
-/// alone.
+/// Share of the planned messages sent late by the client above which latencies are not only the
+/// server's.
 const LATE_SHARE: f64 = 0.01;
-/// Share of the planned messages unsent at the end above which the server did not keep up; below it
-/// they are the last few, whose connections were busy at that moment.
+/// Share of the planned messages unsent at the end above which the server did not keep up; below
+/// it, they are the last few, whose connections were busy at that moment.
 const UNSENT_SHARE: f64 = 0.001;
-/// Share of unsent messages above which the load was not the planned one.
+/// Share of unsent messages above which the load differed from the plan.
 const UNSENT_SHARE_MAX: f64 = 0.1;
 /// Share of all CPUs above which client and server competed for them.
 const SHARED_SHARE: f64 = 0.95;
@@ -38,11 +38,11 @@ pub(super) struct Facts<'a> {
     pub threads: u32,
     /// CPUs available to them.
     pub cpus: u16,
-    /// CPU time of the server, if it is known.
+    /// CPU time of the server, if known.
     pub server_cpu: Option<Duration>,
     /// Whether answers determine the sending rate, so that the client may be the bottleneck.
     pub closed_loop: bool,
-    /// The commands to be run during the load.
+    /// The commands scheduled during the load, with their runs.
     pub ran: &'a [Ran],
 }
 
@@ -151,7 +151,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
     }
 }
 
-/// Returns the problem with the runs of a command, if there is one.
+/// Returns the problem with a command's runs, if any.
 fn failed_command(ran: &Ran, measured: Duration) -> Option<String> {
     let (command, runs) = (&ran.job.action, ran.marks.len());
     if runs == 0 {

@@ -15,10 +15,10 @@
 //!
 //! Invariants: the exit code is 0 only if nothing failed, every byte received was correct, the plan
 //! was completed and every output was written; distortions by the client itself are reported with
-//! the figures; however it ends, its children and files are gone. It must not share code with the
-//! server's transformation or event loop, which it checks.
+//! the figures; however it ends, its children and files are removed. It must not share code with
+//! the server's transformation or event loop, which it checks.
 
-// These macros panic if the reader is gone; `output` and `stderr::write_error` do not.
+// These macros panic if the reader closed the pipe; `output` and `stderr::write_error` do not.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod command;
@@ -66,7 +66,7 @@ use uppercased_ctl::stderr;
 /// Exit code for an invalid plan.
 const BAD_INPUT: u8 = 2;
 
-/// Why there is no outcome, or no output for it.
+/// The reason why an outcome, or its output, is missing.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("cannot prepare for signals: {0}")]
@@ -94,7 +94,7 @@ impl Error {
 
 /// Runs the command: measures, or compares measurements.
 ///
-/// The exit code is 0 if nothing failed and everything was done and written, 2 if the plan is
+/// The exit code is 0 if nothing failed and the plan was completed and written, 2 if the plan is
 /// invalid, and 1 otherwise.
 #[must_use]
 pub fn run(typed: &ArgMatches) -> ExitCode {
@@ -126,7 +126,7 @@ fn misused(why: &str, command: &str) -> ExitCode {
 /// Measures; returns whether nothing failed, the plan was completed, and every output was written.
 fn measured(options: &Options) -> Result<bool, Error> {
     let interrupt = Interrupt::watch().map_err(Error::Signals)?;
-    // A file that cannot be written is detected before the measurement, not after.
+    // Detects an unwritable file before the measurement, not after it.
     let outputs = Outputs::open(options)?;
     let outcome = run::measure(options, &interrupt)?;
     let is_written = outputs.write(&outcome, &interrupt);

@@ -1,11 +1,11 @@
 //! The CPU time and memory of all processes of a server on this machine.
 //!
-//! A server is a set of processes that may change while it is sampled: the named ones and all their
-//! descendants. The time of a process that exits is added to its parent, which waited for it, so
-//! the sum over the set of own and inherited time loses nothing in a restart.
+//! A server is a set of processes that may change while it is sampled: the named processes and all
+//! their descendants. The time of an exited process is added to the parent that waited for it, so
+//! the sum over the set of own and inherited time loses nothing in a reload.
 //!
-//! Invariant: it changes nothing; unreadable values are left out. CPU times have the kernel's
-//! resolution of a tick (10 ms) for each process.
+//! Invariant: it changes nothing; unreadable values are omitted. CPU times have the kernel's
+//! resolution of a tick (10 ms) per process.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub(super) fn memory(roots: &[u32]) -> Option<u64> {
                     .filter_map(|map| map.extension.map.get("Pss"))
                     .sum::<u64>();
             }
-            // It has exited meanwhile.
+            // It has exited in the meantime.
             Err(procfs::ProcError::NotFound(_)) => {}
             Err(_) => return None,
         }

@@ -1,4 +1,4 @@
-//! The options of `uppercased bench` as values: choices, commands with their times, addresses.
+//! The options of `uppercased bench` as values: choices, scheduled commands and addresses.
 //!
 //! Pure. It must not check combinations of options; `plan` does.
 
@@ -18,7 +18,7 @@ use uppercased_ctl::proxy_header::Version;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pattern {
-    /// Each connection sends its next message after the answer.
+    /// Each connection sends its next message after an answer.
     Ping,
     /// Messages are sent as planned, regardless of the answers.
     Rate,
@@ -28,7 +28,7 @@ pub enum Pattern {
     Churn,
     /// Long-lived connections, each used at intervals.
     Hold,
-    /// Connections are open and silent.
+    /// Connections stay open and idle.
     Idle,
     /// Each connection sends as much as the kernel accepts and reads nothing until the end.
     Stall,
@@ -42,17 +42,17 @@ pub enum Expect {
     Upper,
     /// The bytes sent.
     Echo,
-    /// As many bytes, unchecked.
+    /// The same number of bytes, unchecked.
     None,
 }
 
-/// How a connection of `churn` is closed.
+/// How `churn` closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Close {
     /// Closed after the answer.
     Fin,
-    /// This side ends its stream right after the last byte, and closes after the server has ended
+    /// The client ends its stream right after the last byte, and closes after the server has ended
     /// its own.
     Half,
     /// Reset after the answer.
@@ -69,7 +69,7 @@ pub enum Arrivals {
     Poisson,
 }
 
-/// A choice that is given as a word.
+/// A choice given as a word.
 pub trait Word: Copy + 'static {
     /// Every choice.
     const ALL: &'static [Self];
@@ -109,13 +109,13 @@ impl Word for Version {
 /// The source addresses of connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sources {
-    /// Number of addresses of the loopback network.
+    /// A number of addresses in the loopback network.
     Count(u32),
     /// Explicit addresses, with port 0; an IPv6 address may have a zone.
     Addresses(Vec<SocketAddr>),
 }
 
-/// A command to run during the load, and when.
+/// A command to run during the load, with its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
     /// Time of the first run, from the beginning of the measurement.
@@ -131,7 +131,7 @@ pub struct Job {
 pub enum Action {
     /// A shell command.
     Shell(String),
-    /// A program with its arguments, byte for byte: a path need not be text.
+    /// A program with its arguments as bytes: a path need not be text.
     Program(Vec<OsString>),
 }
 

@@ -1,23 +1,23 @@
 //! The results of a measurement as plain data: the JSON of `--json`, and the only input of summary,
 //! page and comparison.
 //!
-//! Invariants: every field has a default, so that an outcome of an older program can be read; an
-//! unknown field is skipped; every number is finite (JSON has no other). Fields are only ever
-//! added; a change of meaning gets a new [`FORMAT`]. (In format 1, messages that were never sent
-//! were among the answers of `latency`.) Pure: it must not measure, judge or print.
+//! Invariants: every field has a default, so that an older program's outcome can be read; an
+//! unknown field is skipped; every number is finite (JSON has no other). Fields are only added; a
+//! change of meaning gets a new [`FORMAT`]. (In format 1, messages that were never sent were
+//! counted as answers in `latency`.) Pure: it must not measure, judge or print.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the fields' meaning.
+/// Version of the meaning of fields.
 pub const FORMAT: u32 = 2;
 
 /// One measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Outcome {
-    /// Version of the fields' meaning: [`FORMAT`].
+    /// Version of the meaning of fields: [`FORMAT`].
     pub format: u32,
     /// Version of the program that measured.
     pub program: String,
@@ -27,7 +27,7 @@ pub struct Outcome {
     pub command: String,
     /// The machine that measured.
     pub machine: Machine,
-    /// The server as given; the address if it is the built-in server.
+    /// The server as given; the address for the built-in server.
     pub target: String,
     /// The plan.
     pub plan: PlanSummary,
@@ -36,18 +36,18 @@ pub struct Outcome {
     /// Totals of that time.
     pub totals: Totals,
     /// Failures by kind, including the warm-up's: `refused`, `reset`, `early_eof`, `timeout`,
-    /// `wrong_byte`, `connect_timeout`, `no_source_port`, `system`. Zeros are left out.
+    /// `wrong_byte`, `connect_timeout`, `no_source_port`, `system`. Zeros are omitted.
     pub failures: BTreeMap<String, u64>,
     /// The first failures, in order of time.
     pub first_failures: Vec<Failure>,
-    /// Latency of the answers; `None` if none was measured. Only answers are included.
+    /// Latency of answers only; `None` if none was measured.
     pub latency: Option<Latency>,
     /// Counts of planned messages; `None` for a closed loop.
     pub schedule: Option<Schedule>,
     /// Start of a latency: `planned` (open loop: when the message was due, so that a stall is not
     /// hidden) or `sent` (closed loop).
     pub latency_from: String,
-    /// The longest time in milliseconds that a connection waited without receiving anything.
+    /// The longest time in milliseconds for which a connection received nothing while waiting.
     pub longest_stall_ms: f64,
     /// The measurement in intervals, in order of time, without the warm-up.
     pub series: Vec<Interval>,
@@ -55,10 +55,10 @@ pub struct Outcome {
     pub marks: Vec<Mark>,
     /// The cost of measuring.
     pub client: Client,
-    /// The server's costs, if it is known and runs on this machine.
+    /// The server's costs, if known and if it runs on this machine.
     pub server: Option<Server>,
-    /// Deviations from the plan, a sentence each. A measurement with any problem or failure is not
-    /// the planned one.
+    /// Deviations from the plan, a sentence each. A measurement with a problem or failure did not
+    /// follow its plan.
     pub problems: Vec<String>,
     /// Caveats about the figures, a sentence each.
     pub warnings: Vec<String>,
@@ -78,13 +78,12 @@ impl Outcome {
 pub struct Schedule {
     /// Messages planned.
     pub planned: u64,
-    /// Messages among them that were never sent, because earlier ones on their connection were not
-    /// answered.
+    /// Messages among them never sent, because earlier ones on their connection were unanswered.
     pub not_sent: u64,
-    /// Percentiles of the latencies, with the time that each unsent message had waited at the end;
-    /// empty if all were sent.
+    /// Percentiles of the latencies, including the time that each unsent message had waited at the
+    /// end; empty if all were sent.
     pub percentiles: Vec<Percentile>,
-    /// The longest of those times, in nanoseconds.
+    /// The maximum of these times, in nanoseconds.
     pub max_ns: u64,
 }
 
@@ -112,7 +111,7 @@ pub struct PlanSummary {
     pub size: String,
     /// Messages in flight per connection.
     pub pipeline: u32,
-    /// Messages to send per second, all connections together; `None` for a closed loop.
+    /// Messages to send per second on all connections; `None` for a closed loop.
     pub rate_per_s: Option<f64>,
     /// `constant` or `poisson`; `None` for a closed loop.
     pub arrivals: Option<String>,
@@ -122,11 +121,11 @@ pub struct PlanSummary {
     pub processes: u16,
     /// Milliseconds of warm-up.
     pub warmup_ms: u64,
-    /// Milliseconds to measure; 0 if a number of messages was to be sent.
+    /// Milliseconds to measure; 0 if the plan is a number of messages.
     pub duration_ms: u64,
-    /// `upper`, `echo` or `none`: what received bytes were compared with.
+    /// `upper`, `echo` or `none`: the expected answer.
     pub expect: String,
-    /// `v1` or `v2`: the PROXY header that began each connection; `None`: none.
+    /// `v1` or `v2`: the PROXY header at the beginning of each connection; `None`: no header.
     pub proxy_protocol: Option<String>,
 }
 
@@ -155,7 +154,7 @@ pub struct Failure {
     pub at_ms: u64,
     /// Number of the connection, unique among all processes and threads.
     pub connection: u64,
-    /// Number of correct bytes received before; `None` if not applicable.
+    /// Number of correct bytes received before the failure; `None` if not applicable.
     pub position: Option<u64>,
     /// A description.
     pub detail: String,
@@ -225,19 +224,19 @@ pub struct Mark {
     pub took_ms: u64,
     /// Its exit code; `None` if it was killed by a signal, or outlived the measurement.
     pub exit_code: Option<i32>,
-    /// The last line of its output, cut to a bound.
+    /// The last line of its output, truncated.
     pub output: String,
-    /// What clients observed around it.
+    /// Clients' observations around it.
     pub seen: Seen,
 }
 
-/// What clients observed in the time around a mark.
+/// Clients' observations in the time around a mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Seen {
     /// Failures of all kinds.
     pub failures: u64,
-    /// The longest time in milliseconds that a connection waited without receiving anything.
+    /// The longest time in milliseconds for which a connection received nothing while waiting.
     pub longest_stall_ms: f64,
     /// 99th percentile of the latency, in nanoseconds.
     pub p99_ns: u64,
@@ -280,7 +279,7 @@ pub struct Server {
     /// Memory added by each connection, in bytes.
     pub memory_per_connection_bytes: f64,
     /// Connections of each worker with all connections open, in order of the workers; empty if the
-    /// server does not report it.
+    /// server does not report them.
     pub connections_by_worker: Vec<u64>,
 }
 

@@ -1,8 +1,8 @@
 //! Writes results to files and standard output.
 //!
 //! Invariants: each output is written completely, or an error reports that it was not; no output
-//! overwrites another; a regular file keeps its content until the replacement is complete, and none
-//! is left empty; a measured result is always shown somewhere, whichever output fails.
+//! overwrites another; a regular file keeps its content until the replacement is complete, and no
+//! file is left empty; a measured result is always shown somewhere, whichever output fails.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
@@ -24,12 +24,12 @@ use super::wait::is_ready;
 use uppercased_ctl::output::stdout;
 use uppercased_ctl::stderr::write_error;
 
-/// Names of standard output. If a file is written to it, no summary is.
+/// Names of standard output. If a file is written to it, the summary is not.
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 /// Bytes that a writable pipe accepts at once (`PIPE_BUF`).
 const PIECE_BYTES: usize = 4096;
 
-/// Why an output is not written.
+/// The reason why an output is not written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The system's error.
@@ -40,7 +40,7 @@ pub(super) enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// A named pipe without a reader, for which opening would wait.
+    /// A named pipe without a reader, which would block the open.
     #[error("cannot write {}: no process reads this pipe; start its reader first", path.display())]
     NoReader {
         /// The path as given.
@@ -55,7 +55,7 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// Returns whether the options themselves are invalid, rather than the system at fault.
+    /// Returns whether the error is in the options rather than in the system.
     #[must_use]
     pub(super) const fn is_usage(&self) -> bool {
         matches!(self, Self::Same(..))
@@ -126,8 +126,8 @@ impl Outputs {
         Ok(outputs)
     }
 
-    /// Writes everything, files first; reports failures on standard error, and the summary, too, if
-    /// it would be shown nowhere. Returns whether all was written.
+    /// Writes everything, files first. Reports failures on standard error, and the summary, too, if
+    /// it would not be shown otherwise. Returns whether all was written.
     #[must_use]
     pub(super) fn write(self, outcome: &Outcome, interrupt: &Interrupt) -> bool {
         let summary = report::summary(outcome);
@@ -216,7 +216,7 @@ impl Output {
     }
 }
 
-/// Chooses how `path` is written, and checks it. `follow`: a dangling link is followed once.
+/// Chooses how to write to `path`, and checks it. `follow`: a dangling link is followed once.
 fn place(path: &Path, follow: bool) -> io::Result<Place> {
     if STDOUT.iter().any(|name| path == Path::new(name)) {
         return Ok(Place::Stdout);
@@ -235,7 +235,7 @@ fn place(path: &Path, follow: bool) -> io::Result<Place> {
         }
         Err(error) => return Err(error),
     };
-    // Then a pipe without a reader is an error, instead of a wait.
+    // A pipe without a reader is then an error instead of a wait.
     let file = OpenOptions::new()
         .write(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -249,7 +249,7 @@ fn place(path: &Path, follow: bool) -> io::Result<Place> {
     }
 }
 
-/// Returns whether the file can be replaced by another without a difference to its users.
+/// Returns whether replacing the file makes no difference to its users.
 fn is_replaceable(known: &Metadata) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     known.is_file() && known.nlink() == 1 && known.uid() == own
@@ -272,7 +272,7 @@ fn try_folder(folder: &Path) -> io::Result<()> {
     fs::remove_file(&path)
 }
 
-/// Replaces the file at `path` by `text`: completely, or not at all.
+/// Replaces the file at `path` by `text`, atomically.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let beside = folder_of(path).join(unique(".uppercased-bench-"));
     let mut file = OpenOptions::new()
@@ -284,7 +284,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
             file.set_permissions(known.permissions())?;
         }
         file.write_all(text.as_bytes())?;
-        // A full disk may be detected only on writing back.
+        // A full disk may be detected only during writeback.
         file.sync_all()?;
         fs::rename(&beside, path)
     };
@@ -315,7 +315,7 @@ fn to_stdout(text: &str, interrupt: &Interrupt) -> Result<(), Error> {
     }
 }
 
-/// Writes all of `bytes`. Waits for a slow reader, until a signal arrives.
+/// Writes all of `bytes`; waits for a slow reader until a signal arrives.
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], interrupt: &Interrupt) -> io::Result<()> {
     let signals = interrupt.signals();
     while !bytes.is_empty() {

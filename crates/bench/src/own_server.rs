@@ -1,6 +1,6 @@
-//! The built-in server: this very program, on a free port of the loopback network.
+//! The built-in server: this program, on a free loopback port.
 //!
-//! Invariants: it ends when the value is dropped, gracefully if possible and killed if not; if this
+//! Invariants: it stops when the value is dropped, gracefully if possible, else killed; if this
 //! process dies, the kernel signals the server to stop. It is outside the terminal's process group,
 //! so that Ctrl-C reaches the measurement first and the server last. It ignores settings in the
 //! caller's environment, which are for another server.
@@ -38,14 +38,14 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 const SOCKET: &str = "control.sock";
 /// The prefix of its output once it serves.
 const READY: &str = "listening on ";
-/// Maximum length of its output before that.
+/// Maximum length of its output before it serves.
 const OUTPUT_MAX_BYTES: usize = 64 << 10;
 
 /// A running server.
 #[derive(Debug)]
 pub(super) struct OwnServer {
     child: Child,
-    /// A pidfd, which stays valid if its process number is reused.
+    /// A pidfd, which stays valid if its process ID is reused.
     process: OwnedFd,
     interrupt: Interrupt,
     folder: Folder,
@@ -55,13 +55,13 @@ pub(super) struct OwnServer {
     pub program: PathBuf,
 }
 
-/// Why it did not start.
+/// The reason why it did not start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The system's error.
     #[error("cannot start a server to measure: {0}")]
     System(#[from] io::Error),
-    /// No directory for its files.
+    /// The directory for its files cannot be created.
     #[error(transparent)]
     Folder(#[from] folder::Error),
     /// A file for it cannot be written.
@@ -84,10 +84,10 @@ pub(super) enum Error {
 }
 
 impl OwnServer {
-    /// Starts a server with `workers` workers, or its default, and further `arguments`.
+    /// Starts a server with `workers` workers, or its default number, and further `arguments`.
     ///
     /// # Errors
-    /// It did not start; its own error message is the cause.
+    /// It did not start; the cause is its own error message.
     pub(super) fn start(
         workers: Option<u16>,
         arguments: &[String],
@@ -156,7 +156,7 @@ impl OwnServer {
             if !is_readable(output.as_fd(), STEP) {
                 continue;
             }
-            // Its exit ends its output, so this waits for either.
+            // Its exit ends its output, so this waits for both.
             match output.read(&mut piece)? {
                 0 => return Ok(None),
                 count => text.extend_from_slice(&piece[..count]),
@@ -171,7 +171,7 @@ impl OwnServer {
         Ok(None)
     }
 
-    /// Returns its process number, valid while it runs.
+    /// Returns its process ID, valid while it runs.
     #[must_use]
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
@@ -198,7 +198,7 @@ impl OwnServer {
                 break;
             }
         }
-        // Its workers are in its group. The number cannot be reused yet: it has not been reaped.
+        // Its workers are in its group. It has not been reaped, so its ID cannot have been reused.
         kill_group(&self.child);
         let _ = self.child.wait();
     }
@@ -214,14 +214,14 @@ fn kill_group(leader: &Child) {
     let _ = kill_process_group(Pid::from_child(leader), Signal::KILL);
 }
 
-/// Returns whether a variable of the caller's environment is for another server.
+/// Returns whether a variable in the caller's environment is meant for another server.
 fn is_of_another(name: &OsStr) -> bool {
     let known = [&LISTEN_VARIABLES[..], &NOTIFY_VARIABLES, &[STATE_VARIABLE]].concat();
     name.as_encoded_bytes().starts_with(ENV_PREFIX.as_bytes())
         || known.iter().any(|known| name == *known)
 }
 
-/// Returns the status of the server at `control`; `None` if it does not answer.
+/// Returns the status of the server at `control`; `None` if it does not reply.
 #[must_use]
 pub(super) fn status(control: &Path) -> Option<Status> {
     match client::ask(control, &Request::Status, Some(STATUS_TIMEOUT), |_| {}) {

@@ -1,8 +1,8 @@
-//! Turns options into a plan with every number decided.
+//! Turns options into a plan with every parameter set.
 //!
-//! Invariants: a [`Plan`] that [`settle`] returned can be carried out as it stands; an invalid
-//! combination is one error with the cause and a hint; every limit and default of the load
-//! generator is named here. Pure: the machine's properties are passed in as [`Facts`].
+//! Invariants: a [`Plan`] returned by [`settle`] can be carried out as is; an invalid combination
+//! is one error with the cause and a hint; every limit and default of the load generator is named
+//! here. Pure: the machine's properties are passed in as [`Facts`].
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,8 +28,8 @@ pub const CONNECTIONS_MAX: u32 = 2_000_000;
 pub const SIZE: Sizes = Sizes::Fixed(64);
 /// Default size of a message of `stream` and `stall`.
 pub const STREAM_SIZE: Sizes = Sizes::Fixed(64 * 1024);
-/// Default number of messages in flight per connection of `stream`: with its messages, a window of
-/// 1 MiB.
+/// Default number of messages in flight per connection of `stream`: with its message size, a window
+/// of 1 MiB.
 pub const STREAM_PIPELINE: u32 = 16;
 /// Maximum number of messages in flight per connection.
 pub const PIPELINE_MAX: u32 = 65_536;
@@ -49,8 +49,8 @@ pub const WARMUP: Duration = Duration::from_secs(1);
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// Default connect timeout.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum of the default threads per process. The default is half of the CPUs, so that the server
-/// has the others.
+/// Maximum default number of threads per process. The default is half of the CPUs, so that the
+/// server has the others.
 pub const THREADS_AUTO_MAX: u16 = 8;
 /// Maximum threads per process.
 pub const THREADS_MAX: u16 = 256;
@@ -71,8 +71,8 @@ pub const INTERVALS_MAX: u32 = 1200;
 pub const JOBS_MAX: usize = 16;
 /// Maximum receive buffer per connection.
 pub const RECEIVE_BUFFER_MAX: u32 = 1 << 30;
-/// Maximum gap between two planned messages of a connection, in nanoseconds: longer than any
-/// measurement, and finite.
+/// Maximum gap between two planned messages of a connection, in nanoseconds: finite, but longer
+/// than any measurement.
 pub const GAP_MAX_NS: f64 = 1e18;
 
 /// Properties of the machine.
@@ -146,7 +146,7 @@ pub struct Plan {
     pub interval: Duration,
 }
 
-/// Why there is no plan.
+/// The reason why there is no plan.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// A flag of another pattern.
@@ -154,9 +154,9 @@ pub enum Error {
     WrongPattern {
         /// The flag.
         flag: &'static str,
-        /// The pattern that was chosen.
+        /// The chosen pattern.
         pattern: &'static str,
-        /// The patterns that it is for.
+        /// The patterns to which it applies.
         owners: &'static str,
     },
     /// Two flags that exclude each other.
@@ -167,7 +167,7 @@ pub enum Error {
         "cannot use {0} with an address: it is for the built-in server; remove it, or use --during"
     )]
     OwnServerOnly(&'static str),
-    /// A number out of its bounds.
+    /// A number out of range.
     #[error("cannot use this value of {flag}: it must be {bounds}")]
     OutOfBounds {
         /// The flag.
@@ -213,10 +213,10 @@ pub enum Error {
     NotLoopback,
 }
 
-/// Decides every open parameter.
+/// Sets every open parameter.
 ///
 /// # Errors
-/// The first inconsistency.
+/// The first inconsistency found.
 pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     let pattern = options.pattern.unwrap_or(Pattern::Ping);
     check_bounds(options)?;
@@ -390,7 +390,7 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
     check_ownership(options)
 }
 
-/// Checks for flags that apply only to the built-in server, or only to another one.
+/// Checks for flags that apply only to the built-in server, or only to another server.
 fn check_ownership(options: &Options) -> Result<(), Error> {
     if options.target.is_some() {
         for (typed, flag) in [
@@ -465,8 +465,8 @@ fn sources(
     Ok((1..=count).map(address).collect())
 }
 
-/// Returns the shortest multiple of the minimum interval that does not exceed the maximum number of
-/// intervals in `duration`.
+/// Returns the shortest multiple of the minimum interval with which `duration` has at most the
+/// maximum number of intervals.
 fn interval(duration: Duration) -> Duration {
     let steps = duration
         .as_nanos()

@@ -1,4 +1,4 @@
-//! The progress of the measurement: a line on standard error, shown on a terminal only.
+//! Shows the progress of the measurement as a line on standard error, on a terminal only.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Creates the line, unless it is unwanted or would not be visible.
+    /// Creates the line, unless it is unwanted or would be invisible.
     #[must_use]
     pub(super) fn new(wanted: bool) -> Self {
         Self {
@@ -79,13 +79,13 @@ impl Progress {
     fn show(&self, phase: &str, done: u64, all: u64, text: &str) {
         let columns = tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
         let line = format!("{phase:>10} [{}] {text}", bar(done, all));
-        // A full line would move the cursor to the next one.
+        // A full line would move the cursor to the next line.
         self.write(&(CLEAR.to_owned() + &cut(&line, columns.saturating_sub(1))));
     }
 
     fn write(&self, text: &str) {
         if self.is_shown {
-            // The measurement does not depend on it.
+            // Best effort: the measurement does not depend on it.
             let _ = io::stderr().write_all(text.as_bytes());
         }
     }

@@ -1,12 +1,12 @@
 //! Records the events of one thread as they happen.
 //!
-//! One histogram holds the latencies of the present interval of the series; at its end, the
+//! One histogram holds the latencies of the current interval of the series. At its end the
 //! histogram is added to the total, packed (a few hundred bytes) and cleared. So an answer costs
 //! one entry, and a measurement of a week needs as little memory as one of a minute.
 //!
 //! Invariants: events before the beginning are not counted, except failures; events after the end
-//! count for latencies only; the intervals leave no gap. A planned message that was never sent is
-//! not an answer: it has its own count and its own histogram. Pure: the time is passed in.
+//! count only for latencies; the intervals leave no gap. A planned message that was never sent is
+//! not an answer: it has its own count and histogram. Pure: the time is passed in.
 
 use std::collections::BTreeMap;
 
@@ -21,21 +21,21 @@ use uppercased_ctl::clock::Tick;
 /// Number of failures recorded with details.
 pub const FIRST_FAILURES_MAX: usize = 20;
 
-/// Delay after which a planned message on a free connection counts as sent late by the client.
+/// Delay above which a planned message on a free connection counts as sent late by the client.
 pub const LATE: Duration = Duration::from_millis(1);
 
-/// Maximum number of histogram entries for a connection's unsent messages; more messages share that
-/// many entries.
+/// Maximum histogram entries for a connection's unsent messages; a larger number of messages shares
+/// these entries.
 const UNSENT_ENTRIES_MAX: u64 = 4096;
 
 /// Records events.
 #[derive(Debug)]
 pub struct Recorder {
-    /// Start of the measurement; the end of time until it is known.
+    /// Start of the measurement; [`Tick::MAX`] until known.
     from: Tick,
     until: Tick,
     interval: Duration,
-    /// End of the present interval; the end of time if none is open.
+    /// End of the current interval; [`Tick::MAX`] if none is open.
     piece_until: Tick,
     present: Piece,
     answers: Histogram<u64>,
@@ -61,7 +61,7 @@ pub struct Record {
     pub failures: BTreeMap<Kind, u64>,
     /// The first failures.
     pub first: Vec<Noted>,
-    /// Longest time that a connection waited without receiving anything, in nanoseconds.
+    /// Longest time for which a connection received nothing while waiting, in nanoseconds.
     pub longest_stall_ns: u64,
     /// Planned messages that were due.
     pub planned: u64,
@@ -69,11 +69,11 @@ pub struct Record {
     pub late: u64,
     /// Messages among them never sent, because earlier ones were not answered.
     pub unsent: u64,
-    /// How long each of those had waited at the end: an HDR histogram, packed.
+    /// How long each of these had waited at the end: an HDR histogram, packed.
     pub waits: String,
     /// Time measured, in nanoseconds.
     pub counted_ns: u64,
-    /// CPU time in that time, in nanoseconds.
+    /// CPU time during that time, in nanoseconds.
     pub cpu_ns: u64,
 }
 
@@ -97,13 +97,13 @@ pub struct Piece {
 /// The details of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
-    /// The absolute time, so that failures of several processes can be ordered.
+    /// The absolute time, to order failures of several processes.
     pub at: Tick,
     /// The kind of failure.
     pub kind: Kind,
     /// The connection's number.
     pub connection: u64,
-    /// Number of correct bytes before.
+    /// Number of correct bytes before it.
     pub position: Option<u64>,
     /// A description.
     pub detail: String,
@@ -137,7 +137,7 @@ impl Recorder {
         self.piece_until = from + interval;
     }
 
-    /// Ends the measurement at `now`, earlier than planned.
+    /// Ends the measurement at `now`, before its planned end.
     pub fn cut(&mut self, now: Tick) {
         self.roll(now);
         if now < self.until {
@@ -147,7 +147,7 @@ impl Recorder {
         }
     }
 
-    /// Closes the intervals that are over. Must be called once per turn, even if nothing happens.
+    /// Closes the intervals that have ended. Call it once per turn, even without events.
     #[inline]
     pub fn roll(&mut self, now: Tick) {
         while now >= self.piece_until {
@@ -199,7 +199,7 @@ impl Recorder {
         self.record.longest_stall_ns = self.record.longest_stall_ns.max(stall);
         self.present.stall_ns = self.present.stall_ns.max(stall);
         if now.since(since) > self.interval {
-            // The wait extends into intervals that are closed.
+            // The wait extends into closed intervals.
             let length = self.interval.as_nanos().max(1);
             let first = since.since(self.from).as_nanos() / length;
             let first = usize::try_from(first).unwrap_or(usize::MAX);
@@ -236,8 +236,8 @@ impl Recorder {
         }
     }
 
-    /// Counts a message planned for `due` and sent now; `free` if nothing kept its connection from
-    /// sending it in time.
+    /// Counts a message planned for `due` and sent now; `free` if its connection could have sent it
+    /// in time.
     ///
     /// While connections catch up after a stall of the server, all of them have much to send at
     /// once; a free one that waits for the others is not late because of the client.
@@ -256,8 +256,8 @@ impl Recorder {
     }
 
     /// Counts `count` messages that were never sent and would not have been answered before the
-    /// end, the first planned for `due`, each of the others `gap` after its predecessor. Only those
-    /// planned for the time measured count, with their waits.
+    /// end: the first planned for `due`, each of the others `gap` after its predecessor. Only
+    /// messages planned for the time measured count, with their waits.
     pub fn unsent(&mut self, due: Tick, gap: Duration, count: u64) {
         let gap = nanos(gap).max(1);
         let before = |end: Tick| nanos(end.since(due)).div_ceil(gap);
@@ -269,7 +269,7 @@ impl Recorder {
         self.record.unsent += number;
         let entries = number.min(UNSENT_ENTRIES_MAX);
         for entry in 0..entries {
-            // Each message of an entry counts with the wait of its middle one.
+            // All messages of an entry count with the wait of the middle one.
             let from = share(number, entry, entries);
             let until = share(number, entry + 1, entries);
             let middle = first + u64::midpoint(from, until);
@@ -280,10 +280,10 @@ impl Recorder {
         }
     }
 
-    /// Returns the record; `cpu` is the CPU time spent in the time measured.
+    /// Returns the record; `cpu` is the CPU time used in the time measured.
     #[must_use]
     pub fn finish(mut self, cpu: Duration) -> Record {
-        // Close the intervals left open because the load ended first.
+        // Close the intervals left open because the load ended early.
         let end = if self.from == NEVER {
             NEVER
         } else {

@@ -1,10 +1,10 @@
 //! Reports of a measurement: a summary on the terminal, a page for the browser, and the comparison
 //! of several.
 //!
-//! Invariants: a report is a function of [`Outcome`]s and of nothing else; whatever an outcome
-//! contains (it may come from an untrusted file), no line of text is wider than [`COLUMNS`] or
-//! holds a control character, and none of its text becomes markup. It must not measure, or read a
-//! clock. Only [`load()`] touches a file.
+//! Invariants: a report depends only on [`Outcome`]s; whatever an outcome contains (it may come
+//! from an untrusted file), no line of text is wider than [`COLUMNS`] or contains a control
+//! character, and none of its text becomes markup. It must not measure, or read a clock. Only
+//! [`load()`] touches a file.
 
 mod advice;
 mod compare;

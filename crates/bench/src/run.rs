@@ -1,8 +1,8 @@
 //! Runs one measurement, from its plan to its outcome.
 //!
-//! Invariants: however it ends (an error, Ctrl-C), the team is stopped and the built-in server is
-//! gone; the server's figures are differences over exactly the time measured, within the latency of
-//! this thread's wake-up.
+//! Invariants: however it ends (an error, Ctrl-C), the team and the built-in server are stopped;
+//! the server's figures are differences over exactly the time measured, within the latency of this
+//! thread's wake-up.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -36,13 +36,13 @@ const WINDOW: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(2);
 /// Interval of samples in that time.
 const SETTLE_STEP: Duration = Duration::from_millis(20);
-/// Number of samples with unchanged memory after which the server has settled.
+/// Number of consecutive samples with unchanged memory after which the server has settled.
 const SETTLED_SAMPLES: u32 = 5;
 
-/// The flag with which the built-in server requires PROXY headers.
+/// The flag that makes the built-in server require PROXY headers.
 const ASK_FOR_HEADERS: &str = "--proxy-protocol";
 
-/// Why there is no outcome.
+/// The reason why there is no outcome.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The plan is invalid.
@@ -74,7 +74,7 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// Returns whether the options themselves are invalid, rather than the system at fault.
+    /// Returns whether the error is in the options rather than in the system.
     #[must_use]
     pub(super) const fn is_usage(&self) -> bool {
         matches!(
@@ -88,7 +88,7 @@ impl Error {
 struct Subject {
     name: String,
     address: SocketAddr,
-    /// Its initial processes, if it is known and runs on this machine.
+    /// Its initial processes, if known and on this machine.
     roots: Vec<u32>,
     /// The path of its control socket.
     control: Option<PathBuf>,
@@ -109,7 +109,7 @@ struct Watched {
 /// Measures as `options` specify.
 ///
 /// # Errors
-/// There is no measurement. Failures of connections are no error but in the outcome.
+/// There is no measurement. Failures of connections are not errors; they are in the outcome.
 pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcome, Error> {
     let descriptors = raise_descriptor_limit()?;
     let cpus = std::thread::available_parallelism()?;
@@ -244,8 +244,8 @@ struct Samples {
 }
 
 impl Samples {
-    /// Samples the server and returns whether it has accepted all `open` connections, according to
-    /// its status or, without one, because its memory has stopped growing.
+    /// Samples the server and returns whether it has accepted all `open` connections, by its status
+    /// or, without one, because its memory has stopped growing.
     fn are_settled(&mut self, subject: &Subject, open: u64) -> bool {
         let memory = observe::memory(&subject.roots);
         self.unchanged = if memory == self.memory {
@@ -263,7 +263,7 @@ impl Samples {
     }
 }
 
-/// Returns the commands to run: the given ones, and those for the built-in server.
+/// Returns the commands to run: those given, and those for the built-in server.
 fn jobs(options: &Options, subject: &Subject) -> Vec<Job> {
     let mut jobs = options.during.clone();
     if let Some(own) = &subject.own {
@@ -387,7 +387,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         totals,
         failures: findings.failures(),
         first_failures: findings.first_failures(load.origin),
-        // A reply that was not read in time says nothing about the server.
+        // A reply that was not read in time is no evidence about the server.
         latency: findings
             .latency()
             .filter(|_| plan.pattern != Pattern::Stall),
@@ -403,7 +403,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
     }
 }
 
-/// Returns the ways in which this machine disturbed the measurement.
+/// Returns the disturbances of the measurement by this machine.
 fn hindrances(findings: &Findings, server: Option<&Server>) -> Vec<String> {
     let mut warnings = Vec::new();
     for (kind, text) in [

@@ -16,7 +16,7 @@ pub const SIZE_MAX: u32 = 64 << 20;
 pub enum Sizes {
     /// One size.
     Fixed(u32),
-    /// Every size from the first to the last with equal probability.
+    /// Every size from the first to the last, with equal probability.
     Uniform(u32, u32),
     /// A named mix.
     Mix(Mix),
@@ -27,7 +27,7 @@ pub enum Sizes {
 pub enum Mix {
     /// Lines and keystrokes.
     Chat,
-    /// Many small ones, some of a page, few large ones.
+    /// Many small ones, some of page size, few large ones.
     Mixed,
 }
 
@@ -69,7 +69,7 @@ impl Sizes {
         }
     }
 
-    /// Returns the largest size.
+    /// Returns the maximum size.
     #[must_use]
     pub fn most(self) -> u32 {
         match self {

@@ -1,7 +1,7 @@
-//! A place for one connection of the load, which it drives according to the pattern.
+//! A place for one connection of the load, which it drives by the pattern.
 //!
-//! Invariants: a slot is at most once on the agenda; the latency of a scheduled message counts from
-//! its planned time, however late it is sent; no message is begun outside the load's time.
+//! Invariants: a slot is on the agenda at most once; the latency of a planned message counts from
+//! its planned time, however late it is sent; no message begins outside the load's time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -32,13 +32,13 @@ pub(super) struct Work<'a> {
     pub recorder: Recorder,
     /// Random numbers for sizes and gaps.
     pub rng: Rng,
-    /// Messages that may still be begun; `None`: any number.
+    /// Messages that may still begin; `None`: unlimited.
     pub quota: Option<u64>,
-    /// Whether messages may be begun.
+    /// Whether messages may begin.
     pub loading: bool,
     /// Whether answers are read.
     pub reads: bool,
-    /// When the next message of a slot is due.
+    /// The due time of each slot's next message.
     pub agenda: BinaryHeap<Reverse<(Tick, usize)>>,
     /// Outstanding messages.
     pub outstanding: usize,
@@ -62,7 +62,7 @@ pub(super) struct Slot {
     /// The time of its next planned message.
     due: Tick,
     on_agenda: bool,
-    /// Messages that this connection may still begin.
+    /// Messages that may still begin on this connection.
     left: u32,
 }
 
@@ -100,7 +100,7 @@ pub(super) enum Next {
 }
 
 impl Work<'_> {
-    /// Takes one message from the quota and returns whether there was one.
+    /// Takes one message from the quota; returns whether there was one.
     #[inline]
     fn take_one(&mut self) -> bool {
         match &mut self.quota {
@@ -113,7 +113,7 @@ impl Work<'_> {
         }
     }
 
-    /// Takes up to `count` messages from the quota and returns their number.
+    /// Takes up to `count` messages from the quota; returns their number.
     fn take(&mut self, count: u64) -> u64 {
         let Some(left) = &mut self.quota else {
             return count;
@@ -164,8 +164,8 @@ impl Slot {
         self.state = State::Connecting { since: now, wire };
     }
 
-    /// Plans the first message. Those of a thread are spread over the first gap, as `place` of
-    /// `places`, so that they do not all begin at once.
+    /// Plans the first message. First messages of a thread are spread over the first gap, as
+    /// `place` of `places`, so that they do not all begin at once.
     pub(super) fn plan_first(&mut self, work: &mut Work<'_>, start: Tick, place: f64) {
         if let Pace::Schedule { gap_ns, arrivals } = work.plan.pace {
             let first = match arrivals {
@@ -179,7 +179,7 @@ impl Slot {
     /// Handles its time on the agenda.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     pub(super) fn remind(&mut self, work: &mut Work<'_>, now: Tick) -> Result<(), Fault> {
         let due_in_time = self.on_agenda;
         self.on_agenda = false;
@@ -190,11 +190,11 @@ impl Slot {
         }
     }
 
-    /// Begins the messages that may begin now, and sends. `free`: nothing kept the connection from
-    /// sending before.
+    /// Begins the messages that are due, and sends. `free`: nothing prevented the connection from
+    /// sending earlier.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     #[inline]
     pub(super) fn feed(&mut self, work: &mut Work<'_>, free: bool, now: Tick) -> Result<(), Fault> {
         self.begin(work, free, now);
@@ -218,7 +218,7 @@ impl Slot {
         Ok(())
     }
 
-    /// Begins the messages that may begin now.
+    /// Begins the messages that are due.
     #[inline]
     fn begin(&mut self, work: &mut Work<'_>, free: bool, now: Tick) {
         let State::Open { since, .. } = self.state else {
@@ -238,7 +238,8 @@ impl Slot {
                     && work.take_one()
                 {
                     let size = work.plan.sizes.draw(&mut work.rng);
-                    // The first latency of a connection opened for it includes the handshake.
+                    // The first latency of a connection opened for its messages includes the
+                    // handshake.
                     let first = Some(self.left) == work.plan.messages_each;
                     self.account
                         .begin(size, if first { since } else { now }, now);
@@ -275,7 +276,7 @@ impl Slot {
     /// the kernel has reported an end or an error, so a short read is not the last one.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     #[inline]
     pub(super) fn turn(&mut self, work: &mut Work<'_>, to_the_end: bool) -> Result<Next, Fault> {
         let mut receives = 0;
@@ -326,8 +327,8 @@ impl Slot {
         self.account.reset(self.account.number, work.truth);
     }
 
-    /// Returns the fault if the connection has exceeded a timeout. The one for answers applies if
-    /// the connection `reads`.
+    /// Returns the fault if the connection has exceeded a timeout. The reply timeout applies only
+    /// if the connection `reads`.
     #[must_use]
     pub(super) fn overdue(&self, plan: &Plan, reads: bool, now: Tick) -> Option<Fault> {
         match self.state {
@@ -343,12 +344,12 @@ impl Slot {
     }
 
     /// Counts the messages planned until the end and never sent, within the quota. Random arrivals
-    /// count at their mean gap.
+    /// count with their mean gap.
     pub(super) fn count_unsent(&self, work: &mut Work<'_>, until: Tick) {
         let Pace::Schedule { gap_ns, .. } = work.plan.pace else {
             return;
         };
-        // With a gap of zero, the loop would not advance.
+        // The loop would not advance with a gap of zero.
         let gap = Duration::from_nanos((gap_ns as u64).max(1));
         let wanted = until.since(self.due).as_nanos().div_ceil(gap.as_nanos());
         let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);

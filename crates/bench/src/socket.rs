@@ -48,7 +48,7 @@ impl Wire {
             bind(socket.as_raw_fd(), &SockaddrStorage::from(source))?;
         }
         if let Some(buffer) = buffer {
-            // Before the connection is made: its window follows from it.
+            // Set before connecting, since the window depends on it.
             setsockopt(&socket, sockopt::RcvBuf, &(buffer as usize))?;
         }
         setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
@@ -80,10 +80,10 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends a PROXY header, as a load balancer does, that names this end as the client.
+    /// Sends a PROXY header that names this end as the client, as a load balancer does.
     ///
     /// # Errors
-    /// It cannot be sent completely: a new connection has room for it.
+    /// It was not sent completely, although a new connection has room for it.
     pub(super) fn send_proxy_header(&mut self, version: Version) -> io::Result<()> {
         let header = proxy_header::encode(version, self.0.local_addr()?, self.0.peer_addr()?);
         if self.0.write(&header)? < header.len() {
@@ -92,9 +92,9 @@ impl Wire {
         Ok(())
     }
 
-    /// Makes the following close a reset.
+    /// Makes the following close reset the connection.
     pub(super) fn reset_on_close(&self) {
-        // Fails for a connection that is over; then there is nothing to reset.
+        // Fails if the connection has ended; then nothing needs a reset.
         let at_once = linger {
             l_onoff: 1,
             l_linger: 0,

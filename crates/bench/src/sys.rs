@@ -7,12 +7,12 @@ use std::process::Command;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-/// Makes the kernel send `signal` to the process that `command` starts when the thread that starts
-/// it ends.
+/// Makes the kernel send `signal` to the process started by `command` when the starting thread
+/// exits.
 pub(crate) fn die_with_parent(command: &mut Command, signal: Signal) {
     let request = move || set_parent_process_death_signal(Some(signal)).map_err(io::Error::from);
-    // SAFETY: between fork and exec only what is safe in a signal handler may be done: this is one
-    // system call, and the error it may return is made of a number, without memory or locks.
+    // SAFETY: between fork and exec only async-signal-safe operations are allowed: this is one
+    // system call, and its error is made of a number, without memory or locks.
     unsafe { command.pre_exec(request) };
 }
 

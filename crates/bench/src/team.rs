@@ -1,13 +1,13 @@
 //! The members of a load: threads of this process, or processes with their own threads if one
-//! process may not have enough descriptors.
+//! process lacks descriptors.
 //!
-//! Both have one interface: they report their phase over one channel, publish their counts on a
-//! [`Board`], and receive start and stop commands. A process receives its shares as a line of JSON
-//! on its standard input, then commands, one line each; it answers on its standard output in the
-//! same way. It exits at the end of its input, so none outlives its parent.
+//! Both have the same interface: they report their phase over one channel, publish their counts on
+//! a [`Board`], and receive start and stop commands. A process reads its shares as a line of JSON
+//! from its standard input, then commands, one per line; it writes reports to its standard output
+//! in the same way. It exits at the end of its input, so it never outlives its parent.
 //!
-//! Invariants: every member finally sends [`Report::Done`] or [`Report::Failed`], even if it dies;
-//! no member waits for another.
+//! Invariants: every member finally sends [`Report::Done`] or [`Report::Failed`], even if it
+//! crashes; no member waits for another.
 #![expect(
     clippy::disallowed_methods,
     reason = "the load generator is a process of its own, and has threads; the server has none"
@@ -47,7 +47,7 @@ const SHOW: Duration = Duration::from_millis(100);
 pub struct Team {
     members: Vec<Member>,
     reports: Receiver<Report>,
-    /// Number of members that are not ready.
+    /// Number of members not yet ready.
     not_ready: usize,
     not_over: usize,
     not_done: usize,
@@ -59,9 +59,9 @@ pub struct Team {
 enum Report {
     /// A member reached a phase.
     Reached(Reached),
-    /// A member is done; the records of its threads.
+    /// A member is done; contains the records of its threads.
     Done(Vec<Record>),
-    /// A member failed; the cause.
+    /// A member failed; contains the cause.
     Failed(String),
 }
 
@@ -124,11 +124,11 @@ enum Line {
 
 impl Team {
     /// Starts the threads of `plan`, or its processes, which connect to `target` at once. They run
-    /// on the CPUs of the calling thread. The program that calls it must run [`run_part`] if its
-    /// first argument is [`PART`].
+    /// on the CPUs of the calling thread. The calling program must run [`run_part`] if its first
+    /// argument is [`PART`].
     ///
     /// # Errors
-    /// The system refuses an event loop or a process.
+    /// The system rejected an event loop or a process.
     pub fn launch(plan: &Plan, target: SocketAddr) -> io::Result<Self> {
         let threads = u32::from(plan.threads) * u32::from(plan.processes);
         let share = |index| Share {
@@ -167,7 +167,7 @@ impl Team {
                     Ok(record) => Report::Done(vec![record]),
                     Err(error) => Report::Failed(format!("the event loop failed: {error}")),
                 };
-                // The receiver is gone if the team was dropped.
+                // The receiver no longer exists if the team was dropped.
                 drop(sender.send(last));
             });
             let means = Means::Thread(waker);
@@ -179,14 +179,14 @@ impl Team {
     /// Starts one process for each bundle of shares.
     fn processes(bundles: Vec<Vec<Share>>) -> io::Result<Self> {
         let (sender, reports) = channel();
-        // Processes started so far end with the team if another one fails to start.
+        // If a process fails to start, dropping the team ends the others.
         let mut team = Self::of(Vec::new(), reports);
         for shares in bundles {
             let mut child = Command::new(std::env::current_exe()?)
                 .arg(PART)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
-                // Ctrl-C is for this process, which stops them gracefully.
+                // Ctrl-C must reach only this process, which stops the others gracefully.
                 .process_group(0)
                 .spawn()?;
             let board = Arc::new(Board::default());
@@ -236,7 +236,7 @@ impl Team {
         }
     }
 
-    /// Ends the load without the last answers.
+    /// Ends the load without waiting for the last answers.
     pub fn hurry(&mut self) {
         for member in &mut self.members {
             member.board.hurry.store(true, Ordering::Release);
@@ -247,7 +247,7 @@ impl Team {
     /// Waits until the team has reached `phase`.
     ///
     /// # Errors
-    /// A member failed, or the phase was not reached `within` that time.
+    /// A member failed, or the phase was not reached `within` this time.
     pub fn reach(&mut self, phase: Progress, within: Duration) -> Result<(), String> {
         let deadline = clock::now() + within;
         loop {
@@ -263,7 +263,7 @@ impl Team {
         }
     }
 
-    /// Waits for progress, `within` at most.
+    /// Waits for progress, at most `within`.
     ///
     /// # Errors
     /// A member failed.
@@ -313,7 +313,7 @@ impl Drop for Team {
         self.stop();
         for member in &mut self.members {
             if let Means::Process(child, input) = &mut member.means {
-                // This closes its input, so it exits, unless it has already.
+                // This closes its input, so it exits if it is still running.
                 drop(input.take());
                 if !has_ended(child, END_MAX) {
                     let _ = child.kill();
@@ -334,7 +334,7 @@ impl Member {
 
     fn send(&mut self, request: &Request) {
         match &mut self.means {
-            // Fails only if the event loop is gone, and then there is nothing to wake.
+            // Fails only if the event loop no longer exists; then there is nothing to wake.
             Means::Thread(waker) => drop(waker.wake()),
             Means::Process(_, Some(input)) => drop(write_line(input, request)),
             Means::Process(_, None) => {}
@@ -386,13 +386,13 @@ fn write_line(mut to: impl io::Write, value: &impl Serialize) -> io::Result<()> 
     to.flush()
 }
 
-/// Runs one process of the load; see the module's header.
+/// Runs one process of the load; see the module documentation.
 #[must_use]
 pub fn run_part() -> ExitCode {
     match run_shares() {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            // If the reader is gone, the error is not needed.
+            // Without a reader, the error is not needed.
             let _ = write_stdout(&Line::Failed(why));
             ExitCode::FAILURE
         }
@@ -416,7 +416,7 @@ fn run_shares() -> Result<(), String> {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        // The parent is gone or needs no more results.
+        // The parent has exited or needs no more results.
         drop(sender.send(Request::Hurry));
     });
     let send = |line: &Line| write_stdout(line).map_err(|error| error.to_string());

@@ -1,11 +1,11 @@
 //! The bytes to send and to expect: a pattern in which every byte depends on its position in the
 //! connection's stream.
 //!
-//! Invariants: each connection begins at its own offset, so that an answer sent to the wrong
-//! connection is detected like one that was lost, doubled or shifted; the period is a prime number,
-//! so no power of two (a buffer, a page, a message) divides a shift that would be undetected. The
-//! pattern is built once; checking is one comparison of two slices. It must not use the server's
-//! transformation, which it checks. Pure.
+//! Invariants: each connection begins at its own offset, so that an answer on the wrong connection
+//! is detected like one that is lost, duplicated or shifted; the period is prime, so no power of
+//! two (a buffer, a page, a message) divides an undetectable shift. The pattern is built once;
+//! checking is one comparison of two slices. It must not use the server's transformation, which it
+//! checks. Pure.
 
 use fastrand::Rng;
 
@@ -16,11 +16,11 @@ pub const PIECE_MAX: usize = 64 * 1024;
 
 /// The period for small messages: both tables fit into the second-level cache.
 const SMALL_PERIOD: u32 = 131_071;
-/// The period otherwise.
+/// The period for larger messages.
 const LARGE_PERIOD: u32 = 1_048_573;
 /// Maximum size of a small message in bytes.
 const SMALL_MESSAGE: u32 = 16 * 1024;
-/// The distance between the offsets of two connections; prime, so that they spread.
+/// The distance between the offsets of consecutive connections; prime, so that they spread.
 const STEP: u64 = 7919;
 /// Fixed, so that every measurement sends the same bytes.
 const SEED: u64 = 0x7570_7065_7263_6173;
@@ -28,7 +28,7 @@ const SEED: u64 = 0x7570_7065_7263_6173;
 /// The pattern and its answer.
 #[derive(Debug)]
 pub struct Truth {
-    /// One period and one further piece, so that a piece never wraps.
+    /// One period and one more piece, so that a piece never wraps.
     sent: Vec<u8>,
     /// The answer, of the same length; `None`: answers are counted, not checked.
     answer: Option<Vec<u8>>,

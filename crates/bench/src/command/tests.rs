@@ -71,7 +71,7 @@ fn bench_flags_are_parsed() {
     }
 }
 
-/// For any measurement: advice that the command refuses is worse than none.
+/// For every measurement: advice must not suggest flags that the command rejects.
 #[test]
 fn every_flag_in_advice_is_accepted() {
     use crate::outcome::{Latency, Outcome, Percentile, Server};

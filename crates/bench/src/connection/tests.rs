@@ -9,7 +9,7 @@ use crate::options::Expect;
 
 static UPPER: LazyLock<Truth> = LazyLock::new(|| Truth::new(Expect::Upper, 64));
 
-/// A server in memory that receives and sends bytes according to a script.
+/// An in-memory server that receives and sends bytes by a script.
 #[derive(Debug, Default)]
 struct Server {
     owed: VecDeque<u8>,
@@ -60,8 +60,8 @@ impl Stream for Server {
 const NOW: Tick = Tick::from_millis(5);
 
 proptest! {
-    /// However the bytes are split, every message is answered once, in order, and never before its
-    /// last byte arrived.
+    /// For any split of the bytes, every message is answered once, in order, and never before its
+    /// last byte has arrived.
     #[test]
     fn messages_are_answered_in_order(
         sizes in prop::collection::vec(1u32..3000, 1..20),

@@ -8,7 +8,7 @@ fn job(text: &str) -> Job {
     text.parse().unwrap()
 }
 
-/// Waits for the commands to end by themselves, and returns their marks.
+/// Waits for the commands to exit by themselves; returns their marks.
 fn joined(jobs: &mut Jobs) -> Vec<Mark> {
     let threads = jobs.threads.drain(..);
     threads.flat_map(|job| job.join().unwrap().marks).collect()
@@ -31,8 +31,8 @@ fn program_path_need_not_be_text() {
     let folder = tempfile::tempdir().unwrap();
     let name = std::ffi::OsString::from_vec(b"caf\xe9 it's".to_vec());
     let program = folder.path().join(name);
-    // A child process writes it: another thread could fork while this process has it open, and its
-    // execution would fail with ETXTBSY.
+    // A child process writes the script. Otherwise another thread could fork while this process has
+    // it open for writing, and executing it would fail with ETXTBSY.
     let write = r#"printf '#!/bin/sh\necho "$1" >&2\n' > "$0" && chmod 700 "$0""#;
     let mut shell = Command::new("sh");
     let status = shell.args(["-c", write]).arg(&program).status();
@@ -64,7 +64,8 @@ fn command_leaves_mark_with_its_last_line() {
         now + Duration::from_secs(2),
         &Interrupt::default(),
     );
-    // Synchronised by their ends, not by the clock: the third one finds the measurement over.
+    // Synchronised by the commands' exits, not by the clock: the third is due after the
+    // measurement.
     let marks: Vec<Mark> = {
         let mut jobs = jobs;
         let third = jobs.threads.pop().unwrap();
@@ -117,7 +118,7 @@ fn output_is_bounded() {
     assert_eq!(last_line(b""), "");
 }
 
-/// However much of it is unread when the command ends.
+/// Regardless of how much is unread when the command exits.
 #[test]
 fn output_is_read_without_waiting_for_more() {
     let (reader, mut writer) = io::pipe().unwrap();
@@ -126,7 +127,7 @@ fn output_is_read_without_waiting_for_more() {
     assert!(output.is_some() && tail.is_empty(), "there may be more");
     writer.write_all(&b"progress\n".repeat(5_000)).unwrap();
     writer.write_all(b"the verdict\n").unwrap();
-    // The writer still exists, like a descendant left behind.
+    // The writer still exists, like a remaining descendant.
     read_what_is_there(&mut output, &mut tail);
     assert_eq!(last_line(&tail), "the verdict");
     assert!(output.is_some());

@@ -39,7 +39,7 @@ fn two_outputs_in_one_file_are_refused() {
     ] {
         open(&json, &report).unwrap();
     }
-    // The check leaves nothing behind.
+    // The check leaves no files.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
 }
 

@@ -38,7 +38,7 @@ fn record_counts_everything_within_window_only() {
     assert_eq!(messages, [2, 0, 1]);
     let bytes: u64 = record.pieces.iter().map(|piece| piece.bytes).sum();
     assert_eq!(bytes, 30);
-    // The late one is an answer all the same, with its full latency.
+    // The late answer still counts, with its full latency.
     assert_eq!(histogram::unpack(&record.answers).unwrap().len(), 4);
     assert_eq!(record.connections, 0, "opened during the warm-up");
 }
@@ -83,7 +83,7 @@ fn unsent_message_is_no_answer() {
 #[test]
 fn two_million_unsent_messages_are_counted_quickly() {
     let mut recorder = opened();
-    // One per 100 ns for 250 ms, and as many before the beginning.
+    // One per 100 ns for 250 ms, and the same number before the beginning.
     let gap = Duration::from_nanos(100);
     recorder.unsent(at(750), gap, u64::MAX);
     let record = recorder.finish(STEP);

@@ -1,9 +1,8 @@
 //! Caveats about the figures, each with a flag to try next.
 //!
-//! Invariants: each piece of advice follows from the outcome alone and names the observation, its
+//! Invariants: each piece of advice depends only on the outcome and gives the observation, its
 //! meaning and a remedy; the most important comes first. An advised flag accepts the advised value,
-//! with the pattern that was measured. It must not repeat the summary's result (failures are not
-//! advice).
+//! with the pattern measured. It must not repeat the summary's result (failures are not advice).
 
 use std::fmt;
 
@@ -23,7 +22,7 @@ pub enum Advice {
         threads: u16,
         /// CPUs of the machine.
         cpus: u16,
-        /// Whether its connections can have more messages outstanding.
+        /// Whether its connections can have more outstanding messages.
         may_pipeline: bool,
     },
     /// An open loop past saturation: latencies grow with the duration.
@@ -35,7 +34,7 @@ pub enum Advice {
         /// Whether the plan is a rate, not an interval per connection.
         is_rate: bool,
     },
-    /// An open loop that missed its rate because no answer arrived for a large part of the time.
+    /// An open loop that missed its rate because no answer arrived during a large part of the time.
     ServerStalled {
         /// Planned messages per second.
         planned: f64,
@@ -44,7 +43,7 @@ pub enum Advice {
         /// The longest stall, in milliseconds.
         stall_ms: f64,
     },
-    /// A stall that a closed loop nearly hides: during it, nothing was sent.
+    /// A stall that a closed loop nearly hides, because nothing was sent during it.
     StallHidden {
         /// The longest stall, in milliseconds.
         stall_ms: f64,
@@ -68,7 +67,7 @@ pub enum Advice {
     },
     /// One worker had far more connections than the others.
     Unbalanced {
-        /// Connections of the busiest worker in multiples of the mean.
+        /// Connections of the busiest worker as a multiple of the mean.
         skew: f64,
         /// Simultaneous connections.
         connections: u32,
@@ -79,16 +78,16 @@ pub enum Advice {
     Recorded(String),
 }
 
-/// Minimum number of answers beyond a quantile for the quantile to be meaningful.
+/// Minimum number of answers beyond a quantile for it to be meaningful.
 const SAMPLES_BEYOND_MIN: f64 = 10.0;
 
 /// Share of its rate below which an open loop is past saturation.
 const RATE_REACHED_MIN: f64 = 0.98;
 
-/// Share of the time measured above which a stall is the reason for a missed rate.
+/// Share of the time measured above which a stall explains a missed rate.
 const STALL_SHARE_MIN: f64 = 0.2;
 
-/// The rate to try instead, as a share of the answered one.
+/// The advised rate, as a share of the answered rate.
 const RATE_COMFORTABLE: f64 = 0.8;
 
 /// Minimum length of a hidden stall of a closed loop, in milliseconds.
@@ -97,10 +96,10 @@ const STALL_MIN_MS: f64 = 20.0;
 /// Minimum length of a hidden stall, as a multiple of the 99th percentile.
 const STALL_TO_P99_MIN: f64 = 10.0;
 
-/// Maximum connections of the busiest worker, as a multiple of the mean.
+/// Maximum connections of the busiest worker without advice, as a multiple of the mean.
 const SKEW_MAX: f64 = 1.5;
 
-/// Connections per worker below which they are never spread evenly, and need not be.
+/// Connections per worker below which an even spread is neither expected nor needed.
 const CONNECTIONS_PER_WORKER_MIN: u32 = 8;
 
 impl Advice {
@@ -117,7 +116,7 @@ impl Advice {
         let answered = outcome.totals.bytes_received > 0;
         advice.extend((outcome.plan.expect == "none" && answered).then_some(Self::Unchecked));
         let recorded = outcome.warnings.iter();
-        // The program that measured may have reported its finding as a warning already.
+        // The measuring program may already have reported this as a warning.
         let recorded = recorded.filter(|text| **text != outcome.client.why);
         advice.extend(recorded.cloned().map(Self::Recorded));
         advice

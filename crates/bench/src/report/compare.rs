@@ -1,9 +1,9 @@
 //! Compares measurements: medians with their spread, and the ratio B/A.
 //!
-//! Invariants: runs are paired in the order given if both sides have the same number, because only
-//! runs next to each other in time can be compared on a shared machine; otherwise the ratio is that
-//! of the medians and its spread the widest possible. A figure that some run lacks is omitted, with
-//! a note. Everything that makes the comparison unfair is reported. It must not call a difference
+//! Invariants: if both sides have the same number of runs, they are paired in the order given,
+//! because on a shared machine only runs close in time are comparable; otherwise the ratio is that
+//! of the medians, with the widest possible spread. A figure absent from any run is omitted, with a
+//! note. Everything that makes the comparison unfair is reported. It must not call a difference
 //! better or worse if the spread includes no difference.
 
 mod fairness;
@@ -22,11 +22,11 @@ pub use run::Run;
 pub struct Comparison {
     /// Facts about each side.
     sides: [Side; 2],
-    /// Every figure that all runs have.
+    /// Every figure present in all runs.
     rows: Vec<Row>,
-    /// Names of figures that only some runs have.
+    /// Names of figures present in only some runs.
     missing: Vec<&'static str>,
-    /// Whether the ratios are of pairs.
+    /// Whether the ratios are those of pairs.
     paired: bool,
     /// Reasons against comparing them.
     warnings: Vec<Warning>,
@@ -171,7 +171,7 @@ const FIGURES: [Figure; 11] = [
     },
 ];
 
-/// Compares runs of A with runs of B; a side may have no run.
+/// Compares runs of A with runs of B; a side may have no runs.
 #[must_use]
 pub fn compare(a: &[Run], b: &[Run]) -> Comparison {
     let mut rows = Vec::new();
@@ -242,7 +242,7 @@ fn quotient(b: f64, a: f64) -> f64 {
 }
 
 impl Spread {
-    /// Returns the median of `values`; `None` if there is none.
+    /// Returns the median of `values`; `None` if empty.
     fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Figures derived from an outcome: rates, totals, a histogram.
+//! Figures derived from an outcome: rates, totals and the histogram.
 //!
 //! Invariants: a figure that was not measured is `None`, never zero; no division by zero. It must
 //! not format anything.
@@ -13,7 +13,7 @@ use crate::outcome::{Latency, Mark, Outcome, Percentile, Schedule, Server};
 /// The quantiles that a report shows.
 pub(super) const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
 
-/// Tolerance between equal quantiles: they were converted to decimal text and back.
+/// Tolerance for equal quantiles, which were converted to decimal text and back.
 const SAME_QUANTILE: f64 = 1e-9;
 
 /// Magic number and header length of a histogram's serialization.
@@ -42,12 +42,12 @@ impl Work {
     }
 }
 
-/// Returns the rate per second of things counted in the time measured.
+/// Returns the rate per second of items counted in the time measured.
 pub(super) fn per_second(things: u64, measured_ms: u64) -> Option<f64> {
     (measured_ms > 0).then(|| things as f64 * 1000.0 / measured_ms as f64)
 }
 
-/// Returns the connections established during the measurement; earlier ones are excluded if a
+/// Returns the connections established during the measurement; earlier ones are excluded if the
 /// series separates them.
 pub(super) fn opened(outcome: &Outcome) -> u64 {
     if outcome.series.is_empty() {
@@ -72,19 +72,19 @@ pub(super) fn cpu_per_byte_ns(outcome: &Outcome, server: &Server) -> Option<f64>
     (bytes > 0).then(|| ms * 1e6 / bytes as f64)
 }
 
-/// Returns a percentile of the latencies, if it was measured.
+/// Returns a percentile of the latencies, if measured.
 pub(super) fn percentile(latency: &Latency, quantile: f64) -> Option<u64> {
     value_at(&latency.percentiles, quantile)
 }
 
-/// Returns the counts of planned messages, if some were not sent.
+/// Returns the counts of planned messages, if some were unsent.
 pub(super) fn unsent(outcome: &Outcome) -> Option<&Schedule> {
     let schedule = outcome.schedule.as_ref();
     schedule.filter(|schedule| schedule.not_sent > 0 && !schedule.percentiles.is_empty())
 }
 
-/// Returns the percentiles and the maximum as clients observed them: unsent messages are included,
-/// so that a server does not look better for having delayed them.
+/// Returns the percentiles and the maximum observed by clients: unsent messages are included, so
+/// that a server does not benefit from delaying them.
 pub(super) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)> {
     if let Some(schedule) = unsent(outcome) {
         return Some((&schedule.percentiles, schedule.max_ns));
@@ -101,15 +101,15 @@ pub(super) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64>
     found.map(|at| at.value_ns)
 }
 
-/// Returns the imbalance of connections between workers: the busiest one's number as a multiple of
-/// the mean. `None` with fewer than two workers or without a connection.
+/// Returns the imbalance of connections between workers: the busiest worker's number as a multiple
+/// of the mean. `None` with fewer than two workers or no connections.
 pub(super) fn skew(by_worker: &[u64]) -> Option<f64> {
     let all: f64 = by_worker.iter().map(|open| *open as f64).sum();
     let most = by_worker.iter().max().copied().unwrap_or(0);
     (by_worker.len() > 1 && all > 0.0).then(|| most as f64 * by_worker.len() as f64 / all)
 }
 
-/// Returns the command of all marks, if they have the same one.
+/// Returns the command of all marks, if it is the same.
 pub(super) fn only_command(marks: &[Mark]) -> Option<&str> {
     let first = marks.first()?.command.as_str();
     marks
@@ -118,8 +118,8 @@ pub(super) fn only_command(marks: &[Mark]) -> Option<&str> {
         .then_some(first)
 }
 
-/// Returns the histogram of all latencies; `None` if it is missing or unreadable, in which case
-/// only the finest curve of a report is lost.
+/// Returns the histogram of all latencies; `None` if it is absent or unreadable, which omits only
+/// the finest curve of a report.
 pub(super) fn histogram(latency: &Latency) -> Option<Histogram<u64>> {
     let bytes = STANDARD.decode(&latency.histogram).ok()?;
     if !announces_itself(&bytes) {
@@ -131,8 +131,8 @@ pub(super) fn histogram(latency: &Latency) -> Option<Histogram<u64>> {
     (!histogram.is_empty()).then_some(histogram)
 }
 
-/// Returns whether the serialized histogram has the length that it announces. The decoder allocates
-/// the announced length, and a file may announce any.
+/// Returns whether the serialized histogram has the length in its header. The decoder allocates
+/// that length, and a file may contain any.
 fn announces_itself(bytes: &[u8]) -> bool {
     let number = |at: usize| {
         let four = bytes.get(at..at + 4)?;

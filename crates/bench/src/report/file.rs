@@ -1,8 +1,8 @@
 //! Reads outcomes from files: the only input of a report.
 //!
-//! Invariants: a file that is not an outcome, or has a newer format, causes one clear error that
-//! names it; an unknown field is skipped; a file is read up to [`FILE_MAX_BYTES`] only. It must not
-//! repair anything.
+//! Invariants: a file that is not an outcome or has a newer format causes one clear error that
+//! names it; an unknown field is skipped; at most [`FILE_MAX_BYTES`] of a file are read. It must
+//! not repair anything.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use crate::outcome::{FORMAT, Outcome};
 
-/// Maximum size of a file, in bytes. An outcome has some hundred kilobytes.
+/// Maximum size of a file in bytes. An outcome has a few hundred kilobytes.
 pub const FILE_MAX_BYTES: u64 = 64 << 20;
 
-/// Why a file cannot be used as an outcome.
+/// The reason why a file cannot be used as an outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
@@ -86,7 +86,7 @@ pub fn parse(text: &[u8], path: &Path) -> Result<Outcome, Error> {
         return Err(Error::TooLarge { path: path() });
     }
     let not_one = |why: String| Error::NotAnOutcome { path: path(), why };
-    // The format first: a newer format may change a field's type.
+    // The format comes first: a newer format may change a field's type.
     let format = serde_json::from_slice::<Format>(text).map_err(|why| not_one(why.to_string()))?;
     match format.format {
         None | Some(0) => Err(not_one("it has no `format`".to_owned())),
@@ -98,7 +98,7 @@ pub fn parse(text: &[u8], path: &Path) -> Result<Outcome, Error> {
     }
 }
 
-/// The part that all formats have in common.
+/// The part common to all formats.
 #[derive(serde::Deserialize)]
 struct Format {
     format: Option<u32>,

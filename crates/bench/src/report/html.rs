@@ -1,9 +1,9 @@
 //! Formats a measurement as a page for the browser: one file that needs no network and no script,
-//! follows the reader's preference of light or dark, and can be printed.
+//! follows the reader's preference for light or dark, and can be printed.
 //!
-//! Invariants: every text of the outcome is passed through [`escaped`]; the size of the page is
-//! bounded by named limits whatever the outcome holds; the data of the charts is also in a table.
-//! It must not compute figures (`figures`) or draw (`chart`, `curves`).
+//! Invariants: every text of the outcome passes through [`escaped`]; the size of the page is
+//! bounded by named limits for any outcome; the data of the charts is also in a table. It must not
+//! compute figures (`figures` does) or draw (`chart` and `curves` do).
 
 mod chart;
 mod curves;
@@ -30,10 +30,10 @@ const NOTES_MAX: usize = 50;
 /// Maximum number of kinds of failure listed.
 const KINDS_MAX: usize = 50;
 
-/// Maximum length of a text of an outcome, in characters.
+/// Maximum length of a text from an outcome, in characters.
 const TEXT_MAX: usize = 500;
 
-/// The last second of the year 9999, in milliseconds: later times have no usual spelling.
+/// The last second of the year 9999, in milliseconds: later times have no common notation.
 const UNIX_MS_MAX: u64 = 253_402_300_799_000;
 
 /// The style sheet of the page.
@@ -67,7 +67,7 @@ pub fn html(outcome: &Outcome) -> String {
     )
 }
 
-/// Returns untrusted text for the page: on one line, bounded, without markup.
+/// Returns untrusted text for the page: one line, bounded, without markup.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for letter in units::cut(text, TEXT_MAX).chars() {
@@ -83,7 +83,7 @@ fn escaped(text: &str) -> String {
     safe
 }
 
-/// Returns the subject of the measurement, and the result.
+/// Returns the subject of the measurement and the result.
 fn heading(outcome: &Outcome) -> String {
     let failures = figures::failures(outcome);
     let (class, result) = match failures {
@@ -175,7 +175,7 @@ fn charts(outcome: &Outcome) -> String {
     for figure in curves::all(outcome) {
         let drawn = match chart::draw(&figure.chart) {
             Ok(svg) => svg,
-            // Without the picture, the page still has its tables.
+            // Without the chart, the page still has its tables.
             Err(why) => format!("<p>This chart could not be drawn: {}</p>\n", escaped(&why)),
         };
         let mut legend = String::new();
@@ -203,7 +203,7 @@ fn charts(outcome: &Outcome) -> String {
     text
 }
 
-/// Returns a table; its cells must be escaped already.
+/// Returns a table; its cells must already be escaped.
 fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = "<table>\n".to_owned();
     if !caption.is_empty() {

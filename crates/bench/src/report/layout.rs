@@ -1,6 +1,6 @@
-//! Lays out the text reports: labelled statements of several lines.
+//! Lays out text reports as labelled statements of several lines.
 //!
-//! Invariants: no line is wider than [`COLUMNS`] or holds a control character.
+//! Invariants: no line is wider than [`COLUMNS`] or contains a control character.
 
 use super::COLUMNS;
 use uppercased_ctl::units::{cut, plain};
@@ -8,8 +8,8 @@ use uppercased_ctl::units::{cut, plain};
 /// Width of the labels at the left of a text report.
 pub(super) const LABEL_COLUMNS: usize = 13;
 
-/// Returns a labelled statement: its parts joined by the separator, with lines broken between
-/// parts; a part too long for a line is broken between words, a word too long is cut.
+/// Returns a labelled statement: its parts are joined by the separator, and lines are broken
+/// between parts. A part too long for a line is broken between words; a word too long is cut.
 pub(super) fn labelled(label: &str, parts: &[String], separator: &str) -> Vec<String> {
     let room = COLUMNS - LABEL_COLUMNS;
     let mut lines: Vec<String> = Vec::new();

@@ -1,8 +1,8 @@
 //! Formats a measurement as text for a terminal: the result first, then the figures.
 //!
 //! Invariants: no line is wider than [`COLUMNS`](super::COLUMNS), and the number of lines is
-//! bounded whatever the outcome holds; figures that were not measured are marked as such; colour is
-//! not needed. It must not count or compute (`figures` does), or advise (`advice` does).
+//! bounded for any outcome; figures that were not measured are marked as such; no information
+//! depends on colour. It must not count or compute (`figures` does), or advise (`advice` does).
 
 use std::cmp::Reverse;
 
@@ -30,10 +30,10 @@ const WORKERS_MAX: usize = 16;
 /// Maximum number of pieces of advice shown.
 const ADVICE_MAX: usize = 8;
 
-/// Maximum length of a text of an outcome, in characters.
+/// Maximum length of a text from an outcome, in characters.
 const TEXT_MAX: usize = 160;
 
-/// Maximum length of a piece of advice, in characters: the remedy is at its end.
+/// Maximum length of a piece of advice, in characters; it ends with the remedy.
 const ADVICE_TEXT_MAX: usize = 480;
 
 /// Maximum length of a kind of failure.
@@ -42,7 +42,7 @@ const KIND_MAX: usize = 20;
 /// Column width of a figure in a table.
 const FIGURE: usize = units::WIDTH;
 
-/// Returns the summary in complete lines, including the last one's end.
+/// Returns the summary, which ends with a newline.
 #[must_use]
 pub fn summary(outcome: &Outcome) -> String {
     let mut lines = heading(outcome);
@@ -263,7 +263,7 @@ fn latency(outcome: &Outcome) -> Vec<String> {
     lines
 }
 
-/// Returns the latencies with unsent messages included, which have waited at least until the end.
+/// Returns the latencies including unsent messages, which have waited at least until the end.
 fn with_unsent(outcome: &Outcome) -> Vec<String> {
     let Some(schedule) = figures::unsent(outcome) else {
         return Vec::new();
@@ -369,7 +369,7 @@ fn balance(by_worker: &[u64]) -> Vec<String> {
     labelled("balance", &spread(by_worker, skew), ", ")
 }
 
-/// Returns the connections of each worker, or of the extremes if there are many.
+/// Returns the connections of each worker, or of the extremes if there are many workers.
 pub(super) fn spread(by_worker: &[u64], skew: f64) -> Vec<String> {
     let mut parts: Vec<String> = if by_worker.len() <= WORKERS_MAX {
         let workers = by_worker.iter().enumerate();
@@ -426,7 +426,7 @@ fn machine(outcome: &Outcome) -> Vec<String> {
     labelled("machine", &known, ", ")
 }
 
-/// Returns the commands run, and what clients observed around them.
+/// Returns the commands run, with clients' observations around them.
 fn marks(marks: &[Mark]) -> Vec<String> {
     if marks.is_empty() {
         return Vec::new();
@@ -510,7 +510,7 @@ pub(super) fn worst(marks: &[Mark]) -> Vec<&Mark> {
     order.into_iter().map(|at| &marks[at]).collect()
 }
 
-/// Returns how a command ended, unless successfully.
+/// Returns how an unsuccessful command ended.
 pub(super) fn ending(mark: &Mark) -> String {
     match mark.exit_code {
         Some(0) => String::new(),

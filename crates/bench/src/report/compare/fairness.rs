@@ -1,7 +1,7 @@
 //! Reasons against comparing two sides: different plans, different machines, failed runs.
 //!
-//! Invariant: every warning names the first run that it applies to. It must not refuse: the figures
-//! are shown all the same, and the reader decides.
+//! Invariant: every warning names the first run to which it applies. It must not refuse: the
+//! figures are shown anyway, and the reader decides.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ pub enum Warning {
 /// Maximum length of a quoted problem, in characters.
 const PROBLEM_MAX: usize = 240;
 
-/// A property that must be the same in every run, and its accessor.
+/// A property that must be equal in all runs, with its accessor.
 type Sameness = (&'static str, fn(&Outcome) -> String);
 
 const SAME: [Sameness; 15] = [

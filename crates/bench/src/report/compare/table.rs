@@ -13,7 +13,7 @@ use uppercased_ctl::units;
 /// Number of warnings shown; the rest are counted.
 const WARNINGS_MAX: usize = 10;
 
-/// Number of pairs needed to distinguish a difference of some percent from the noise of a shared
+/// Number of pairs needed to distinguish a difference of a few percent from the noise of a shared
 /// machine.
 const PAIRS_ENOUGH: usize = 8;
 
@@ -67,7 +67,7 @@ impl Comparison {
             let [a, b] = row.sides.map(|side| (row.figure.show)(side.median));
             let difference = self.difference(row);
             let [least, most] = match difference {
-                // One run on each side has no spread; repeating its ratio would suggest one.
+                // One run per side has no spread; repeating its ratio would suggest one.
                 Difference::Unknown if self.paired => [String::new(), String::new()],
                 _ => [row.ratio.least, row.ratio.most].map(units::ratio),
             };

@@ -1,8 +1,8 @@
-//! Draws one chart as an SVG picture to embed in a page.
+//! Draws a chart as an SVG picture to embed in a page.
 //!
 //! Invariants: the colours are those of [`Ink`] and the constants here, which the page's style
-//! sheet replaces in dark mode; everything drawn lies inside the axes. It must not know what the
-//! lines mean.
+//! sheet replaces in dark mode; everything is drawn inside the axes. It must not know the meaning
+//! of the lines.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ const FONT_SIZE: f64 = 15.0;
 const LEFT: u32 = 76;
 const BOTTOM: u32 = 40;
 const MARGIN: u32 = 12;
-/// Half of the last label of the x-axis.
+/// Half of the width of the last label on the x-axis.
 const RIGHT: u32 = 28;
 
 /// Room above the highest line for the names of the marks, as a share of the height.
@@ -28,7 +28,7 @@ const HEADROOM: f64 = 0.09;
 /// Maximum number of names of marks side by side.
 const NAMES_MAX: usize = 30;
 
-// The same colours, in the same spelling, are in page.css.
+// The same colours, in the same notation, are in page.css.
 const TEXT: RGBColor = RGBColor(0x24, 0x29, 0x2F);
 const GRID: RGBColor = RGBColor(0xDD, 0xE1, 0xE6);
 const MARK: RGBColor = RGBColor(0x6E, 0x77, 0x81);
@@ -51,7 +51,7 @@ pub(super) struct Axis {
     pub(super) name: &'static str,
 }
 
-/// A line, in several pieces if there are gaps.
+/// A line, in several pieces if it has gaps.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) name: &'static str,
@@ -66,7 +66,7 @@ pub(super) enum Kind {
     Line,
     /// With the area below it.
     Area,
-    /// The points alone.
+    /// Only the points.
     Dots,
 }
 
@@ -137,7 +137,7 @@ fn paint(chart: &Chart, svg: &mut String) -> Result<(), Failure> {
         .x_desc(x.name)
         .draw()?;
 
-    // Bands and their names lie below the lines.
+    // Bands and their names are drawn below the lines.
     let named_every = marks.len().div_ceil(NAMES_MAX).max(1);
     let name_style = text.pos(Pos::new(HPos::Center, VPos::Top));
     for (position, Span { from, to, name }) in marks.iter().enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a chart without measured figures is omitted; a line has a gap where nothing was
 //! measured; a chart has at most [`POINTS_MAX`] points per line and [`MARKS_MAX`] marks, with a
-//! note if that hides something. It must not draw.
+//! note if these limits hide anything. It must not draw.
 
 use hdrhistogram::Histogram;
 
@@ -21,7 +21,7 @@ const MARKS_MAX: usize = 200;
 /// Number of points of the curve by percentile.
 const QUANTILE_POINTS: usize = 240;
 
-/// Decades of the curve by percentile: it ends at one of 10^this answers.
+/// Decades of the curve by percentile: it ends at one in 10^this answers.
 const QUANTILE_DECADES_MAX: f64 = 6.0;
 
 const MS_PER_S: f64 = 1000.0;
@@ -37,7 +37,7 @@ pub(super) struct Figure {
 /// Several intervals merged.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    /// Its middle, in seconds.
+    /// The time of its middle, in seconds.
     at_s: f64,
     length_ms: u64,
     messages: u64,
@@ -182,7 +182,7 @@ fn latency_over_time(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Optio
     })
 }
 
-/// Returns the curve by percentile: the axis has equal steps for 90 %, 99 %, 99.9 %, so that the
+/// Returns the curve by percentile. The axis has equal steps for 90 %, 99 %, 99.9 %, so that the
 /// tail has the most room.
 fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
     let points = match figures::histogram(latency) {
@@ -291,7 +291,7 @@ fn time_axis(pieces: &[Piece]) -> Axis {
     }
 }
 
-/// Returns the marks on the axis, by their numbers in the table.
+/// Returns the marks on the axis, with their numbers in the table.
 fn marks(outcome: &Outcome, x: &Axis) -> Vec<Span> {
     let spans = outcome.marks.iter().enumerate().map(|(position, mark)| {
         let from = mark.at_ms as f64 / MS_PER_S;
@@ -317,7 +317,7 @@ fn marked(outcome: &Outcome) -> String {
     format!("Numbered lines: {what}; shaded while it ran.")
 }
 
-/// Shortens a formatted number for an axis: without redundant zeros.
+/// Removes redundant zeros from a number on an axis.
 fn short_label(text: &str) -> String {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(end.unwrap_or(text.len()));

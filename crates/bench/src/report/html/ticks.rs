@@ -1,7 +1,7 @@
 //! Round numbers for axes.
 //!
-//! Invariants: a list is never empty, never longer than [`TICKS_MAX`], and ascends strictly,
-//! whatever the bounds. It must not format.
+//! Invariants: for any bounds, a list is never empty, has at most [`TICKS_MAX`] ticks, and ascends
+//! strictly. It must not format.
 
 /// Maximum number of ticks on an axis.
 pub(super) const TICKS_MAX: usize = 12;
@@ -34,9 +34,8 @@ pub(super) fn linear(most: f64) -> Vec<f64> {
     ticks
 }
 
-/// Returns ticks between two positive numbers for a logarithmic axis: powers of ten, with 2 and 5
-/// times them while there is room, from the last one not above `least` to the first not below
-/// `most`.
+/// Returns ticks between two positive numbers for a logarithmic axis: powers of ten, and 2 and 5
+/// times these if there is room, from the last not above `least` to the first not below `most`.
 pub(super) fn logarithmic(least: f64, most: f64) -> Vec<f64> {
     if !(least > 0.0 && most >= least && most.is_finite()) {
         return vec![1.0, 10.0];
