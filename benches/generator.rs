@@ -1,11 +1,11 @@
 //! The load generator's cost, compared with a minimal client and with the most common tool:
-//! `uppercased bench`, a hundred lines of C without checks, timing and records, and `wrk` if it is
-//! installed, in turn against the same server. Each has one thread, a closed loop and a CPU apart
-//! from the server's.
+//! `uppercased bench`, a hundred lines of C (no checks, timing or records) and, if installed, `wrk`
+//! run in turn against the same server. Each has one thread, a closed loop and a CPU separate from
+//! the server's.
 //!
 //! `cargo bench --bench generator -- [ROUNDS]` prints medians, with minimum and maximum, of the
-//! client's CPU time per message and of the rate, and the ratio of ours to each of the others in
-//! the same round. Without a C compiler it prints a note and exits.
+//! client's CPU time per message and of the rate, and the ratio of `uppercased bench` to each of
+//! the others in the same round. Without a C compiler it prints a note and exits.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -91,7 +91,7 @@ fn main() {
     }
 }
 
-/// Binds this thread and its future children, if there are CPUs to choose from.
+/// Binds this thread and its future children, if there is more than one CPU.
 fn bind(cpu: usize) {
     let mut cpus = CpuSet::new();
     if cpus.set(cpu).is_err() || sched_setaffinity(Pid::from_raw(0), &cpus).is_err() {
@@ -175,8 +175,8 @@ fn bench_run(port: &str, connections: u32, bytes: u32) -> Run {
     }
 }
 
-/// The CPU time of wrk is that of the whole process, including its start: a few per mille of the
-/// run.
+/// Runs `wrk`. Its CPU time is that of the whole process, including its start: a few per mille of
+/// the run.
 fn wrk_run(port: &str, connections: u32, bytes: u32) -> Run {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generator/wrk.lua");
     let before = children_cpu_ns();

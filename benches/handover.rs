@@ -1,31 +1,30 @@
-//! What a planned operation costs with live connections: its duration, and its effect on the
+//! The cost of a planned operation with live connections: its duration, and its effect on the
 //! clients.
 //!
 //! The built program serves with one worker, the load generator's engine holds connections to it,
 //! and the bench sends commands to the control socket. [`PINGING`] of the clients ping, each with
 //! one outstanding message of 64 bytes; the others are idle, or have sent without reading until no
-//! bytes moved, so that the worker has pending output that has to migrate as well. Every byte is
-//! compared, every connection is checked at the end, and a lost, reset or wrong one fails the
-//! bench.
+//! bytes moved, so that the worker has pending output to migrate. Every byte is compared, every
+//! connection is checked at the end, and a lost, reset or wrong one fails the bench.
 //!
 //! A line is one case; each figure is the median of its rounds, with minimum and maximum in
 //! brackets:
 //!
-//! - `total`: from the request to the result, as the caller measures it. For a reload: start of the
-//!   new worker, handover, exit of the old one. An upgrade adds the pre-flight check and the exec
-//!   of the supervisor before that. `scale 1` waits for handshakes before it migrates connections
-//!   (the wait is short here, and part of the total).
+//! - `total`: from the request to the result, measured by the caller. For a reload: start of the
+//!   new worker, handover, exit of the old one. An upgrade first runs the pre-flight check and the
+//!   exec of the supervisor. `scale 1` waits for handshakes before it migrates connections (the
+//!   wait is short here, and part of the total).
 //! - `handover`: the handover's share of it, from the supervisor's command to the last
 //!   acknowledgement, from the log, in whole milliseconds.
-//! - `each`: the same divided by the number of migrated connections.
+//! - `each`: the handover's share divided by the number of migrated connections.
 //! - `stall`: the longest time from a ping to its reply that any client measured during the
 //!   operation, in intervals of 5 ms; `without`: the same over an equal time just before, without
-//!   an operation. Only the difference is due to the operation: the pinging clients keep worker and
-//!   clients busy, and on a machine with few cores a new process competes with them, as does any
-//!   other load.
-//! - `ran`, `waited`: scheduler times of the worker that took over, from its start to the result:
-//!   time running, and time runnable but not running. The first is the work, and hardly depends on
-//!   other load.
+//!   an operation. Only the difference is caused by the operation: the pinging clients keep worker
+//!   and clients busy, and on a machine with few cores a new process competes with them, as does
+//!   any other load.
+//! - `ran`, `waited`: scheduler times of the new worker, from its start to the result: time
+//!   running, and time runnable but not running. The first is the work, and hardly depends on other
+//!   load.
 //!
 //! `cargo bench --bench handover`; without `--bench` among its arguments, it runs one small round
 //! as a smoke test.
@@ -165,7 +164,7 @@ const fn idle(connections: usize) -> Load {
 fn repeat(name: &str, request: Request, load: Load, rounds: usize) {
     let server = Server::start();
     let clients = Clients::start(&server, load);
-    // Its duration is unknown before the first round, which is not counted.
+    // The duration is unknown before the first round, which is not counted.
     let mut span = server.run(request).total;
     let rounds: Vec<Round> = (0..rounds)
         .map(|_| {
@@ -206,7 +205,7 @@ fn scaling(load: Load, rounds: usize) {
 
 /// Measures an equal time without the operation, then the operation.
 fn round(server: &Server, request: Request, span: Duration) -> Round {
-    // The operation before may extend into the present interval.
+    // The previous operation may extend into the current interval.
     std::thread::sleep(INTERVAL);
     let begun = clock::now();
     std::thread::sleep(span);
@@ -250,7 +249,7 @@ fn row(name: &str, load: Load, samples: &[Sample]) {
     let of = |figure: &dyn Fn(&Sample) -> f64| Spread::of(samples.iter().map(figure));
     let show = |time: &dyn Fn(&Sample) -> Duration| of(&|sample| millis(time(sample))).show(1);
     let migrated = of(&|sample| sample.operation.migrated as f64);
-    // Whole milliseconds over a few connections mean nothing.
+    // Over a few connections, whole milliseconds are meaningless.
     let each = (migrated.least >= 500.0).then(|| {
         of(&|sample| millis(sample.operation.handover) * 1e3 / sample.operation.migrated as f64)
     });

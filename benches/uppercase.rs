@@ -2,13 +2,13 @@
 //! byte loop that is its oracle, and the standard library's `make_ascii_uppercase` compiled for the
 //! target's baseline.
 //!
-//! The requirement, on a CPU with AVX2: `dispatched` is at least 1.5 times as fast as `std` from 4
-//! KiB to 512 KiB, and no slower at 64 B. Compare ratios within one run, not figures across runs.
+//! Requirement on a CPU with AVX2: `dispatched` is at least 1.5 times as fast as `std` from 4 KiB
+//! to 512 KiB, and no slower at 64 B. Compare ratios within one run, not figures across runs.
 //!
 //! The work does not depend on the bytes: only the oracle branches on them, so repeating it over
-//! bytes that are already upper case is fair. Small messages are taken in turn from an arena of
-//! [`ARENA_BYTES`]: repeating the same few bytes would measure store-to-load forwarding, which does
-//! not occur in a server between a receive and a send.
+//! upper-case bytes is fair. Small messages are taken in turn from an arena of [`ARENA_BYTES`]:
+//! repeating the same few bytes would measure store-to-load forwarding, which does not occur in a
+//! server between a receive and a send.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -36,7 +36,7 @@ const ARENA_BYTES: usize = 16 << 10;
 /// Alignment of every buffer, a cache line; the row's offset is added.
 const CACHE_LINE_BYTES: usize = 64;
 
-/// Messages per iteration of the mixed group: its time divided by this is the cost of one. Large
+/// Messages per iteration of the mixed group; its time divided by this is the cost of one. Large
 /// enough that a branch predictor cannot learn their lengths.
 const MIXED_MESSAGES: usize = 4096;
 
@@ -90,7 +90,7 @@ impl Messages {
 /// Runs one row: `path` over messages of `len` bytes, `offset` bytes after the start of a cache
 /// line.
 ///
-/// Not inlined, and the slice opaque, so that every row includes the cost of a call, as in the
+/// Not inlined, with an opaque slice, so that every row includes the cost of a call, as in the
 /// server, and none is compiled for a known length.
 fn row(group: &mut BenchmarkGroup<'_, WallTime>, (name, path): Row, len: usize, offset: usize) {
     let mut messages = Messages::new(len, offset);
@@ -133,7 +133,7 @@ fn wide_paths() -> Vec<Row> {
     Vec::new()
 }
 
-/// Long enough for a stable median of runs this short; all rows together take about a minute.
+/// Long enough for a stable median of such short runs; all rows together take about a minute.
 fn quick(group: &mut BenchmarkGroup<'_, WallTime>) {
     group
         .warm_up_time(Duration::from_millis(200))

@@ -1,6 +1,6 @@
-//! The clients: the load generator's engine, one team for each kind of connection.
+//! The clients: the load generator's engine, one team per kind of connection.
 //!
-//! Idle connections are silent until the final check, in which each exchanges a message. Pinging
+//! Idle connections send nothing until the final check, in which each exchanges a message. Pinging
 //! ones have one outstanding message. Stalled ones send without reading until no bytes move, so
 //! that the worker has pending output; they read it in the final check.
 //!
@@ -58,7 +58,7 @@ pub(crate) struct Clients {
     since: Tick,
 }
 
-/// What the pinging clients measured.
+/// The measurements of the pinging clients.
 #[derive(Debug)]
 pub(crate) struct Stalls {
     findings: Findings,
@@ -66,7 +66,7 @@ pub(crate) struct Stalls {
 }
 
 impl Clients {
-    /// Opens every connection, fills the stalled ones and begins to ping.
+    /// Opens every connection, fills the stalled ones and starts pinging.
     pub(crate) fn start(server: &Server, load: Load) -> Self {
         let some = |pattern, count| (count > 0).then(|| open(server.addr, pattern, count));
         let idle = some(Pattern::Hold, load.idle);

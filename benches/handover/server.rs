@@ -32,7 +32,7 @@ pub(crate) struct Server {
 /// A successful operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
-    /// From the request to the result, as the caller measures it.
+    /// From the request to the result, measured by the caller.
     pub(crate) total: Duration,
     /// The handover's share of it, from the server's log (whole milliseconds).
     pub(crate) handover: Duration,
@@ -51,7 +51,7 @@ pub(crate) struct ProcessorTime {
 }
 
 impl ProcessorTime {
-    /// Returns the difference from `earlier`, or all of it if `earlier` is of another worker.
+    /// Returns the difference from `earlier`, or the total if `earlier` is of another worker.
     pub(crate) fn since(self, earlier: Self) -> Self {
         if self.worker != earlier.worker {
             return self;
@@ -125,8 +125,8 @@ impl Server {
         }
     }
 
-    /// Waits until the server has received nothing for `quiet`; returns the number of bytes that it
-    /// has received and not yet sent back.
+    /// Waits until the server has received nothing for `quiet`; returns the number of bytes
+    /// received but not yet sent back.
     pub(crate) fn await_quiet(&self, quiet: Duration) -> u64 {
         let mut received = None;
         loop {
@@ -200,7 +200,7 @@ impl Server {
     /// Sends the stop signal and waits until the last process has exited.
     fn end(&self) {
         let pid = Pid::from_raw(self.process.id().cast_signed());
-        // The process is reaped only when `self` is dropped, so the pid cannot be reused.
+        // The process is reaped only when `self` is dropped, so the PID cannot be reused.
         let _ = kill(pid, Signal::SIGTERM);
         loop {
             match self.log.recv_timeout(DEADLINE) {
@@ -215,7 +215,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Already waited for if it was stopped.
+        // Already reaped if it was stopped.
         if matches!(self.process.try_wait(), Ok(None)) {
             self.end();
             let _ = self.process.wait();

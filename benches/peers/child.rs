@@ -1,6 +1,6 @@
-//! A child process: its output, each wait with a deadline, and its exit.
+//! A child process: its output, with a deadline for each wait, and its exit.
 //!
-//! Invariant: a child does not outlive its value; it is killed by its pid, and reaped.
+//! Invariant: a child does not outlive its value; it is killed by its PID, and reaped.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsFd;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Time that a server has to start.
+/// Time limit for a server to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The child process.

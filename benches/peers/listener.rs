@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 const BACKLOG: i32 = 4096;
 
 /// Returns a blocking listener in the `SO_REUSEPORT` group of `port` on loopback. Its connections
-/// inherit `TCP_NODELAY`, which saves a call for each.
+/// inherit `TCP_NODELAY`, which saves a call per connection.
 pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;

@@ -1,17 +1,16 @@
-//! Compares uppercased with similar servers, under the same load and on the same machine, in
-//! adjacent runs.
+//! Compares uppercased with similar servers, under the same load on the same machine, in adjacent
+//! runs.
 //!
 //! `cargo bench --bench peers` compares `uppercased` with a minimal epoll server in C (the *floor*:
 //! the cost of the kernel alone), and with servers on blocking threads, on tokio, on libuv and on
 //! `io_uring`, each written as well as we can. `-- --help` lists patterns, servers and options.
 //!
 //! The method:
-//! - every server has the same number of processes (or threads), each bound to a CPU of its own,
-//!   and the load, which is the load generator's engine, runs on the other CPUs; one pattern, and
+//! - every server has the same number of processes (or threads), each bound to its own CPU, and the
+//!   load, which is the load generator's engine, runs on the other CPUs; one pattern, and
 //!   `--shared`, runs both on the same CPUs;
-//! - the figure is the server's CPU time per message: read from the kernel's clocks at the bounds
-//!   of the interval in which messages are counted; it is the most stable figure on a shared
-//!   machine;
+//! - the figure is the server's CPU time per message, read from the kernel's clocks at the bounds
+//!   of the interval in which messages are counted: the most stable figure on a shared machine;
 //! - every run of a server is between two runs of the floor, and only ratios to these two
 //!   neighbours are compared; medians with quartiles are shown;
 //! - runs disturbed by other load or stolen time are discarded and counted;
@@ -64,7 +63,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Measures and reports; also fails if a pattern or our own server could not be measured.
+/// Measures and reports; also fails if a pattern or this program could not be measured.
 fn compare(options: &Options) -> io::Result<ExitCode> {
     let folder = tempfile::tempdir()?;
     let bench = place(options, folder.path())?;
@@ -108,7 +107,7 @@ fn compare(options: &Options) -> io::Result<ExitCode> {
     })
 }
 
-/// Divides the CPUs: the last ones for the server, since interrupts go to the first.
+/// Assigns the CPUs: the last ones to the server, since interrupts go to the first.
 fn place(options: &Options, folder: &std::path::Path) -> io::Result<Bench> {
     let mut load_cpus = role::cpus()?;
     let apart = load_cpus.len().checked_sub(options.server_cpus);

@@ -54,13 +54,14 @@ pub(crate) struct Sample {
     pub(crate) wall_ns: u64,
     /// CPU time that the server used in `wall_ns`.
     pub(crate) server_cpu_ns: u64,
-    /// The part of it that was sampled, and the part of that found outside the kernel.
+    /// The sampled part of it, and the user-mode part of that.
     pub(crate) sampled_ns: u64,
     pub(crate) sampled_user_ns: u64,
     pub(crate) client_cpu_ns: u64,
     pub(crate) p50_ns: u64,
     pub(crate) p99_ns: u64,
-    /// User-space memory of a connection without any message so far, and of one after a message.
+    /// User-space memory of a connection without any message so far, and of one after a
+    /// message.
     pub(crate) silent_bytes: Option<f64>,
     pub(crate) used_bytes: Option<f64>,
     pub(crate) surroundings: Environment,
@@ -184,7 +185,7 @@ impl Bench {
     }
 }
 
-/// Waits until idle connections have exchanged a message each; the load goes on.
+/// Waits until each idle connection has exchanged a message; the load continues.
 fn exchange(team: &mut Team, pattern: &Pattern) -> io::Result<()> {
     let start = clock::now();
     team.start(start);
@@ -256,7 +257,7 @@ impl Reading {
     }
 }
 
-/// Returns the figures of a run. The clients count in a planned interval and the server's CPU time
+/// Returns the figures of a run. The clients count in a planned interval, and the server's CPU time
 /// is read at about its bounds, so the counts are scaled to the interval between the readings.
 fn sample(
     unit: Unit,
@@ -275,8 +276,8 @@ fn sample(
     let units = counted as f64 * wall_ns as f64 / found.measured().as_nanos() as f64;
     let client_cpu_ns = all().map(|one| one.sums().cpu_ns).sum();
     let server_cpu_ns = after.server.cpu_ns - before.server.cpu_ns;
-    // With thousands of busy connections the kernel moves part of the packet work into its own
-    // threads: that work, and waiting for it, is due to the load alone.
+    // With thousands of busy connections the kernel moves part of the packet work to its own
+    // threads: that work, and waiting for it, is caused by the load alone.
     let deferred_ns = after.machine.deferred_ns - before.machine.deferred_ns;
     let surroundings = Environment {
         wall_ns,

@@ -10,10 +10,10 @@ use uppercased_bench::options::Pattern as Kind;
 use super::pattern::{self, Pattern};
 use super::server::Server;
 
-/// Runs of each server beside the reference, in a full bench and in a quick one.
+/// Runs of each server paired with the reference, in a full bench and in a quick one.
 const PAIRS: u32 = 8;
 const QUICK_PAIRS: u32 = 2;
-/// Seconds measured per run, likewise.
+/// Seconds measured per run, in a full bench and in a quick one.
 const SECONDS: f64 = 1.0;
 const QUICK_SECONDS: f64 = 0.5;
 

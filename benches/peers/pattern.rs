@@ -6,15 +6,16 @@ use uppercased_bench::options::{Close, Options, Pattern as Kind, Sources};
 use uppercased_bench::plan::{Facts, Plan, settle};
 use uppercased_bench::size::Sizes;
 
-/// Messages in flight per bulk stream: more than the buffers hold, so that only these limit it.
+/// Messages in flight per bulk stream: more than the buffers hold, so that only the buffers limit
+/// it.
 const BULK_PIPELINE: u32 = 1024;
 /// Size of a bulk stream's messages.
 const BULK_BYTES: u32 = 64 << 10;
 /// Source addresses of short connections, used in turn: one address would run out of ports in a
 /// second, since a closed connection keeps its port for a minute.
 const SOURCES: u32 = 64;
-/// Messages per second of all clients beside bulk streams: few, so that their latency is due to
-/// the streams.
+/// Messages per second of all clients alongside bulk streams: so few that the streams determine
+/// their latency.
 pub(crate) const NEIGHBOURS_PER_S: f64 = 1000.0;
 /// Time over which the messages of idle connections are spread.
 pub(crate) const EXCHANGE: Duration = Duration::from_secs(1);
@@ -43,18 +44,18 @@ pub(crate) struct Pattern {
     pub(crate) close: Close,
     /// Messages per second of an open loop; 0: half of the reference's rate in [`HALF_OF`].
     pub(crate) per_second: f64,
-    /// Further connections, whose latency is not reported.
+    /// Additional connections, whose latency is not reported.
     pub(crate) beside: Option<(Kind, u32)>,
     /// Whether server and load share one CPU.
     pub(crate) together: bool,
-    /// Factor of the measuring time: with many connections one exchange on each takes a fraction of
-    /// a second, and a run must cover many.
+    /// Factor of the measuring time: with many connections, one exchange on each takes a fraction
+    /// of a second, and a run must cover many exchanges.
     pub(crate) spans: u32,
-    /// Whether it is measured only if it is named.
+    /// Whether it is measured only if named.
     pub(crate) extra: bool,
 }
 
-/// Name of the pattern whose rate with the reference, halved, sets the open loop's rate.
+/// Name of the pattern of which half the reference's rate is the open loop's rate.
 pub(crate) const HALF_OF: &str = "64x50";
 
 const BASE: Pattern = Pattern {
@@ -202,7 +203,7 @@ impl Pattern {
         self.connections + self.beside.map_or(0, |(_, connections)| connections)
     }
 
-    /// Returns the connections to open beside those of the pattern itself.
+    /// Returns the connections to open in addition to those of the pattern itself.
     pub(crate) fn others(&self) -> Option<Self> {
         let (kind, connections) = self.beside?;
         Some(Self {
@@ -218,7 +219,7 @@ impl Pattern {
     /// Returns the plan of `threads` threads that measure for `duration` after `warmup`.
     ///
     /// # Errors
-    /// This process may not have so many descriptors.
+    /// This process may not open enough descriptors.
     pub(crate) fn plan(
         &self,
         threads: usize,

@@ -1,6 +1,6 @@
 //! The blocking peer: one thread per connection, standard library only.
 //!
-//! A message costs two system calls and no readiness handling; the price is a context switch, and a
+//! A message costs two system calls and no readiness handling, but also a context switch and a
 //! stack per connection.
 
 use std::io::{self, Read, Write};
@@ -27,7 +27,7 @@ pub(crate) fn serve(port: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves one client until it ends; its errors are ignored.
+/// Serves one client until its connection ends; errors are ignored.
 fn answer(mut stream: TcpStream) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(received @ 1..) = stream.read(&mut buffer) {

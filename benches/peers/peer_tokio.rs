@@ -1,6 +1,6 @@
 //! The peer on tokio's multi-threaded runtime: one task per connection.
 //!
-//! Written for speed and little memory: bytes are received into a buffer shared by all tasks of a
+//! Optimised for speed and little memory: bytes are received into a buffer shared by all tasks of a
 //! thread, and a task keeps only the bytes that the kernel did not accept at once. `poll_read`
 //! rather than `try_read`, because it avoids the second receive after a short one.
 
@@ -64,7 +64,7 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives once and answers; returns the bytes that the kernel did not accept, and nothing at the
+/// Receives once and replies; returns the bytes that the kernel did not accept, and `None` at the
 /// end of the stream.
 fn exchange(
     stream: &mut TcpStream,

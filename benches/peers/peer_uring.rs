@@ -1,14 +1,14 @@
 //! The peer on `io_uring`: completions instead of readiness, one thread.
 //!
-//! One accept, and one receive per connection, stay armed (multishot); the kernel takes receive
-//! buffers from a ring that this process fills; bytes are upper-cased in place and sent from there.
+//! One accept, and one receive per connection, stay armed (multishot). The kernel takes receive
+//! buffers from a ring filled by this process; bytes are upper-cased in place and sent from there.
 //! A message therefore costs two completions and a share of one system call, which also submits the
 //! requests that follow from the previous completions.
 //!
 //! Invariants:
 //! - at most one send per connection is in flight, so bytes keep their order;
-//! - a connection is closed only when no receive or send of it can still complete, so a completion
-//!   never applies to another connection with the same number;
+//! - a connection is closed only when none of its receives or sends can still complete, so a
+//!   completion never applies to another connection with the same number;
 //! - a buffer belongs to the kernel or to exactly one connection's queue.
 #![expect(
     unsafe_code,
@@ -35,8 +35,8 @@ const BUFFERS: u16 = 256;
 const BUFFER_BYTES: usize = 64 << 10;
 /// Identifier of the only buffer group.
 const GROUP: u16 = 0;
-/// The kernel's `struct io_uring_buf`: address, length, number, and two bytes that in the first
-/// entry are the ring's tail.
+/// The size of the kernel's `struct io_uring_buf`: address, length, number, and two bytes that hold
+/// the ring's tail in the first entry.
 const RING_ENTRY_BYTES: usize = 16;
 const RING_TAIL_AT: usize = 14;
 /// `MSG_NOSIGNAL`.
@@ -181,7 +181,7 @@ impl Server {
             }
         }
         if result > 0 && !connection.receiving {
-            // The kernel ended the multishot for its own reasons; the stream continues.
+            // The kernel ended the multishot on its own; the stream continues.
             self.receive(fd)?;
         }
         self.go_on(fd)
@@ -232,9 +232,9 @@ impl Server {
     fn submit(&mut self, entry: Entry, user_data: u64) -> io::Result<()> {
         let entry = entry.user_data(user_data);
         loop {
-            // SAFETY: the only memory that an entry names is a send's buffer. It lies in the slab,
-            // which lives as long as the ring, and is neither written nor given to the kernel
-            // again before the send's completion.
+            // SAFETY: the only memory that an entry refers to is a send's buffer. It is in the
+            // slab, which exists as long as the ring, and is neither written nor given to the
+            // kernel again before the send's completion.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
                 return Ok(());
@@ -261,7 +261,7 @@ impl Buffers {
             ring: entries,
             tail: 0,
         };
-        // SAFETY: the mapping is page-aligned, holds BUFFERS entries, and is kept beside the
+        // SAFETY: the mapping is page-aligned, holds BUFFERS entries, and is stored with the
         // `IoUring` in `Server`, which drops that first.
         unsafe {
             ring.submitter()

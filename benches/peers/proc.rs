@@ -10,7 +10,8 @@ use procfs::{CurrentSI, KernelStats, ticks_per_second};
 
 const KIB: u64 = 1024;
 const NS_PER_S: u64 = 1_000_000_000;
-/// The kernel's numbering of process clocks: the kind in the low bits, the pid's complement above.
+/// The kernel's numbering of process clocks: the kind in the low bits, the PID's complement above
+/// them.
 const CLOCK_KIND_BITS: u32 = 3;
 /// Parent of the kernel threads.
 const KERNEL_THREADS: u32 = 2;
@@ -22,7 +23,7 @@ const SAMPLED_USER: i32 = 1;
 pub(crate) struct Usage {
     /// Exact CPU time, including that of exited threads.
     pub(crate) cpu_ns: u64,
-    /// User time, and user plus system time, as the kernel samples them; only their ratio over
+    /// User time, and user plus system time, as sampled by the kernel; only their ratio over
     /// seconds is meaningful.
     pub(crate) sampled_user_ns: u64,
     pub(crate) sampled_ns: u64,
@@ -55,8 +56,8 @@ pub(crate) fn cpu_ns(pid: u32) -> io::Result<u64> {
 }
 
 /// Returns the clock of process `pid` that counts sampled time. Its number is composed as in
-/// clock_getcpuclockid(3) for the exact one. `/proc/PID/stat` has the same value truncated to 10
-/// ms, which is all the user time that a good server needs per second.
+/// clock_getcpuclockid(3) for the exact clock. `/proc/PID/stat` has the same value truncated to 10
+/// ms, which is as much user time as a good server needs per second.
 const fn sampled_clock(pid: u32, which: i32) -> ClockId {
     ClockId::from_raw((!pid.cast_signed() << CLOCK_KIND_BITS) | which)
 }
@@ -94,7 +95,7 @@ pub(crate) fn machine() -> io::Result<Machine> {
 }
 
 fn deferred_ns() -> io::Result<u64> {
-    /// One per CPU, children of kernel process 2, present as long as the CPUs are.
+    /// One per CPU: children of kernel process 2, present as long as their CPUs.
     static THREADS: OnceLock<Vec<u32>> = OnceLock::new();
     let threads = match THREADS.get() {
         Some(threads) => threads,

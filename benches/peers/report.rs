@@ -48,7 +48,7 @@ const fn scale(unit: Unit) -> Scale {
     }
 }
 
-/// A median with its quartiles.
+/// Formats a median with its quartiles.
 fn shown(spread: Option<Spread>, divisor: f64) -> String {
     let Some(Spread { low, median, high }) = spread else {
         return NONE.to_owned();
@@ -70,8 +70,8 @@ fn short(reference: &Server) -> &str {
     }
 }
 
-/// Returns the user time per unit over all runs together: the kernel samples it, so that a single
-/// run is too short.
+/// Returns the user time per unit over all runs together: the kernel samples it, so a single run is
+/// too short.
 fn user(samples: &[&Sample], divisor: f64) -> String {
     let sum = |figure: fn(&Sample) -> f64| -> f64 { samples.iter().map(|one| figure(one)).sum() };
     let sampled = sum(|sample| sample.sampled_ns as f64);

@@ -1,7 +1,7 @@
-//! The processes that the bench starts: its own binary in a role, first bound to its CPUs.
+//! The processes started by the bench: its own binary in a role, first bound to its CPUs.
 //!
 //! `peers role CPUS ROLE ARGUMENT...`, where CPUS is a list of numbers. Every process, including
-//! the program under test and the one in C, therefore runs on no other CPU.
+//! the program under test and the one in C, therefore runs only on these CPUs.
 
 use std::ffi::OsStr;
 use std::io;
@@ -40,7 +40,7 @@ pub(crate) fn cpus() -> io::Result<Vec<usize>> {
         .collect())
 }
 
-/// Runs the role that `arguments` (those after [`ROLE`]) name; returns only when it has ended.
+/// Runs the role given by `arguments` (those after [`ROLE`]); returns only when it has ended.
 pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     let [cpus, role, rest @ ..] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -48,7 +48,7 @@ pub(crate) fn play(arguments: &[String]) -> io::Result<()> {
     let cpus: Result<Vec<usize>, _> = cpus.split(',').map(str::parse).collect();
     let cpus = cpus.map_err(io::Error::other)?;
     bind(&cpus)?;
-    // Survives an exec: no process remains if the bench is killed.
+    // Kept across exec: no process remains if the bench is killed.
     set_pdeathsig(Signal::SIGKILL)?;
     match (role.as_str(), rest) {
         (PROGRAM, [program, arguments @ ..]) => Err(exec(program, arguments)),

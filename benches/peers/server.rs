@@ -21,8 +21,8 @@ use super::child::Child;
 use super::proc;
 use super::role;
 
-/// Time without a change after which the number of descriptors is a server's own, and the interval
-/// of the checks.
+/// Time without a change after which the number of descriptors counts as a server's own; also the
+/// interval of the checks.
 const QUIET: Duration = Duration::from_millis(50);
 const CHECK_EVERY: Duration = Duration::from_millis(5);
 
@@ -35,7 +35,7 @@ pub(crate) enum Server {
     FloorNative,
     /// This crate's program, with its defaults.
     Ours,
-    /// A build of it, or the same with other settings: its name, its file and its arguments.
+    /// Another build or the same with other settings: name, file and arguments.
     Build(String, Vec<String>),
     /// `c_libuv.c`.
     Libuv,
@@ -45,7 +45,7 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    /// All but the builds given by name, in the order of the report.
+    /// All except builds given by name, in the order of the report.
     pub(crate) const PEERS: [Self; 7] = [
         Self::Floor,
         Self::FloorNative,
@@ -116,8 +116,8 @@ impl Server {
         matches!(self, Self::Ours | Self::Build(..))
     }
 
-    /// Returns whether each of its processes has one thread, so that waiting for the CPU is due to
-    /// other processes.
+    /// Returns whether each of its processes has one thread, so that other processes cause any wait
+    /// for the CPU.
     pub(crate) const fn is_single_threaded(&self) -> bool {
         !matches!(self, Self::Threads)
     }
@@ -142,7 +142,7 @@ impl Server {
         folder.join(self.name())
     }
 
-    /// Compiles the server into `folder`, if it has to be compiled.
+    /// Compiles the server into `folder`, if needed.
     ///
     /// # Errors
     /// The reason why the server is unavailable here.
@@ -181,7 +181,7 @@ pub(crate) struct Running {
     port: u16,
     /// The started process and its children.
     pub(crate) pids: Vec<u32>,
-    /// Descriptors that these have open without any connection.
+    /// Descriptors that these have open without connections.
     pub(crate) own_descriptors: usize,
     children: Vec<Child>,
 }
@@ -232,7 +232,7 @@ impl Running {
         Ok(command)
     }
 
-    /// Starts our program: `program` is its file and further arguments.
+    /// Starts this program: `program` is its file and further arguments.
     fn start_ours(cpus: &[usize], program: &[String]) -> io::Result<Self> {
         let mut command = role::command(cpus, role::PROGRAM)?;
         let workers = cpus.len().to_string();
@@ -240,7 +240,7 @@ impl Running {
             .args(program)
             .args(["--listen", "127.0.0.1:0", "--control", "off"])
             .args(["--workers", &workers])
-            // The server's log; failures show in the server's behaviour.
+            // The server's log: a failure shows in the server's behaviour.
             .stderr(Stdio::null());
         let mut child = Child::start(&mut command)?;
         let line = child.line()?;
@@ -261,7 +261,7 @@ impl Running {
         count: usize,
         command: impl Fn(usize, u16) -> io::Result<Command>,
     ) -> io::Result<Self> {
-        // Bound but not listening: reserves the port for the group and receives no connections.
+        // Bound but not listening: reserves the port for the group but receives no connections.
         let holder = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         holder.set_reuse_address(true)?;
         holder.set_reuse_port(true)?;

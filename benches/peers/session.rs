@@ -1,7 +1,7 @@
-//! Order of the runs: each server runs between two runs of the reference, round after round.
+//! The order of the runs: each server runs between two runs of the reference, round after round.
 //!
-//! Machines drift by more than servers differ, so a run is only ever compared with its neighbours
-//! in time. A disturbed run is discarded and counted; rounds repeat until every server has its
+//! Machines drift by more than servers differ, so a run is compared only with its neighbours in
+//! time. A disturbed run is discarded and counted; rounds repeat until every server has enough
 //! pairs, up to a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +16,9 @@ use uppercased_bench::options::Pattern as Kind;
 
 /// Maximum number of rounds, as a multiple of the pairs requested.
 const ROUNDS_PER_PAIR: u32 = 3;
-/// Rounds for memory, which is counted and not timed: other load does not affect it.
+/// Rounds for memory, which is counted and not timed, so other load does not affect it.
 const MEMORY_PAIRS: u32 = 2;
-/// Runs of the reference that determine half of its rate.
+/// Runs of the reference that determine its rate, half of which is used.
 const RATE_RUNS: usize = 3;
 
 /// One run of a server between two of the reference.
@@ -170,8 +170,8 @@ impl<'a> Measured<'a> {
         self.pairs.iter().filter(move |pair| pair.server == server)
     }
 
-    /// Returns figures of `one` as multiples of those of `other` in the same round, each relative
-    /// to its own references.
+    /// Returns the figures of `one` as multiples of those of `other` in the same round, each
+    /// relative to its own references.
     pub(crate) fn ratios(
         &self,
         one: &Server,

@@ -13,12 +13,12 @@ pub(crate) struct Spread {
     pub(crate) high: f64,
 }
 
-/// Returns the spread of all values that are numbers; `None` if there are none.
+/// Returns the spread of all values that are not NaN; `None` if there are none.
 pub(crate) fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)?;
-    // Interpolated between neighbours by distance, as spreadsheets and R do.
+    // Linear interpolation, as in spreadsheets and R.
     let at = |share: f64| {
         let place = share * last as f64;
         let below = values[place.floor() as usize];
@@ -54,13 +54,12 @@ pub(crate) struct Environment {
     pub(crate) own_ns: u64,
     /// Stolen by the hypervisor.
     pub(crate) stolen_ns: u64,
-    /// Time that the server, if it has one thread and a CPU to itself, was runnable but not
-    /// running.
+    /// Time that the server, if it has one thread and its own CPU, was runnable but not running.
     pub(crate) kept_waiting_ns: u64,
 }
 
-/// Maximum share of all CPUs that other processes may use during a run. The kernel samples this 250
-/// times per second, so that less is indistinguishable from noise.
+/// Maximum share of all CPUs that other processes may use during a run. The kernel samples it 250
+/// times per second, so smaller shares are indistinguishable from noise.
 const FOREIGN_MAX: f64 = 0.05;
 /// Maximum share of all CPUs that the hypervisor may steal.
 const STOLEN_MAX: f64 = 0.01;
@@ -68,7 +67,7 @@ const STOLEN_MAX: f64 = 0.01;
 const KEPT_WAITING_MAX: f64 = 0.03;
 
 impl Environment {
-    /// Returns a description of what disturbed the run; `None` if the run is valid.
+    /// Returns a description of the disturbance; `None` if the run is valid.
     pub(crate) fn disturbance(&self) -> Option<String> {
         let capacity = (self.wall_ns * self.cpus).max(1) as f64;
         let foreign = self.busy_ns.saturating_sub(self.own_ns) as f64 / capacity;

@@ -1,7 +1,7 @@
-//! The loads whose instructions are counted.
+//! The loads of which the instructions are counted.
 //!
 //! Each load warms up and then runs a fixed number of rounds between two calls of
-//! [`turn_boundary`]; only what [`counted_turn`] and [`counted_drive`] execute there counts.
+//! [`turn_boundary`]; only instructions in [`counted_turn`] and [`counted_drive`] count.
 
 use std::hint::black_box;
 use std::io::{self, Read as _, Write as _};
@@ -19,11 +19,11 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::metrics::Counter;
 
-/// Rounds before those that count.
+/// Rounds of the warm-up.
 const WARM_UP: usize = 20;
-/// Rounds of a load.
+/// Rounds that count.
 const ROUNDS: usize = 200;
-/// Time that a client waits for a reply that does not come.
+/// Time limit for a reply.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Descriptors of the working memory.
 const DESCRIPTORS: u32 = 1024;
@@ -31,19 +31,19 @@ const DESCRIPTORS: u32 = 1024;
 const FD: u32 = 7;
 const SMALL: usize = 64;
 
-/// A load. Its figure is the number of instructions for each of its messages.
+/// A load. Its figure is the number of instructions per message.
 pub(crate) struct Load {
     pub(crate) name: &'static str,
-    /// Messages of a round.
+    /// Messages per round.
     messages: usize,
-    /// Bytes of a message.
+    /// Bytes per message.
     bytes: usize,
     kind: Kind,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// The connection core over a socket in memory that accepts this many bytes per send.
+    /// The connection core over an in-memory socket that accepts this many bytes per send.
     InMemory { room: usize },
     /// One message on each of `messages` connections, all ready in the same turn.
     Exchange,
@@ -74,13 +74,13 @@ impl Load {
         }
     }
 
-    /// Number of messages that count.
+    /// Returns the number of messages that count.
     pub(crate) const fn counted(&self) -> usize {
         ROUNDS * self.messages
     }
 
-    /// Runs the load. Part `2 * index + 2` of the profile is what counts, if the loads before it
-    /// were `index`.
+    /// Runs the load. For the load number `index`, from 0, part `2 * index + 2` of the profile
+    /// counts.
     pub(crate) fn run(&self) {
         match self.kind {
             Kind::InMemory { room } => {
@@ -192,7 +192,7 @@ impl Worker {
     }
 }
 
-/// A socket in memory. It moves no bytes.
+/// An in-memory socket. It moves no bytes.
 struct InMemory {
     /// Bytes that can be received.
     waiting: usize,

@@ -1,15 +1,15 @@
-//! User instructions of the serving path per message, compared with recorded figures: a regression
-//! shows without a quiet machine.
+//! Counts user instructions of the serving path per message and compares them with recorded
+//! figures, to detect regressions without an idle machine.
 //!
-//! Callgrind counts one event loop iteration over real sockets, and the connection core over a
-//! socket in memory (`benches/turn/loads.rs`). The same thread serves the clients' ends between the
-//! iterations, so every run does the same. The kernel's instructions do not count.
+//! Callgrind counts one event loop iteration over real sockets, and the connection core over an
+//! in-memory socket (`benches/turn/loads.rs`). The same thread serves the clients' ends between the
+//! iterations, so every run is the same. The kernel's instructions do not count.
 //!
-//! `cargo bench --profile turn --package uppercased-turn` prints a line for each load and fails if a
-//! figure exceeds the recorded one by more than [`TOLERANCE`]; with `UPDATE_TURN=1` in front it
-//! records the figures in `benches/turn/recorded.toml`. Figures belong to a build: compiler, target,
-//! path of the transformation, and profile. With another nothing is compared, and the last line is
-//! `SKIPPED: CAUSE`.
+//! `cargo bench --profile turn --package uppercased-turn` prints a line for each load and fails if
+//! a figure exceeds the recorded one by more than [`TOLERANCE`]. With `UPDATE_TURN=1` in the
+//! environment it records the figures in `benches/turn/recorded.toml`. Figures apply to one build:
+//! compiler, target, path of the transformation, and profile. For any other build nothing is
+//! compared, and the last line is `SKIPPED: CAUSE`.
 
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -25,7 +25,7 @@ use uppercased::uppercase::selected_path;
 
 mod loads;
 
-/// Largest ratio to the recorded figure, less one.
+/// Maximum excess over the recorded figure, as a share of it.
 const TOLERANCE: f64 = 0.03;
 /// Argument of the process in which the instructions are counted.
 const ROLE: &str = "run-loads";
@@ -118,7 +118,7 @@ fn record(build: &str, figures: &[f64]) {
     fs::write(RECORDED, text).unwrap();
 }
 
-/// Prints the figures. Fails if one is above its bound.
+/// Prints the figures; fails if one exceeds its limit.
 fn compare(build: &str, figures: &[f64]) -> ExitCode {
     let recorded: Recorded = toml::from_str(&fs::read_to_string(RECORDED).unwrap()).unwrap();
     let mut exit = ExitCode::SUCCESS;
