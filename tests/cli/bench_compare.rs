@@ -1,4 +1,4 @@
-//! `bench compare`: accepted files, and errors for bad ones.
+//! Tests of `bench compare`: accepted files, and errors for invalid ones.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! The command line, manual pages and comparisons of the program, without a server.
+//! Tests of the program's command line, manual pages and comparisons, without a server.
 
 #[cfg(feature = "bench")]
 mod bench_compare;

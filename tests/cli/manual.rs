@@ -1,5 +1,5 @@
-//! Manual pages and completions, checked with `man`, `mandoc`, `lexgrog` and the shells. A missing
-//! program is skipped and reported.
+//! Tests of manual pages and completions with `man`, `mandoc`, `lexgrog` and the shells. Checks
+//! that need an absent program are skipped with a notice.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -70,7 +70,7 @@ fn name(page: &Path) -> &str {
 fn manual_covers_each_command_and_file() {
     let (_folder, pages) = pages();
     let names: Vec<&str> = pages.iter().map(|page| name(page)).collect();
-    // In byte order, as sorted above.
+    // In byte order, like the sorted list above.
     let expected = [
         #[cfg(feature = "bench")]
         "uppercased-bench-compare.1",
@@ -129,7 +129,7 @@ fn formatters_accept_every_page() {
                 .output()
                 .unwrap();
             let warnings = String::from_utf8_lossy(&output.stdout);
-            // Intended: pages have no date, so that builds are reproducible.
+            // Expected: pages have no date, so that builds are reproducible.
             let meant = |line: &&str| line.contains("missing date");
             let others: Vec<&str> = warnings.lines().filter(|line| !meant(line)).collect();
             assert!(others.is_empty(), "{others:?}");
@@ -146,7 +146,7 @@ fn formatters_accept_every_page() {
 
 #[test]
 fn bash_completes_commands_flags_and_values() {
-    // Every system that can run these tests has bash.
+    // Every system on which these tests run has bash.
     assert!(installed("bash"));
     let folder = TempDir::new().unwrap();
     let script = folder.path().join("uppercased.bash");
@@ -181,7 +181,7 @@ fn bash_completes_commands_flags_and_values() {
         (&["uppercased", "completions", "z"], "zsh\n"),
         (&["uppercased", "--log-level", "d"], "debug\n"),
         (&["uppercased", "serve", "--log-format", "j"], "json\n"),
-        // A role for the supervisor's use only.
+        // A role reserved for the supervisor.
         (&["uppercased", "prefl"], "\n"),
     ] {
         assert_eq!(completed(words), expected, "{words:?}");

@@ -1,4 +1,4 @@
-//! The command line of the real program: output and exit codes.
+//! Tests of the real program's command line: output and exit codes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -21,7 +21,7 @@ struct Run {
     stdout_set: bool,
 }
 
-/// Far longer than any of these runs: a process still running after it has become a server.
+/// Far longer than any of these runs: a process still running then has become a server.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The result of a run.
@@ -83,7 +83,7 @@ impl Run {
     }
 
     fn outcome(mut self) -> Outcome {
-        // Redirections of the test are kept; the rest is captured.
+        // Keep the test's redirections; capture the rest.
         if !self.stdout_set {
             self.command.stdout(Stdio::piped());
         }
@@ -94,7 +94,7 @@ impl Run {
             .spawn(move || done.send(child.wait_with_output()))
             .unwrap();
         let Ok(output) = ended.recv_timeout(DEADLINE) else {
-            // Not reaped yet (the thread still waits for it), so the pid cannot have been reused.
+            // Not reaped yet (the thread still waits for it), so the PID cannot have been reused.
             kill(pid, Signal::SIGKILL).unwrap();
             panic!("still running after {DEADLINE:?}: {:?}", self.command);
         };
@@ -114,7 +114,7 @@ impl Run {
         outcome.stdout
     }
 
-    /// Runs it and returns its error message, the one line of a usage error.
+    /// Runs it and returns its error message, the single line of a usage error.
     fn complaint(self) -> String {
         let outcome = self.outcome();
         assert_eq!(outcome.code, Some(2), "{outcome:?}");
@@ -236,7 +236,7 @@ fn every_command_fills_slow_nonblocking_pipe() {
     ] {
         let whole = Run::new().args(args).stdout();
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
-        // One page: less than any of these commands prints, so each of them blocks on the reader.
+        // One page: less than the output of any of these commands, so each blocks on the reader.
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
         let run = Run::new().args(args).stdout_to(writer);
         let running = std::thread::Builder::new().spawn(|| run.outcome()).unwrap();
@@ -451,7 +451,7 @@ fn error_names_source_of_bad_value() {
         line.starts_with("UPPERCASED_WORKERS: 0 is too low"),
         "{line}"
     );
-    // Also when another source overrides it.
+    // Even if another source overrides it.
     let (run, file) = Run::new()
         .args(&["check", "--workers", "3"])
         .file("\nworkers = 0\n");
