@@ -12,7 +12,7 @@ use uppercased::log::events::{Declared, SECTIONS};
 
 use crate::links::anchor;
 
-/// The macro that writes a line, and the macros that it expands to.
+/// The macro that writes a line, and the macros to which it expands.
 const EVENT: &str = "event!(";
 const UNDECLARED: [&str; 6] = [
     "tracing::trace!(",
@@ -23,13 +23,13 @@ const UNDECLARED: [&str; 6] = [
     "tracing::event!(",
 ];
 
-/// The macro's declaration, and code that only debug builds contain, for tests.
+/// The macro's declaration, and test code that only debug builds contain.
 const EXEMPT: [&str; 2] = ["src/log.rs", "src/fault.rs"];
 
-/// The only event written without the macro, since the log itself reports it.
+/// The only event written without the macro, because the log itself reports it.
 const BY_HAND: &str = "log_lines_lost";
 
-/// A place where an event is written.
+/// A place in the sources that writes an event.
 #[derive(Debug)]
 struct Written {
     key: String,
@@ -66,8 +66,8 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-/// Returns the arguments of a macro, from after its opening parenthesis; strings and nested
-/// brackets belong to one argument.
+/// Returns the arguments of a macro call, given the text after its opening parenthesis; strings and
+/// nested brackets belong to one argument.
 fn arguments(text: &str) -> Vec<String> {
     let (mut depth, mut quoted, mut escaped) = (0, false, false);
     let mut found = vec![String::new()];
@@ -118,7 +118,7 @@ fn written() -> Vec<Written> {
         for (at, _) in text.match_indices(EVENT) {
             let mut arguments = arguments(&text[at + EVENT.len()..]).into_iter();
             let first = arguments.next().unwrap();
-            // After a semicolon the worker whose slot and generation are the first fields.
+            // After a semicolon: the worker whose slot and generation are the first fields.
             let (key, worker) = first.split_once(';').unwrap_or((&first, ""));
             let of_worker = ["slot", "generation"].map(str::to_owned);
             let of_worker = of_worker.into_iter().filter(|_| !worker.is_empty());
@@ -132,7 +132,7 @@ fn written() -> Vec<Written> {
     found
 }
 
-/// Returns the part of the page between this heading and the next one of its level.
+/// Returns the part of the page between this heading and the next of its level.
 fn section<'a>(page: &'a str, heading: &str) -> &'a str {
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
     section.split("\n## ").next().unwrap()
@@ -145,7 +145,7 @@ fn page(name: &str) -> String {
 #[test]
 fn events_are_written_with_declared_fields() {
     let written = written();
-    // A scanner that finds too little must fail.
+    // A scanner that finds too few must fail.
     assert!(written.len() > 100, "{}", written.len());
     for event in declared().filter(|event| event.key != BY_HAND) {
         let places = written.iter().filter(|one| one.key == event.key);
@@ -179,7 +179,7 @@ fn every_quoted_log_line_exists() {
     assert!(gone.is_empty(), "no source has these log lines: {gone:?}");
 }
 
-/// Codes written as numbers: in a call, or as a constant. (Their table is `src/cli/exit.rs`.)
+/// Covers codes written as numbers, in a call or as a constant. (Their table is `src/cli/exit.rs`.)
 #[test]
 fn every_exit_code_is_documented() {
     let page = page("reference.md");

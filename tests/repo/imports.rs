@@ -1,4 +1,4 @@
-//! Determines which source file imports which, from the syntax trees of the sources.
+//! Determines the imports between source files from the syntax trees.
 //!
 //! A name that a module only re-exports (`pub use`) counts as an import of the file that declares
 //! it, so a facade creates no cycle. Unit tests and documentation do not count.
@@ -7,32 +7,32 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use syn::visit::Visit;
 
-/// The path of a module: the crate's name, then a name for each level.
+/// The path of a module: the crate's name, then a name per level.
 pub(crate) type Module = Vec<String>;
 
-/// The modules of some crates, each with the modules that it imports.
+/// The modules of several crates, each with its imports.
 #[derive(Debug, Default)]
 pub(crate) struct Imports {
     imports: BTreeMap<Module, BTreeSet<Module>>,
 }
 
-/// The paths that one file names, as written.
+/// The paths in one file, as written.
 #[derive(Debug, Default)]
 struct Names {
     /// Paths in `use` declarations and in code; `true` where the file re-exports the name.
     paths: Vec<(Vec<String>, bool)>,
-    /// Modules of which the file re-exports every name.
+    /// Modules whose names are all re-exported by the file.
     globs: Vec<Vec<String>>,
-    /// The names that the file declares.
+    /// The names declared by the file.
     declared: BTreeSet<String>,
-    /// Names that the code uses by themselves.
+    /// Unqualified names in the code.
     used: BTreeSet<String>,
-    /// Inline modules around the present item.
+    /// Number of inline modules that enclose the current item.
     depth: usize,
 }
 
 impl Imports {
-    /// Reads `files`: the crate's name, the path below `src`, the text.
+    /// Parses `files`, each given as the crate's name, the path below `src`, and the text.
     pub(crate) fn of(files: &[(String, String, String)]) -> Self {
         let names: BTreeMap<Module, Names> = files
             .iter()
@@ -84,7 +84,7 @@ impl Imports {
         Self { imports }
     }
 
-    /// Returns each pair of a module and a module that it imports.
+    /// Returns every pair of a module and a module that it imports.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (&Module, &Module)> {
         let each = self.imports.iter();
         each.flat_map(|(from, to)| to.iter().map(move |to| (from, to)))
@@ -222,7 +222,7 @@ fn module(krate: &str, path: &str) -> Module {
     [krate.to_owned()].into_iter().chain(names).collect()
 }
 
-/// Returns the path from the root of its crate, or `None` for a name from elsewhere.
+/// Returns the path from the root of its crate; `None` for a name from outside.
 fn absolute(from: &Module, path: &[String], modules: &BTreeSet<&Module>) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let known = |start: Module| modules.contains(&start).then_some(start);
@@ -248,7 +248,7 @@ fn declared_in(
     passed_on: &BTreeMap<(Module, String), Module>,
 ) -> Option<Module> {
     let mut path = path;
-    // A name may be re-exported several times.
+    // A name may be re-exported repeatedly.
     for _ in 0..modules.len() {
         let length = (1..=path.len())
             .rev()

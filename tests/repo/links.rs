@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::tidy::LAYERS;
 
-/// Folders with documentation; the empty name is the root, without its folders.
+/// Folders with documentation; the empty name is the root without its subfolders.
 const FOLDERS: [&str; 6] = [
     "",
     ".github",
@@ -18,7 +18,7 @@ const FOLDERS: [&str; 6] = [
     "tests",
 ];
 
-/// Prefixes of paths in backticks that name a file of this repository.
+/// Prefixes of paths in backticks that refer to files of this repository.
 const PATHS: [&str; 9] = [
     ".ci/",
     ".github/",
@@ -52,7 +52,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages
 }
 
-/// Returns the lines outside blocks of code.
+/// Returns the lines outside code blocks.
 fn prose(page: &str) -> impl Iterator<Item = &str> {
     let mut fenced = false;
     page.lines().filter(move |line| {
@@ -75,7 +75,7 @@ fn has_anchor(page: &str, wanted: &str) -> bool {
     anchors.any(|anchor| anchor == wanted)
 }
 
-/// Returns the targets of links in a line, without absolute addresses.
+/// Returns the link targets in a line, without absolute addresses.
 fn links(line: &str) -> impl Iterator<Item = &str> {
     let targets = line.split("](").skip(1);
     let targets = targets.filter_map(|rest| rest.split(')').next());
@@ -134,7 +134,8 @@ fn named_files_exist() {
     let (mut seen, mut gone) = (0, Vec::new());
     for (name, page) in pages() {
         for word in prose(&page).flat_map(|line| line.split('`').skip(1).step_by(2)) {
-            // `foo/{a,b}.rs`, `tests/prop_*` and commands with arguments do not name a single file.
+            // `foo/{a,b}.rs`, `tests/prop_*` and commands with arguments do not refer to a single
+            // file.
             let path = word.split(':').next().unwrap_or(word);
             let single = !path.contains(['{', '*', ' ']);
             if single && PATHS.iter().any(|start| path.starts_with(start)) {

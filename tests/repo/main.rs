@@ -1,4 +1,4 @@
-//! Rules of the repository: layering, documentation and packages agree with the program.
+//! Tests of the repository's rules: layering, documentation and packages agree with the program.
 
 mod docs;
 mod imports;

@@ -1,4 +1,5 @@
-//! Names of tests, and the table of `tests/README.md` that lists the tests of each promise.
+//! Checks the names of tests, and the table in `tests/README.md` that lists the tests of each
+//! promise.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +9,7 @@ use crate::tidy::{assert_none, root, sources};
 /// Maximum number of words in a test's name.
 const WORDS_MAX: usize = 8;
 
-/// Words that begin a clause and not the name of a thing.
+/// Words that begin a clause instead of naming the subject.
 const HEADLESS: [&str; 6] = ["who", "whoever", "whom", "whose", "what", "whatever"];
 
 /// Returns the names of the tests in `text`.

@@ -22,7 +22,8 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Returns the names and values that `check --print` prints for a configuration file, or for none.
+/// Returns the names and values printed by `check --print` for a configuration file, or without
+/// one.
 fn in_force(configuration: Option<&str>) -> Vec<(String, String)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
     for (name, _) in std::env::vars_os() {
@@ -59,7 +60,7 @@ fn duration(configuration: Option<&str>, name: &str) -> Duration {
     time(value.trim_matches('"'))
 }
 
-/// Parses a duration as both the program and systemd write it; a bare number is seconds.
+/// Parses a duration in the notation of the program and systemd; a bare number means seconds.
 fn time(text: &str) -> Duration {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let number: u64 = digits.parse().unwrap();
@@ -86,8 +87,8 @@ fn only(file: &str, key: &str, separator: &str) -> String {
     found[0].clone()
 }
 
-/// Returns the configuration file in the `ConfigMap`: the lines below its name, as deep as the
-/// first.
+/// Returns the configuration file in the `ConfigMap`: the lines below its name with the indentation
+/// of the first.
 fn config_map() -> String {
     let file = read(KUBERNETES);
     let (_, below) = file.split_once("  uppercased.toml: |\n").unwrap();
@@ -136,7 +137,7 @@ fn systemd_reloads_by_program_command() {
     assert_asks_for_a_server(&words[1..]);
 }
 
-/// Checks that a command is valid, without a server to receive it.
+/// Checks that a command is valid, without a running server.
 #[track_caller]
 fn assert_asks_for_a_server(words: &[impl AsRef<OsStr>]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
@@ -166,7 +167,7 @@ fn deployment_parts_reference_each_other() {
     let (file, image) = (read(KUBERNETES), read(CONTAINERFILE));
     let user = only(&file, "runAsUser", ": ");
     assert_eq!(only(&image, "USER", " "), format!("{user}:{user}"));
-    // The name is label and selector of every object: nine times the same.
+    // The name is the label and selector of every object: nine occurrences.
     let labels = values(&file, "app.kubernetes.io/name", ": ");
     assert!(labels.len() == 9 && labels.iter().all(|label| label == "uppercased"));
     let port = only(&file, "containerPort", ": ");
@@ -182,7 +183,7 @@ fn deployment_parts_reference_each_other() {
     }
 }
 
-/// A root folder for dpkg, with programs that record their calls in place of the system's.
+/// A root folder for dpkg, in which recording stand-ins replace the system's programs.
 struct Root(TempDir);
 
 impl Root {
@@ -221,8 +222,8 @@ impl Root {
 
     fn stub(&self, name: &str, script: &str) {
         let path = self.path("bin").join(name);
-        // A child process writes it: another thread could fork while this process has it open, and
-        // its execution would fail with ETXTBSY.
+        // A child process writes the script. Otherwise another thread could fork while this process
+        // has it open for writing, and executing it would fail with ETXTBSY.
         let text = format!("#!/bin/sh\n{script}");
         let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
         let mut shell = Command::new("sh");
@@ -234,7 +235,8 @@ impl Root {
         fs::write(self.path("state"), state).unwrap();
     }
 
-    /// Builds a package of this version with the real scripts; its program is its version.
+    /// Builds a package of this version with the real scripts; the version stands in for the
+    /// program.
     fn package(&self, version: u32) -> PathBuf {
         let tree = self.path(&format!("tree-{version}"));
         let control = tree.join("DEBIAN");

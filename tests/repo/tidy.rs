@@ -1,6 +1,5 @@
-//! Checks the repository's rules that a compiler does not know: which module may import which,
-//! where `unsafe` is allowed, the maximum length of a file, and what the documentation must
-//! mention.
+//! Checks rules of the repository that a compiler cannot check: allowed imports between modules,
+//! places of `unsafe`, the maximum length of a file, and required mentions in the documentation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +8,10 @@ use std::sync::LazyLock;
 use super::imports::{Imports, Module};
 use uppercased_ctl::metrics::{CloseReason, PauseCause, RefusalCause};
 
-/// Maximum lines of product code per file, without its tests. Split longer files by concept.
+/// Maximum lines of product code per file, without tests. Split longer files by concept.
 const FILE_LINES_MAX: usize = 600;
 
-/// Cores: they decide, without input or output.
+/// Cores: modules that decide, without input or output.
 const CORES: [&str; 42] = [
     "crates/bench/src/connection.rs",
     "crates/bench/src/failure.rs",
@@ -71,8 +70,8 @@ const OUTSIDE: [&str; 9] = [
     "crate::sys::",
 ];
 
-/// The layers, the lowest first. A module imports only its own files and modules of lower layers. A
-/// name is that of a file at the top of `src`, or of a member crate.
+/// The layers, the lowest first. A module may import only its own files and modules of lower
+/// layers. A name is that of a file directly in `src`, or of a member crate.
 pub(crate) const LAYERS: [&[&str]; 12] = [
     &["uppercased_ctl", "uppercase"],
     &["uppercased_bench", "sys", "service"],
@@ -137,7 +136,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.trim_start().starts_with("//"))
 }
 
-/// Fails with every violation, so that one run shows all of them.
+/// Fails with all violations, so that one run shows every one.
 pub(crate) fn assert_none(what: &str, offences: Vec<String>) {
     assert!(offences.is_empty(), "{what}:\n  {}", offences.join("\n  "));
 }
@@ -153,7 +152,7 @@ fn cores_make_no_system_call() {
         seen += 1;
         for line in code_lines(&text) {
             let named = OUTSIDE.iter().filter(|outside| line.contains(**outside));
-            // The layout counts in cache lines of the mapping, which is a number.
+            // The layout is in cache lines of the mapping; their size is a plain number.
             let excused = line.contains("shared::LINE_BYTES");
             offences.extend(named.filter(|_| !excused).map(|o| format!("{name}: {o}")));
         }
@@ -288,7 +287,7 @@ fn unsafe_code_stays_in_its_modules() {
 }
 
 /// A fault plan stops, ends or fails a process at a named point. A value may only replace a
-/// version, or select what a compromised worker does.
+/// version, or select the misbehaviour of a compromised worker.
 #[test]
 fn fault_values_steer_no_branch() {
     const READERS: [&str; 3] = [
