@@ -315,7 +315,7 @@ impl Reactor {
     fn measure_turn(&mut self) {
         if let Some(turns) = self.sampling.turns(self.has_chores) {
             let took = clock::now().since(self.now);
-            self.sampling.note(took);
+            self.sampling.note(took, self.has_chores);
             self.memory.count_turns(turns, took);
         }
     }

@@ -15,7 +15,7 @@ use crate::config::{SHORT_TURN, TURNS_PER_SAMPLE};
 pub(super) struct Sampling {
     /// Turns without chores since the last of them that was measured.
     unmeasured: u64,
-    /// Whether the turn measured last was short.
+    /// Whether the turn without chores that was measured last was short.
     short: bool,
 }
 
@@ -32,9 +32,14 @@ impl Sampling {
         due.then(|| std::mem::take(&mut self.unmeasured))
     }
 
-    /// Takes the duration of a turn that was measured.
-    pub(super) fn note(&mut self, took: Duration) {
-        self.short = took < SHORT_TURN;
+    /// Takes the duration of a turn that was measured. One with chores predicts nothing about those
+    /// without: a short one does not make long ones be sampled, and a long one does not let the turn
+    /// after it, which serves what has piled up, count for all before it.
+    #[inline]
+    pub(super) fn note(&mut self, took: Duration, has_chores: bool) {
+        if !has_chores {
+            self.short = took < SHORT_TURN;
+        }
     }
 }
 
@@ -46,15 +51,30 @@ mod tests {
     fn short_turns_are_sampled_and_counted_once() {
         let mut sampling = Sampling::default();
         assert_eq!(sampling.turns(false), Some(1), "nothing is known yet");
-        sampling.note(SHORT_TURN / 2);
+        sampling.note(SHORT_TURN / 2, false);
         for _ in 1..TURNS_PER_SAMPLE {
             assert_eq!(sampling.turns(false), None);
             assert_eq!(sampling.turns(true), Some(1));
         }
         assert_eq!(sampling.turns(false), Some(TURNS_PER_SAMPLE));
         assert_eq!(sampling.turns(false), None);
-        sampling.note(SHORT_TURN);
+        sampling.note(SHORT_TURN, false);
         assert_eq!(sampling.turns(false), Some(2), "long turns are measured");
         assert_eq!(sampling.turns(false), Some(1));
+    }
+
+    #[test]
+    fn chores_do_not_change_the_sampling() {
+        let mut sampling = Sampling::default();
+        assert_eq!(sampling.turns(false), Some(1));
+        sampling.note(SHORT_TURN, false);
+        assert_eq!(sampling.turns(true), Some(1));
+        sampling.note(SHORT_TURN / 2, true);
+        assert_eq!(sampling.turns(false), Some(1), "still long");
+        sampling.note(SHORT_TURN / 2, false);
+        assert_eq!(sampling.turns(false), None);
+        assert_eq!(sampling.turns(true), Some(1));
+        sampling.note(SHORT_TURN, true);
+        assert_eq!(sampling.turns(false), None, "still short");
     }
 }
