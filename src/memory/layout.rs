@@ -57,20 +57,20 @@ impl Layout {
     /// The line with the progress of handovers: batches sent, settled and answered.
     pub const MOVING: usize = 2 * LINE_BYTES;
 
-    /// Returns the line of word `word` of those in hand, and its place there. These are the only
-    /// lines written several times per message.
-    #[inline]
-    #[must_use]
-    pub const fn in_hand(word: usize) -> (usize, usize) {
-        let line = word / LINE_WORDS;
-        (3 * LINE_BYTES + line * LINE_BYTES, word % LINE_WORDS)
-    }
-
     /// Returns the line that holds metrics cell `cell`.
     #[must_use]
     pub const fn metrics_line(cell: usize) -> usize {
-        let line = HANDS.div_ceil(LINE_WORDS) + cell / LINE_WORDS;
-        3 * LINE_BYTES + line * LINE_BYTES
+        3 * LINE_BYTES + (cell / LINE_WORDS) * LINE_BYTES
+    }
+
+    /// Returns the line of word `word` of those in hand, and its place there. These are the only
+    /// lines written several times per message. They lie behind the metrics, which do not move
+    /// when [`HANDS`] changes: after an upgrade the supervisor reads those of older workers.
+    #[inline]
+    #[must_use]
+    pub const fn in_hand(word: usize) -> (usize, usize) {
+        let first = Self::metrics_line(Counter::COUNT - 1) + LINE_BYTES;
+        (first + (word / LINE_WORDS) * LINE_BYTES, word % LINE_WORDS)
     }
 
     /// Returns the record of descriptor number `fd`: one cache line.
@@ -123,8 +123,8 @@ impl Layout {
 }
 
 const _: () = assert!(
-    Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= PAGE_BYTES,
-    "header and metrics fit before the records"
+    Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= PAGE_BYTES,
+    "header, metrics and what is in hand fit before the records"
 );
 
 /// What the worker has in hand at this instant for one connection.
@@ -424,8 +424,9 @@ mod tests {
             buffers: 3,
             buffer_bytes: 5000,
         };
-        assert!(Layout::in_hand(HANDS - 1).0 < Layout::metrics_line(0));
-        assert!(Layout::metrics_line(Counter::COUNT - 1) + LINE_BYTES <= Layout::record(0));
+        assert_eq!(Layout::metrics_line(0), 192, "whatever HANDS is");
+        assert!(Layout::metrics_line(Counter::COUNT - 1) < Layout::in_hand(0).0);
+        assert!(Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= Layout::record(0));
         assert!(Layout::record(999) + LINE_BYTES <= layout.scratch());
         assert!(layout.scratch() + SCRATCH_BYTES <= layout.buffer(0));
         assert!(layout.scratch().is_multiple_of(PAGE_BYTES));
