@@ -179,10 +179,9 @@ impl<P: Probe> RecordMut<'_, P> {
         self.fd
     }
 
-    /// Rule 1, before the call: returns room in the scratch buffer, in hand for this connection.
-    ///
-    /// # Panics
-    /// If the words in hand are used up; see [`Memory::must_answer`](super::Memory::must_answer).
+    /// Rule 1, before the call: returns room in the scratch buffer, in hand for this connection. Not
+    /// to be called when the words in hand are used up:
+    /// [`Memory::must_answer`](super::Memory::must_answer).
     #[inline(always)]
     pub fn begin_receive(&mut self) -> &mut [u8] {
         debug_assert!(
@@ -397,7 +396,8 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    /// Clears what is in hand for this connection, whoever stored it.
+    /// Clears what is in hand for this connection, whoever stored it. Of those in this worker's hands
+    /// only the next to be answered can end.
     pub(super) fn settle(&mut self) {
         for word in 0..HANDS {
             if self.holds(word) {
@@ -458,6 +458,7 @@ impl<P: Probe> RecordMut<'_, P> {
 
     #[inline(always)]
     fn set_in_hand(&mut self, word: usize, in_hand: InHand) {
+        debug_assert!(word < HANDS, "the words in hand are used up");
         let (line, word) = Layout::in_hand(word);
         store(self.probe, self.words.line(line), word, in_hand.pack());
     }

@@ -75,6 +75,23 @@ fn empty_pool_leaves_rest_in_hand() {
 }
 
 #[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "used up")]
+fn receive_without_a_word_is_refused() {
+    let descriptors = HANDS as u32 + 1;
+    let layout = Layout {
+        descriptors,
+        ..LAYOUT
+    };
+    let mut memory = Memory::adopt(create(layout).unwrap(), layout).unwrap();
+    for fd in 0..descriptors {
+        memory.open(fd, 1, peer(), Tick::ZERO, State::Open);
+        memory.record_mut(fd).begin_receive();
+        let _ = memory.record_mut(fd).end_receive(1, Tick::ZERO);
+    }
+}
+
+#[test]
 fn corrupt_words_are_refused() {
     let mut memory = memory();
     memory.open(3, 1, peer(), Tick::ZERO, State::Open);
