@@ -6,7 +6,6 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -78,9 +77,9 @@ impl Stage {
     /// Keeps the loop busy until `done`.
     #[track_caller]
     fn busy_until(&mut self, done: impl Fn(&Reactor) -> bool) {
-        let start = Instant::now();
+        let start = clock::now();
         while !done(&self.reactor) {
-            assert!(start.elapsed() < PATIENCE, "it was left out");
+            assert!(clock::now().since(start) < PATIENCE, "it was left out");
             self.busy_turn();
         }
     }
