@@ -24,7 +24,7 @@ pub(super) enum Page {
     Metrics(Exposition),
     /// `/healthz`: whether the supervisor responds.
     Health,
-    /// `/readyz`: whether every slot serves.
+    /// `/readyz`: whether every queue is served.
     Ready,
     /// `/status`: the status as JSON.
     Status,

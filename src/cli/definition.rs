@@ -321,7 +321,7 @@ fn status() -> Command {
     .arg(
         switch(
             READY,
-            "Report readiness only: exit code 0 if every slot serves, else 1",
+            "Report readiness only: exit code 0 if every queue is served, else 1",
         )
         .conflicts_with_all([JSON, WATCH, SOCKETS]),
     )

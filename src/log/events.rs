@@ -152,19 +152,19 @@ events! {
     }
     "Handovers and rebalancing" {
         handover_started: DEBUG "handover started" [slot, generation, to_slot, to_generation]
-            "Connections begin to move to another worker.";
+            "Connections begin to migrate to another worker.";
         handover_finished: INFO "handover finished" [slot, generation, migrated, duration_ms]
-            "Every connection has moved.";
+            "Every connection has migrated.";
         handover_incomplete: WARN "handover incomplete" [slot, generation, migrated, remaining, duration_ms, error]
-            "`remaining` connections could not move: the operation rolls back, or with `--drain` the old worker serves them within `drain_timeout`.";
+            "`remaining` connections could not migrate: the operation rolls back, or with `--drain` the old worker serves them within `drain_timeout`.";
         handover_receiver_gone: ERROR "handover receiver gone" [slot, generation, migrated, remaining, duration_ms]
             "The sender serves on.";
         handover_stalled: ERROR "handover stalled, worker killed" [slot, generation, from_generation, to_generation, duration_ms]
             "One side made no progress for `handover_timeout`.";
         rebalance_started: INFO "rebalance started" [slot, to_slot, calls_per_second, to_calls_per_second]
-            "With `rebalance`: a part of the connections moves to a worker with less to do.";
+            "With `rebalance`: a part of the connections migrates to a worker with less to do.";
         rebalance_finished: INFO "rebalance finished" [slot, to_slot, migrated, duration_ms]
-            "The part has moved.";
+            "The part has migrated.";
         rebalance_incomplete: WARN "rebalance incomplete" [slot, to_slot, migrated, duration_ms, error]
             "The rest stays with the sender.";
         rebalance_timed_out: WARN "rebalance timed out" [slot, to_slot, duration_ms]
