@@ -1,6 +1,6 @@
-//! Abusive clients, deliberate or not. Excess connections are refused with a cause. Under any other
-//! abuse, memory stays within its bound, a well-behaved client is always served, and the server
-//! recovers fully afterwards.
+//! Abusive clients, malicious or faulty. Excess connections are refused with a cause. Under any
+//! other abuse, memory stays within its bound, a well-behaved client is always served, and the
+//! server recovers fully afterwards.
 //!
 //! Descriptor exhaustion and pauses at the connection limit are in `tests/e2e/limits.rs`.
 
@@ -92,7 +92,7 @@ fn source_limit_refuses_excess_connection() {
     first.push(served(FIRST, addr));
     refused(FIRST, addr);
 
-    // Migrated connections are counted, and none is refused.
+    // Migrated connections count, and none is refused.
     server.reload().expect_success();
     for client in first.iter_mut().chain([&mut second]) {
         client.roundtrip(b"moved, and never cut");
@@ -122,7 +122,7 @@ fn source_rate_limit_slows_fast_source() {
     let server = server(&["--accept-rate-per-source", "5"]);
     let (addr, counters) = (server.addr(), Counters::of(&server));
     let begin = now();
-    // Repeats until some are refused, because the machine may be slow.
+    // Repeat until some are refused, because the machine may be slow.
     let (mut taken, mut refused) = (0, 0);
     until("some are refused", || {
         match is_served(FIRST, addr) {
@@ -241,7 +241,7 @@ fn slow_readers_hold_bounded_memory() {
 #[test]
 fn idle_timeout_closes_silent_clients() {
     const SILENT: usize = 300;
-    // Long enough that a busy machine does not make the pinging client idle.
+    // Long enough that the pinging client is not idle on a busy machine.
     let scene = Scene::start(&["--idle-timeout=3s", "--linger-timeout=1s"]);
     let mut silent = scene.connect(SILENT);
     scene.assert_bounded(SILENT);
@@ -266,7 +266,7 @@ fn connection_flood_waits_in_queue_and_disappears() {
     });
     scene.assert_bounded(PLACES as usize);
     drop(flood);
-    // Queued clients are accepted, found to be gone, and closed.
+    // Queued clients are accepted, found to have disconnected, and closed.
     scene
         .counters
         .wait(Counter::Closed(CloseReason::PeerClosed), FLOOD as u64 + 1);
@@ -276,7 +276,7 @@ fn connection_flood_waits_in_queue_and_disappears() {
 /// Limit of half-open connections, filled from sources that never reply.
 const SYN_QUEUE: u32 = 128;
 
-/// Starts a server in this namespace with such a queue and floods it until it is full.
+/// Starts a server with such a queue in this namespace and floods it until it is full.
 #[track_caller]
 fn flooded() -> Option<(Scene, SynFlood, KernelCounters)> {
     // Drops a half-open connection after 3 s instead of a minute.
@@ -388,8 +388,8 @@ fn reset_flood_leaves_nothing() {
     scene.assert_as_before();
 }
 
-/// Makes the client's host unreachable: all packets to it are dropped, and it sends no
-/// acknowledgements. Its connections stay open on the server.
+/// Makes the client's host unreachable: all packets to it are dropped, and it acknowledges nothing.
+/// Its connections stay open on the server.
 #[track_caller]
 fn vanish(client: &Client) {
     const RETURN: u16 = 0x06;
@@ -400,7 +400,8 @@ fn vanish(client: &Client) {
 
 #[test]
 fn server_deadlines_end_half_open_connections() {
-    // Few clients and a long timeout: the first is not cut before the last is full.
+    // Few clients and a long timeout, so that the first is not disconnected before the last is
+    // full.
     const VANISHED: usize = 5;
     let scene = Scene::start(&[
         "--idle-timeout=6s",
@@ -450,8 +451,8 @@ fn byte_at_a_time_client_costs_no_memory() {
     scene.assert_as_before();
 }
 
-/// Limits the address space to little more than its present size. This is the strictest memory
-/// bound: a worker that exceeds it crashes.
+/// Limits the address space to slightly more than its current size: the strictest memory bound,
+/// since a worker that exceeds it crashes.
 #[test]
 fn full_server_serves_under_memory_pressure() {
     const READERS: usize = 60;

@@ -1,6 +1,5 @@
 //! The admin endpoint: its metrics agree with the clients across crashes, reloads and upgrades; its
-//! health pages are correct while the server stops or stalls; and scrapers do not disturb the
-//! service.
+//! health pages are correct while the server stops or stalls; scrapers do not disturb the service.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -74,8 +73,8 @@ fn scrape(address: SocketAddr) -> String {
     body.to_owned()
 }
 
-/// Returns all monotonic series. The admin process's counters of itself are left out: they restart
-/// with each process.
+/// Returns all monotonic series, without the admin process's counters of itself, which restart with
+/// each process.
 fn growing(text: &str) -> BTreeMap<String, f64> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     let samples = samples.filter_map(|line| {
@@ -143,8 +142,8 @@ fn counters_match_clients_across_crash_and_reload() {
         );
         assert_eq!(sum(&text, "uppercased_connections_open"), CLIENTS as u64);
         assert_eq!(sum(&text, "uppercased_ready"), 1);
-        // The turn that served a client may not be counted yet, nor the last of those that are
-        // sampled, at each of two workers.
+        // The turn that served a client may not be counted yet, nor the last sampled turns, at each
+        // of two workers.
         let unsampled = 2 * u64::from(round) * TURNS_PER_SAMPLE;
         let turns = sum(&text, "uppercased_turns_total");
         let took = sum(&text, "uppercased_turn_duration_seconds_count");
@@ -183,8 +182,7 @@ fn counters_match_clients_across_crash_and_reload() {
     assert!(server.stop().success());
 }
 
-/// A series that restarts, or continues under another label, would be counted twice in sums of
-/// rates.
+/// Sums of rates would count a series twice if it restarted or continued under another label.
 #[test]
 fn counters_never_decrease_when_slots_leave() {
     let server = start(&["--workers=3"]);
@@ -380,7 +378,7 @@ fn admin_address_survives_upgrade() {
     until("every byte is counted", || {
         sum(&scrape(address), "uppercased_received_bytes_total") == 11
     });
-    // Supervisor, worker and admin process are the only processes.
+    // Only supervisor, worker and admin process are running.
     until("only three processes run", || server.processes().len() == 3);
     assert!(server.stop().success());
 }

@@ -1,5 +1,5 @@
-//! The agent check of load balancers: a weight by load while the server is healthy, and otherwise
-//! the state that the operator set or the server is in; across reloads, upgrades and stalls.
+//! The agent check of load balancers: a weight by load while the server is healthy, otherwise the
+//! operator's or the server's own state; across reloads, upgrades and stalls.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -51,7 +51,7 @@ fn until_line(agent: SocketAddr, word: &str) {
     until(word, || reply(agent).split(' ').next() == Some(word));
 }
 
-/// Returns the response of the admin endpoint.
+/// Returns the admin endpoint's response.
 #[track_caller]
 fn page(server: &Server, page: &str) -> String {
     let status = server.status_json();
@@ -73,7 +73,7 @@ fn agent_weight_reports_free_capacity() {
         .for_each(|client| client.roundtrip(b"hold a place"));
     let agent = agent(&server);
     assert_eq!(reply(agent), "ready up 70%");
-    // The balancer's input and its way of closing do not matter.
+    // The balancer's input and the way it closes are irrelevant.
     assert_eq!(
         line_after_sending(agent, b"hello from here\n"),
         "ready up 70%"
@@ -187,7 +187,7 @@ fn agent_keeps_answer_of_stalled_supervisor() {
     until_line(agent, "drain");
     let supervisor = Watched::open(server.pid()).unwrap();
     freeze(&supervisor);
-    // A cached reply is used for a short time only; then a new query is needed.
+    // A cached reply is used only for a short time; then a new query is needed.
     let since = clock::now();
     while clock::now().since(since) < 2 * AGENT_FRESH {
         assert!(reply(agent).starts_with("drain"));

@@ -1,7 +1,7 @@
-//! The load generator against servers with known faults: the real one, which has none, and
-//! stand-ins that send wrong bytes, reset, close early, stay silent, refuse, or pause.
+//! The load generator against the real server, and against stand-ins with known faults: they send
+//! wrong bytes, reset, close early, stay silent, refuse, or pause.
 //!
-//! No test asserts a speed; of times, only that a reply that had to wait shows that wait.
+//! No test asserts a speed or a time, except that a delayed reply shows its delay.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -46,7 +46,7 @@ fn bench(args: &[&str]) -> Said {
 fn bench_by(command: &mut Command, args: &[&str]) -> Said {
     let folder = tempfile::tempdir().expect("a folder for the outcome");
     let file = folder.path().join("outcome.json");
-    // Flags go before the server's own arguments.
+    // Flags precede the server's own arguments.
     let own = args
         .iter()
         .position(|arg| *arg == "--")
@@ -97,8 +97,7 @@ struct Bad {
 }
 
 impl Bad {
-    /// Calls `answer` with every connection and its number. The first connection only probes that
-    /// the server is there.
+    /// Calls `answer` with every connection and its number. The first connection is only a probe.
     fn serve(answer: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let addr = listener.local_addr().expect("a bound socket");
@@ -117,8 +116,8 @@ impl Bad {
         Self { addr, over }
     }
 
-    /// Calls `answer` with the offset and the bytes received and sends its reply; `None` closes the
-    /// connection.
+    /// Calls `answer` with the offset and the bytes received, and sends the result; `None` closes
+    /// the connection.
     fn reply(answer: impl Fn(u64, &[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
         Self::serve(move |_, mut stream| {
             let mut piece = [0; 4096];
@@ -143,7 +142,7 @@ impl Bad {
 impl Drop for Bad {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread so that it sees the flag.
+        // Wakes the accepting thread so that it checks the flag.
         drop(TcpStream::connect(self.addr));
     }
 }
@@ -233,7 +232,7 @@ fn stalled_readers_check_replies_at_end() {
     assert_eq!((totals.messages, totals.bytes_received), (0, 0));
     assert!(totals.bytes_sent > 8 * 64 * 1024, "{totals:?}");
     assert_eq!(outcome.latency, None);
-    // A wrong byte is found, although it is read at the end only.
+    // A wrong byte is found even if it is read only at the end.
     let bad = Bad::reply(|before, bytes| {
         let mut reply = upper(bytes);
         reply[0] ^= u8::from(before == 0) << 7;
@@ -417,7 +416,7 @@ fn silence_counts_as_timeout_and_stall() {
     );
 }
 
-/// Starts a server that stops: the first connection is the probe, the second ends the service, and
+/// Starts a server that stops: its first connection is the probe, its second ends the service, and
 /// later connections are refused.
 fn serve_twice() -> String {
     let listener = TcpListener::bind((own_address(), 0)).expect("listen");
@@ -453,7 +452,7 @@ fn bench_gives_up_unreachable_count() {
 
 #[test]
 fn missing_server_is_one_clear_error() {
-    // An own address: a port closed there is not reused by another test.
+    // A private address: another test cannot reuse a port closed there.
     let listener = TcpListener::bind((own_address(), 0)).expect("listen");
     let target = listener.local_addr().expect("its address").to_string();
     drop(listener);
@@ -490,7 +489,7 @@ fn bad_usage_is_one_clear_error() {
 
 #[test]
 fn only_open_loop_shows_stall() {
-    // Long compared with delays on a busy machine, so that half of it can be told apart.
+    // So long that half of it exceeds delays on a busy machine.
     const STALL: Duration = Duration::from_secs(2);
     // One connection is answered at once, except for one pause.
     let stalls = || {
@@ -528,7 +527,7 @@ fn only_open_loop_shows_stall() {
         )
     };
     let (from, p99) = measure(&["rate", "--rate=500", "--duration=4s"]);
-    // 1000 of the 2000 messages were planned during the pause; their median wait is half of it.
+    // 1000 of the 2000 messages were due during the pause; their median wait is half of it.
     assert_eq!(from, "planned");
     assert!(p99 >= STALL / 2, "{p99:?}");
     // A closed loop sends one message of a thousand during the pause.
@@ -741,8 +740,8 @@ fn interrupts_show_results_and_leave_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let (there, pids) = (folder.path().join("there"), folder.path().join("pids"));
         std::fs::create_dir(&there).expect("made");
-        // It signals its own process and the server, another child of its parent, which would
-        // continue.
+        // The command signals its own process and the server, another child of its parent, which
+        // would continue.
         let command = format!(
             "--during=at 50ms: echo $$ >> {0}; pgrep -P $PPID >> {0}; trap '' TERM; sleep 3600",
             pids.display()
@@ -837,7 +836,7 @@ fn ignored_signal_stays_ignored() {
     }
 }
 
-/// Runs `bench` for a moment with its own server, without the JSON of [`bench`].
+/// Runs `bench` briefly with its built-in server, without the JSON of [`bench`].
 fn briefly(args: &[&str], change: impl FnOnce(&mut Command)) -> Output {
     let base = ["-c1", "--count=20", "--workers=1", "--no-progress"];
     let child = in_the_background(&[&base, args].concat(), change);
@@ -1011,7 +1010,7 @@ fn self_connected_socket_is_no_server() {
                 stderr_text.contains("check that the server is running"),
                 "{stderr_text}"
             );
-            // Without SO_REUSEADDR, so that a socket in TIME_WAIT would make bind fail.
+            // Without SO_REUSEADDR, so that a socket in TIME_WAIT makes bind fail.
             let domain = socket2::Domain::IPV4;
             let server = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("one");
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000));

@@ -169,7 +169,7 @@ fn resumed_supervisor_keeps_its_workers() {
     let supervisor = Watched::open(server.pid()).unwrap();
     for _ in 0..2 {
         supervisor.signal(Signal::SIGSTOP);
-        // The elapsed time is the subject of the test.
+        // The test is about elapsed time.
         assert!(!supervisor.wait_gone(Duration::from_secs(3)));
         supervisor.signal(Signal::SIGCONT);
         server.status_json();

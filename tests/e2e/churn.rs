@@ -1,4 +1,4 @@
-//! Workers killed repeatedly under churn; the kernel's counters decide the test.
+//! Workers killed repeatedly under churn; the kernel's counters decide the result.
 //!
 //! A client cannot distinguish a refused or reset connection from one that it retried, and a test
 //! that forgives some errors forgives bugs. So the test runs in its own network namespace and reads
@@ -8,8 +8,8 @@
 //! otherwise with a RST. Hence each round
 //! 1. parks the churn, so that no churn connection is open;
 //! 2. stops the victim, which has a few idle connections without unread input, and resumes the
-//!    churn: clients that the kernel gives to the victim wait in its accept queue;
-//! 3. kills it while they wait. The churn continues through the crash, the restart and after it.
+//!    churn: clients that the kernel assigns to the victim wait in its accept queue;
+//! 3. kills it while they wait. The churn continues during and after the crash and the restart.
 //!
 //! Every churn connection must be answered, byte for byte, and no counter may change; only the idle
 //! connections end, gracefully. Another test shows that the counters change when the queue is lost.
@@ -82,8 +82,8 @@ impl Churn {
         self.shared.change(|state| state.running = true);
     }
 
-    /// Waits until every client has closed its connection, as has the server, and has opened no
-    /// other.
+    /// Waits until every client and the server have closed the connection and the client has opened
+    /// no other.
     #[track_caller]
     fn park(&self) {
         self.shared.change(|state| state.running = false);
@@ -115,7 +115,7 @@ impl Drop for Churn {
 }
 
 impl Shared {
-    /// Waits until a new connection is permitted; returns false after the end.
+    /// Waits until a new connection is permitted; returns false at the end.
     fn admit(&self) -> bool {
         let mut state = self.lock();
         state.parked += 1;
@@ -174,7 +174,7 @@ fn idle_clients(server: &Server, victim: &Watched) -> (Vec<Client>, Vec<Client>)
 }
 
 /// Kills the worker of `slot` with clients in its queue and the churn running; returns the number
-/// of connections made in addition to the churn, and of clients in the queue.
+/// of connections in addition to the churn, and the number of queued clients.
 fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, usize) {
     churn.park();
     let victim = worker_of(server, slot);
@@ -302,8 +302,7 @@ fn clients_survive_slot_backoff() {
     });
 }
 
-/// Shows that the tests above can fail: the loss of a queue's last holder affects clients and
-/// counters.
+/// Shows that the tests above can fail: losing a queue's last holder affects clients and counters.
 #[test]
 fn clients_and_counters_notice_lost_queue() {
     isolated(|| {
@@ -318,7 +317,7 @@ fn clients_and_counters_notice_lost_queue() {
         until("all of them wait", || {
             queued(worker.pid(), server.addr().port()) == WAITING
         });
-        // The custodian first, then the worker: no process holds the listener any more.
+        // The custodian first, then the worker, so that no process holds the listener any more.
         server.kill();
         KernelCounters::read().assert_no_loss_since(&before);
         worker.signal(Signal::SIGKILL);
@@ -335,7 +334,7 @@ fn clients_and_counters_notice_lost_queue() {
     });
 }
 
-/// Shows the kernel rule that custody relies on, with plain sockets: a listener's queue exists as
+/// Shows with plain sockets the kernel rule that custody relies on: a listener's queue exists as
 /// long as a process holds the listener, regardless of the rest of its group.
 #[test]
 fn held_listener_preserves_queue() {

@@ -32,14 +32,14 @@ struct Run {
 }
 
 impl Run {
-    /// Asserts that it succeeded with `expected` on standard output and no error output.
+    /// Asserts that it succeeded with `expected` on standard output and empty standard error.
     #[track_caller]
     fn assert_success(&self, expected: &[u8]) {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""));
         assert_same(&self.stdout, expected, "standard output");
     }
 
-    /// Asserts that it failed with `code` and the one-line message `said`.
+    /// Asserts that it failed with `code` and the one-line message `error`.
     #[track_caller]
     fn assert_failure(&self, code: i32, error: &str) {
         assert_eq!(self.stderr, format!("uppercased: {error}\n"));
@@ -175,7 +175,7 @@ mod as_a_filter {
 
     #[test]
     fn server_receives_end_of_input() {
-        // Replies only after it: without the half-close both would wait forever.
+        // The server replies only after the half-close; without it both would wait forever.
         let server = serve_one(|mut stream| {
             let all = swallow_all(&mut stream);
             stream.write_all(&upper(&all)).unwrap();
@@ -226,7 +226,8 @@ mod as_a_filter {
     fn client_pauses_input_while_replies_are_due() {
         const WINDOW_BYTES: usize = 4 * 1024 * 1024;
         const TOTAL_BYTES: usize = 3 * WINDOW_BYTES;
-        /// Silence that counts as the client waiting; a shorter one would only weaken the test.
+        /// How long silence must last to show that the client waits; a shorter one would only
+        /// weaken the test.
         const MOMENT: Duration = Duration::from_millis(50);
 
         let server = serve_one(|mut stream| {
@@ -234,7 +235,7 @@ mod as_a_filter {
             let mut piece = vec![0; 64 * 1024];
             let mut most = 0;
             loop {
-                // Holds its replies back while more input arrives.
+                // Holds back its replies while more input arrives.
                 if poll_one(&stream, PollFlags::POLLIN, MOMENT) {
                     match stream.read(&mut piece).unwrap() {
                         0 => break,

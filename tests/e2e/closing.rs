@@ -1,5 +1,5 @@
-//! The end of connections: a graceful close by either side, a reset, a client that vanishes. The
-//! server sends pending output first, destroys nothing in flight, and continues.
+//! The end of connections: a graceful close by either side, a reset, a vanished client. The server
+//! first sends pending output, loses nothing in flight, and continues.
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
@@ -19,7 +19,7 @@ const PEER_CLOSED: Counter = Counter::Closed(CloseReason::PeerClosed);
 const PEER_RESET: Counter = Counter::Closed(CloseReason::PeerReset);
 const IDLE_TIMEOUT: Counter = Counter::Closed(CloseReason::IdleTimeout);
 
-/// Starts one worker, so that affected and unaffected clients share everything.
+/// Starts one worker, so that all clients share it.
 fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(["--listen", "127.0.0.1:0", "--workers", "1"])
@@ -27,7 +27,7 @@ fn server(args: &[&str]) -> Server {
         .start()
 }
 
-/// Waits for the end of the server's stream without reading the bytes before it.
+/// Waits for the end of the server's stream without reading the preceding bytes.
 #[track_caller]
 fn wait_half_closed(client: &Client) {
     assert!(
@@ -37,13 +37,13 @@ fn wait_half_closed(client: &Client) {
 }
 
 fn is_half_closed(client: &Client, within: Duration) -> bool {
-    // From poll.h; the library does not name it.
+    // From poll.h; the library has no name for it.
     const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(0x2000);
     poll_one(client.socket(), POLLRDHUP, within)
 }
 
-/// Returns an idle client that has sent `bytes`. They arrive before the worker polls, so that even
-/// a short idle timeout cannot expire first.
+/// Returns an idle client that has sent `bytes`. They arrive before the worker polls, so even a
+/// short idle timeout cannot expire first.
 fn sends_and_stays_silent(server: &Server, bytes: &[u8]) -> Client {
     let frozen = Frozen::workers(server);
     let mut client = Client::connect(server.addr());
@@ -157,7 +157,7 @@ fn client_leaving_during_reply_affects_no_other() {
     let server = server(&[]);
     let workers = server.worker_pids();
     let counters = Counters::of(&server);
-    // Closing with unread input resets, and the server may be writing right then (SIGPIPE).
+    // Closing with unread input causes a reset, possibly while the server is writing (SIGPIPE).
     for round in 0..50 {
         let client = Client::connect(server.addr());
         for _ in 0..20 {
@@ -203,7 +203,7 @@ fn close_destroys_no_reply_in_flight() {
         let before = KernelCounters::read();
         let mut client = sends_and_stays_silent(&server, b"first");
         wait_half_closed(&client);
-        // The reply stays unread on this side. If the server closed fully, any of this would cause
+        // The reply stays unread on this side. If the server closed fully, any of these would cause
         // a reset, which would destroy the reply.
         for round in 0..64 {
             client.send_all(&pattern(round, 16 * 1024));

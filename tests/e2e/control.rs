@@ -1,5 +1,5 @@
-//! The commands for a running server, against stand-ins with scripted replies: requests, output and
-//! exit codes.
+//! Commands to a running server, against stand-ins with scripted replies: requests, output and exit
+//! codes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -49,7 +49,7 @@ impl Place {
         self.directory.path()
     }
 
-    /// Starts a server with the process id `pid`. It accepts one connection for each of `scripts`,
+    /// Starts a server with the process ID `pid`. It accepts one connection per entry of `scripts`,
     /// and sends the script if the connection carries a request.
     fn server(&self, pid: u32, scripts: &[&str]) -> StandIn {
         let path = self.path().join(format!("{pid}.sock"));
@@ -62,7 +62,7 @@ impl Place {
                 let (stream, _) = listener.accept().unwrap();
                 stream.set_read_timeout(Some(DEADLINE)).unwrap();
                 let request = request(&stream);
-                // A connection without a request is a probe for a running server.
+                // A connection without a request only probes for a running server.
                 if let Some(request) = request {
                     requests.push(request);
                     let script = scripts.next().unwrap();
@@ -97,7 +97,7 @@ impl Place {
             .spawn()
             .unwrap();
         let watched = Watched::open(child.id()).unwrap();
-        // The output is small and fits into the pipes.
+        // The output is small enough for the pipes.
         if !watched.wait_gone(DEADLINE) {
             watched.signal(Signal::SIGKILL);
             panic!("still running after {DEADLINE:?}: {command:?}");
@@ -110,7 +110,7 @@ impl Place {
         }
     }
 
-    /// Returns the one-line error message of a run that had no effect.
+    /// Returns the one-line error message of a run without effect.
     fn complaint(&self, args: &[&str]) -> String {
         let outcome = self.run(args);
         assert_eq!(outcome.code, Some(2), "{outcome:?}");
@@ -222,7 +222,7 @@ fn stop_waits_until_server_exits() {
         (outcome.code, outcome.stdout.as_str()),
         (Some(0), "stopped\n")
     );
-    // It closes before it confirms the stop.
+    // The server closes before it confirms the stop.
     let outcome = place.run(&["stop"]);
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(1), ""));
     assert!(
@@ -248,7 +248,7 @@ fn status_prints_screen_or_json_line() {
         serde_json::to_string(&status).unwrap()
     );
     let place = Place::new();
-    // The text output has rates, too, from the second sample on.
+    // The text output also has rates, from the second sample on.
     let server = place.server(1, &[&script, &script, &script]);
     let outcome = place.run(&["status"]);
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
@@ -306,7 +306,7 @@ fn status_watch_ends_with_server() {
         .iter()
         .map(|sample| sample.rates.as_ref().map(|rates| rates.totals.accepted))
         .collect();
-    // Over the server's two seconds, not the tenth of a second that passed here.
+    // Over the server's two seconds, not the tenth of a second elapsed here.
     assert_eq!(rates, [None, Some(2.0), None]);
 
     let server = place.server(2, &[scripts[0], scripts[1], ""]);
@@ -318,7 +318,7 @@ fn status_watch_ends_with_server() {
     assert_eq!(blocks.len(), 2, "{outcome:?}");
     assert!(!outcome.stdout.contains('\x1b'), "{outcome:?}");
     assert!(blocks[1].contains("rates 2s     2.00 acc/s"), "{outcome:?}");
-    // No server from the start.
+    // Without a server from the start.
     fs::remove_file(&server.path).unwrap();
     place.complaint(&["status", "--watch", "--control", path]);
 }
@@ -391,7 +391,7 @@ fn command_fails_without_server() {
         line.contains("cannot find a running server") && line.contains(&shown),
         "{line}"
     );
-    // A stale socket, and files that are no sockets.
+    // A stale socket, and files that are not sockets.
     drop(UnixListener::bind(place.path().join("1.sock")).unwrap());
     fs::write(place.path().join("2.sock"), "").unwrap();
     let line = place.complaint(&["status"]);

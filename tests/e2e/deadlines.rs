@@ -17,7 +17,7 @@ use crate::support::{Client, DEADLINE, Deadline, Server};
 
 const IDLE: Duration = Duration::from_millis(400);
 
-/// Starts one worker, so that all clients are affected when it is stopped.
+/// Starts one worker, so that stopping it affects all clients.
 fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(["--listen", "127.0.0.1:0", "--workers", "1"])
@@ -184,7 +184,7 @@ fn server_reuses_one_free_connection_in_time() {
     assert_eq!(counters.open(), 20);
 }
 
-/// Returns a client that reads nothing and whose pending output is in the kernel only.
+/// Returns a client that reads nothing and whose pending output is only in the kernel.
 #[track_caller]
 fn owed_by_the_kernel(server: &Server, bytes: usize) -> Client {
     let mut client = with_little_room(server).expect("a client");
@@ -225,6 +225,6 @@ fn kernel_ends_connection_of_unresponsive_client() {
     let mut client = owed_by_the_kernel(&server, 60_000);
     counters.wait(Counter::Closed(CloseReason::PeerVanished), 1);
     counters.wait_open(0);
-    // Bytes that have arrived can be read; the rest is lost, and the client sees a reset.
+    // Bytes that have arrived can be read; the rest is lost, and the client receives a reset.
     let _ = client.recv_exact(1);
 }

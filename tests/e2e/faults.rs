@@ -1,7 +1,7 @@
-//! Every process of a planned operation, killed or stopped at every step of it.
+//! Every process of a planned operation, killed or stopped at every step.
 //!
 //! Invariants: no slot stays without a worker; no listener is lost; no connection has two owners; a
-//! crashing process loses only the connections that it owned.
+//! crashing process loses only its own connections.
 
 use nix::sys::signal::Signal;
 
@@ -11,8 +11,8 @@ use crate::support::observe::{freeze, unacknowledged, until, worker_of};
 use crate::support::planned::Planned;
 use crate::support::{Client, pattern, wait_gone};
 
-/// Timeouts that end a stall. The tests wait them out, so they are only as long as processes that
-/// are not stalled need on a busy machine.
+/// Timeouts that end a stall. The tests wait for them, so they are only as long as a healthy
+/// process needs on a busy machine.
 const QUICK: [&str; 6] = [
     "--listen=127.0.0.1:0",
     "--bake-time=0s",
@@ -22,7 +22,7 @@ const QUICK: [&str; 6] = [
     "--backoff-initial=10ms",
 ];
 
-/// Clients in the states that matter, and their pending replies.
+/// Clients in every relevant state, and their pending replies.
 struct Clients {
     idle: Vec<Client>,
     unread: Client,
@@ -97,7 +97,7 @@ fn until_all_serve(planned: &Planned) {
     });
 }
 
-/// The predecessor keeps every connection, no client notices, and the requester gets the cause.
+/// The predecessor keeps every connection, no client is affected, and the requester gets the cause.
 #[test]
 fn successor_failing_before_acknowledging_costs_nothing() {
     isolated(|| {
@@ -136,7 +136,7 @@ fn successor_failing_before_acknowledging_costs_nothing() {
     });
 }
 
-/// The acknowledged connections are lost with it, as in any crash, and nothing else.
+/// As in any crash, the acknowledged connections are lost with it, and nothing else.
 #[test]
 fn successor_dying_after_acknowledging_loses_only_its_connections() {
     let planned = Planned::start(&[&QUICK[..], &["--workers=1"]].concat());
@@ -158,7 +158,7 @@ fn successor_dying_after_acknowledging_loses_only_its_connections() {
     assert_new_clients_are_served(&planned);
 }
 
-/// The connections not yet migrated are lost with it, as in any crash; its queue and its slot are
+/// As in any crash, the connections not yet migrated are lost with it; its queue and its slot are
 /// not, and the reload continues.
 #[test]
 fn dying_predecessor_leaves_queue_to_successor() {
@@ -175,7 +175,7 @@ fn dying_predecessor_leaves_queue_to_successor() {
         let before = planned.workers();
         let clients = Clients::of(&planned);
         let answered = planned.server.reload();
-        // It died before it could report the end of the handover; the result includes this.
+        // It was killed before it could report the end of the handover; the result includes this.
         answered.expect_failure("exited before the end of its handover");
         until_all_serve(&planned);
         planned.workers().assert_replaced_since(&before);
@@ -201,7 +201,7 @@ fn stalled_predecessor_is_replaced() {
     }
 }
 
-/// The receiver cannot read the format: connections cannot migrate, so the reload is rolled back
+/// The receiver cannot read the format, so connections cannot migrate: the reload is rolled back
 /// unless draining was requested.
 #[test]
 fn unmovable_connections_stay_or_drain() {
@@ -260,7 +260,7 @@ fn killed_supervisor_leaves_no_process_behind() {
 #[track_caller]
 fn leave_by(point: &str, command: &[&str]) {
     let args = [&QUICK[..], &["--workers=2"]].concat();
-    // An own address, on which the server is started again.
+    // A private address, on which the server is started again.
     let listen = format!("--listen={}:0", crate::support::own_address());
     let args = [&args[1..], &[&*listen]].concat();
     let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
@@ -277,7 +277,7 @@ fn leave_by(point: &str, command: &[&str]) {
         error.contains("closed the connection"),
         "{point}: {answered:?}"
     );
-    // Bytes sent before are answered in full by the present owner.
+    // The current owner answers earlier bytes in full.
     let Clients {
         idle,
         mut unread,

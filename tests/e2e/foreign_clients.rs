@@ -1,5 +1,5 @@
 //! Common clients (`nc`, `socat`, `telnet`, a C program that sends lines with their NUL), and
-//! invalid input: one line with the mistake, its cause and a hint.
+//! invalid input, which is reported in one line with the mistake, its cause and a hint.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,8 @@ use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::{DEADLINE, Server, in_background, poll_one};
 
-/// A classic line client: it sends each line with its terminating NUL and reads as many bytes.
+/// A classic line client: it sends each line with its terminating NUL and reads the same number of
+/// bytes.
 const C_CLIENT: &str = r#"
 #include <arpa/inet.h>
 #include <stdio.h>
@@ -54,7 +55,7 @@ int main(int count, char **arguments)
 }
 "#;
 
-/// Returns the path of the program `name`, or reports that it is missing.
+/// Returns the path of the program `name`; if it is not installed, reports that and returns `None`.
 fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).map(|folder| folder.join(name));

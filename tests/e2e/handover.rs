@@ -1,7 +1,7 @@
-//! Worker processes in a handover, with the test as their supervisor: every command, every end, and
-//! a crash of either side at every fault point.
+//! Worker processes in a handover, with the test as their supervisor: every command, every outcome,
+//! and a crash of either side at every fault point.
 //!
-//! Each worker is the real program with one end of a channel; the test holds a duplicate of the
+//! Each worker is the real program on one end of a channel; the test holds a duplicate of the
 //! listener, as a supervisor does.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -54,7 +54,7 @@ impl Slot {
                 ..config
             },
             listen: Listen {
-                // An own address, so that no other test can reuse the port.
+                // A private address, so that no other test can reuse the port.
                 addr: (own_address(), 0).into(),
                 dual_stack: false,
             },
@@ -140,7 +140,7 @@ impl Worker {
             .channel
             .send(&Envelope { worker, message }, &descriptors)
         {
-            // A worker that crashed on purpose may not have received the command.
+            // A worker that crashed intentionally may not have received the command.
             Ok(()) | Err(channel::Error::Closed) => {}
             Err(error) => panic!("{error}"),
         }
@@ -250,7 +250,7 @@ fn successor_takes_over_and_predecessor_exits() {
     let mut old = slot.start(false, "");
     let mut clients = clients(&slot, &old, 20);
     let mut new = slot.start(true, "");
-    // The successor stands by: new clients are served by the predecessor.
+    // The successor stands by, so the predecessor serves new clients.
     let early = Client::connect(slot.addr());
     old.until(Counter::Accepted, 21);
     assert_eq!(new.count(Counter::Accepted), 0);
@@ -278,7 +278,7 @@ fn successor_takes_over_and_predecessor_exits() {
         client.half_close();
         client.expect_eof();
     }
-    // Again, without clients.
+    // The same without clients.
     let mut third = slot.start(true, "");
     hand_over(&mut new, &mut third, false);
     assert_eq!(new.expect_handed_over().end, HandoverEnd::Done);
@@ -417,7 +417,7 @@ fn leaving_worker_serves_and_then_finishes() {
     let mut clients = clients(&slot, &old, 4);
     let mut new = slot.start(true, "");
     new.send(ToWorker::Serve, &[]);
-    // Long compared with the steps in it.
+    // Longer than the steps below take.
     let drain_timeout_ms = 3000;
     old.send(ToWorker::Leave { drain_timeout_ms }, &[]);
     let (message, _) = old.receive().unwrap();
@@ -427,7 +427,7 @@ fn leaving_worker_serves_and_then_finishes() {
     newcomer.roundtrip(b"newcomer");
     assert_eq!(new.count(Counter::Accepted), 1);
     for client in &mut clients {
-        client.expect_eof(); // Half-closed after the time, never reset.
+        client.expect_eof(); // Half-closed after the timeout, never reset.
     }
     drop(clients);
     assert!(old.expect_exit().success());
@@ -440,7 +440,7 @@ fn last_worker_empties_queue_before_close() {
     let mut sibling_slot = Slot::new(Config::default());
     let mut sibling = sibling_slot.start(false, "");
     let mut clients = clients(&slot, &old, 4);
-    slot.listener = None; // The test holds no duplicate: the queue is lost with the worker.
+    slot.listener = None; // The test holds no duplicate, so the queue is lost with the worker.
     clients.extend((0..4).map(|_| Client::connect(slot.addr())));
     hand_over(&mut old, &mut sibling, true);
     let result = old.expect_handed_over();
@@ -509,7 +509,7 @@ fn standby_worker_exits_without_touching_queue() {
     assert!(new.expect_exit().success());
     assert_eq!(new.count(Counter::Accepted), 0);
     client.roundtrip(b"untouched");
-    // Again, without its supervisor.
+    // The same without its supervisor.
     let new = slot.start(true, "");
     let Worker { channel, .. } = &new;
     let _ = rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both);

@@ -1,5 +1,5 @@
-//! The supervisor detects a stalled worker without a request to it, and replaces it. The limit must
-//! exceed the time that a worker may wait for the CPU on a busy machine; one second does.
+//! The supervisor detects a stalled worker without sending it a request, and replaces it. The limit
+//! must exceed the time for which a worker may wait for the CPU on a busy machine; one second does.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! Two machines behind a real HAProxy with the packaged configuration: drained and restored in
-//! turn, stopped, started and reloaded under load. No client sees an error, and the machines know
+//! turn, stopped, started and reloaded under load. No client gets an error, and the machines know
 //! the client addresses.
 //!
-//! A machine is a server in its own network namespace; HAProxy and the clients are in that of the
-//! test.
+//! A machine is a server in its own network namespace; HAProxy and the clients are in the test's
+//! namespace.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -29,10 +29,10 @@ use crate::support::{Client, DEADLINE, Lines, Server, poll_one};
 const PACKAGED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/haproxy/haproxy.cfg");
 /// The front address; loopback gives clients many source addresses.
 const FRONT: &str = "127.0.0.1:9999";
-/// Clients connected when a machine stops; enough that both machines have some.
+/// Clients connected when a machine stops: enough for both machines to have some.
 const STAYING: usize = 8;
 
-/// Returns the path of HAProxy, or reports that it is missing.
+/// Returns the path of HAProxy; if it is not installed, reports that and returns `None`.
 fn haproxy() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Debian installs it there, which is not in every user's path.
@@ -54,12 +54,12 @@ struct Balancer {
     _folder: tempfile::TempDir,
 }
 
-/// HAProxy's state of a machine.
+/// The state of a machine in HAProxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Machine {
     status: String,
     weight: u64,
-    /// Client connections in total and currently open.
+    /// Client connections in total, and those open now.
     taken: u64,
     open: u64,
 }
@@ -168,7 +168,7 @@ fn machine(host: u8) -> Result<Namespace, String> {
     Ok(there)
 }
 
-/// Starts a server there, as the packaged configuration expects it.
+/// Starts a server there that suits the packaged configuration.
 fn server(there: &Namespace, host: u8) -> Server {
     let [here, proxy] = [2, 1].map(|end| format!("10.88.{host}.{end}"));
     Server::builder()
@@ -206,7 +206,7 @@ fn long() -> LoadSize {
     }
 }
 
-/// Asserts that the server saw the clients' own addresses and refused or cut none.
+/// Asserts that the server received the clients' own addresses and refused or disconnected none.
 #[track_caller]
 fn assert_knew_its_clients(server: &Server, host: u8) {
     let proxy = format!("10.88.{host}.1:");
@@ -256,7 +256,7 @@ fn haproxy_accepts_packaged_configuration() {
     assert!(output.status.success() && !log.contains("WARNING"), "{log}");
 }
 
-/// Runs `scene` with two machines, where the system permits it.
+/// Runs `scene` with two machines, if the system permits it.
 fn with_machines(scene: fn(&Path, &Namespace, &Namespace)) {
     let Some(haproxy) = haproxy() else {
         return;
@@ -322,7 +322,7 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     }
     let passing = Load::start(front, short());
 
-    // Drain by command: existing clients stay, new ones go to the other machine.
+    // Drained by command: existing clients stay, new ones go to the other machine.
     let staying = Load::start(front, long());
     assert!(balancer.machine("one").open > 0 && balancer.machine("two").open > 0);
     first.command(&["rotation", "drain"]).expect_success();
@@ -351,7 +351,7 @@ fn out_and_in(haproxy: &Path, one: &Namespace, two: &Namespace) {
     });
     passing.assert_unharmed();
 
-    // By a stop alone: the server reports it before it refuses clients, and existing ones are
+    // Drained by a stop alone: the server reports it before refusing clients, and existing ones are
     // closed gracefully.
     let before = balancer.machine("two").taken;
     let mut staying: Vec<Client> = (0..STAYING).map(|_| Client::connect(front)).collect();

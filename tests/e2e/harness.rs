@@ -14,7 +14,7 @@ use crate::support::{
     serve_one, sweep, upper, wait_gone,
 };
 
-/// Long enough to notice an unexpected event, short enough for every run.
+/// Long enough for an unexpected event to show, short enough for every run.
 const MOMENT: Duration = Duration::from_millis(50);
 
 /// Starts a server in the background that runs `answer` for one connection; returns its address.
@@ -22,7 +22,7 @@ fn serve_with(answer: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     serve_one(answer).addr
 }
 
-/// Returns the panic message of a closure; the test fails if it did not panic.
+/// Returns the panic message of a closure; fails if it did not panic.
 fn panic_of(body: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("it should have panicked");
     panic
@@ -114,7 +114,7 @@ fn wait_gone_waits_for_process_exit() {
         wait_gone(pid, Duration::ZERO),
         "a reaped process has exited"
     );
-    // To a process that has exited: no panic, and no other process is signalled.
+    // For an exited process: no panic, and no other process is signalled.
     watched.signal(Signal::SIGKILL);
 }
 
@@ -138,7 +138,7 @@ fn exit_status_distinguishes_signal_and_code() {
 #[test]
 fn sweep_kills_orphans_and_spares_others() {
     let value = std::process::id().to_string();
-    // The mark of this process starts with the one to be swept.
+    // The mark of this process begins with the mark to be swept.
     let mut spared = Command::new("cat")
         .env("E2E_SWEEP", format!("{value}0"))
         .stdin(Stdio::piped())
@@ -259,7 +259,7 @@ fn server_start_failure_includes_log() {
 
 #[test]
 fn server_is_started_stopped_and_swept() {
-    // A stand-in that announces two addresses and stops on SIGTERM. Its worker and an orphan, which
+    // A stand-in that announces two addresses and stops on SIGTERM. Its worker, and an orphan that
     // is not its child, ignore the signal and block forever.
     const SERVER: &str = "trap 'echo stopping >&2; exit 5' TERM\n\
         mkfifo never\n\
@@ -311,7 +311,7 @@ fn namespace_has_its_own_counters() {
         }
         assert_eq!(fresh.count("ActiveOpens"), 0);
 
-        // A graceful conversation is no loss.
+        // A graceful conversation is not a loss.
         let mut client = Client::connect(serve_one(answer_all).addr);
         client.roundtrip(b"hello");
         client.half_close();
@@ -321,7 +321,7 @@ fn namespace_has_its_own_counters() {
         orderly.assert_no_loss_since(&fresh);
         assert_eq!(orderly.count("ActiveOpens"), 1, "no other connections");
 
-        // A refused one is a loss.
+        // A refused connection is a loss.
         let refused = Client::try_connect((Ipv4Addr::LOCALHOST, 1).into()).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         let after = KernelCounters::read();

@@ -21,7 +21,7 @@ const QUICK: [&str; 5] = [
     "--admin=0",
 ];
 
-/// Starts workers that misbehave as `what` says as soon as they have a client.
+/// Starts workers that misbehave in the way `what` as soon as they have a client.
 #[track_caller]
 fn with_misbehaviour(what: &str) -> Planned {
     let planned = Planned::start(&QUICK);
@@ -32,8 +32,8 @@ fn with_misbehaviour(what: &str) -> Planned {
     planned
 }
 
-/// Connects a client to one of the workers and waits until that worker has died; returns the status
-/// of its slot.
+/// Connects a client to one of the workers and waits until that worker has exited; returns the
+/// status of its slot.
 #[track_caller]
 fn provoke(planned: &Planned) -> (TcpStream, Value) {
     let before = planned.workers();
@@ -108,8 +108,8 @@ fn message_flood_costs_supervisor_nothing() {
     assert_well(&planned);
 }
 
-/// With SO_LINGER a close waits for a peer that does not read; the last close of a migrated
-/// connection is the receiver's.
+/// With SO_LINGER a close waits for a peer that does not read. The receiver performs the last close
+/// of a migrated connection.
 #[test]
 fn lingering_connection_never_blocks_supervisor() {
     let planned = with_misbehaviour("linger");

@@ -27,14 +27,14 @@ use crate::support::observe::{until, worker_of};
 use crate::support::usage::Counters;
 use crate::support::{Client, DEADLINE, Server, in_background, poll_one, serve_one, upper};
 
-/// Long enough to notice an unexpected event, short enough for every run.
+/// Long enough for an unexpected event to show, short enough for every run.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// Deadline of clients where lateness is not the fault under test. If a byte is missing from the
+/// Deadline of clients where lateness is not the fault under test. If a byte is absent from the
 /// reply to a one-byte message, only this deadline reveals it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Returns the panic message of a closure; the test fails if it did not panic.
+/// Returns the panic message of a closure; fails if it did not panic.
 fn panic_of(body: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("it should have panicked");
     match panic.downcast::<String>() {
@@ -111,7 +111,7 @@ fn load_detects_worker_death() {
     load.go_on_for(20);
     let victim = worker_of(&server, 0);
     victim.signal(Signal::SIGKILL);
-    // A client that finishes after that must notice.
+    // A client that finishes afterwards must detect it.
     assert!(victim.wait_gone(DEADLINE));
     let error = panic_of(|| load.go_on_for(1_000_000));
     assert!(error.contains(" received) after "), "{error}");
@@ -131,14 +131,14 @@ fn load_reports_stall_without_failing() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     let load = Load::start(server.addr(), LoadSize::small());
     let frozen = Frozen::workers(&server);
-    // Nothing arrives here: the span is the stall.
+    // Nothing arrives here: the timeout creates the stall.
     let (quiet, _other_end) = UnixStream::pair().unwrap();
     assert!(!poll_one(&quiet, PollFlags::POLLIN, MOMENT));
     drop(frozen);
     load.go_on_for(20);
     let report = load.finish();
     report.assert_clean();
-    // All of the stall except the time before the affected ping was sent.
+    // The whole stall except the time before the affected ping was sent.
     assert!(report.longest_stall > MOMENT / 4, "{report}");
 }
 
@@ -175,7 +175,7 @@ fn load_detects_missing_and_swapped_bytes() {
         stream.write_all(&answer[1..]).unwrap();
         let _ = stream.read(&mut [0]);
     });
-    // Bytes after the gap are at the wrong position; a one-byte message is only missing.
+    // Bytes after the gap are at the wrong position; a one-byte message is only absent.
     assert!(!report.is_clean());
 
     // Two connections, each answered with the other's bytes.
@@ -268,8 +268,8 @@ fn link_delays_packets() {
         let begun = now();
         let mut client = link.clients().run(|| Client::connect(addr));
         let connected = now();
-        // The first round trip. Times have only a lower bound: a slow machine takes longer, none
-        // takes less.
+        // The first round trip. Times have only a lower bound: a slow machine takes longer, no
+        // machine takes less.
         client.roundtrip(b"hello");
         let answered = now();
         let round_trip = 2 * link.delay();
@@ -326,7 +326,7 @@ fn load_over_link_passes_correct_server() {
 }
 
 /// The fault that this link exposes: a listener of a group is replaced, its queue is emptied, and
-/// it is closed. Connections that are half-open then are lost.
+/// it is closed. Connections half-open at that moment are lost.
 #[test]
 fn load_over_link_detects_closed_listener() {
     const REPLACEMENTS: usize = 20;
@@ -350,10 +350,10 @@ fn load_over_link_detects_closed_listener() {
     });
 }
 
-/// Returns the report of churn over `link` against a server that makes `replacements` replacements
-/// of its listeners.
+/// Returns the report of churn over `link` against a server that replaces its listeners
+/// `replacements` times.
 fn report_of_replacements(link: &Link, replacements: usize) -> Report {
-    /// Enough for all replacements, and for as many connections without any.
+    /// Enough for all replacements, and for the same number of connections without any.
     const EXCHANGES: u64 = 1500;
     let first = group_listener((link::SERVER, 0).into());
     let addr = first.local_addr().expect("a bound socket's name");
@@ -390,7 +390,7 @@ struct Replacing {
 }
 
 impl Replacing {
-    /// Serves until the other end of `wanted` is closed; returns the replacements left.
+    /// Serves until the other end of `wanted` is closed; returns the number of replacements left.
     fn run(mut self, wanted: &UnixStream) -> usize {
         /// Connections between two replacements.
         const INTERVAL: usize = 50;
@@ -484,7 +484,7 @@ fn image_copies_behave_as_named() {
     let (worked, error) = version(&right).unwrap();
     assert!(worked && error.starts_with(b"uppercased "));
 
-    // The program reads its trailer, and still runs with one.
+    // The program reads its trailer, and runs with one.
     let faulty = Image::copy(folder.path()).with_faults("version=9.9.9");
     assert!(version(&faulty).unwrap().0);
     let bytes = std::fs::read(faulty.path()).unwrap();
@@ -538,7 +538,7 @@ fn baseline_detects_leaks() {
     drop(client);
     baseline.assert_back(&server);
 
-    // One worker too few or too many is detected as well.
+    // One worker too few or too many is also detected.
     worker_of(&server, 1).signal(Signal::SIGSTOP);
     baseline.assert_back(&server);
     worker_of(&server, 1).signal(Signal::SIGKILL);

@@ -21,12 +21,12 @@ const AT_LIMIT: Counter = Counter::Paused(PauseCause::ConnectionLimit);
 const OUT_OF_DESCRIPTORS: Counter = Counter::Paused(PauseCause::ProcessDescriptors);
 const WRITE_STALL: Counter = Counter::Closed(CloseReason::WriteStall);
 
-/// Upper bounds of the kernel memory of one client, and of its worker memory: the pending output
-/// buffer and a little more.
+/// Upper bounds of one client's kernel memory, and of its worker memory: the pending output buffer
+/// and slightly more.
 const KERNEL_BYTES_MAX: u64 = 1 << 20;
 const WORKER_BYTES_MAX: u64 = (64 + 4) << 10;
 
-/// Starts one worker, so that clients within and beyond a limit share everything.
+/// Starts one worker, shared by the clients within and beyond a limit.
 fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(["--listen", "127.0.0.1:0", "--workers", "1"])
@@ -143,7 +143,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
             break used.len();
         }
     };
-    // From outside, because the server keeps a reserve itself: no room for another descriptor.
+    // From outside, because the server keeps a reserve itself: no descriptor is free.
     lower(used as u64);
     let mut waiting = connect(&server, 5);
     for client in &mut waiting {
@@ -178,7 +178,7 @@ fn accepting_pauses_without_descriptors_and_resumes() {
     // Each closed connection frees a place at once.
     served.pop();
     waiting[0].expect(b"WAITING");
-    // All are accepted once descriptors are available again, without any close.
+    // All are accepted once descriptors are available again, without a close.
     lower(limit.current.unwrap());
     for client in &mut waiting[1..] {
         client.expect(b"WAITING");
@@ -201,8 +201,8 @@ fn write_stall_timeout_closes_client_and_frees_memory() {
     let worker = server.worker_pids()[0];
     let mut reader = Client::connect(server.addr());
     reader.roundtrip(b"before");
-    // A client that has sent no more than the server has read: no unread input could turn a close
-    // into a reset.
+    // A client that has sent no more than the server has read, so that no unread input can turn a
+    // close into a reset.
     let mut modest = Client::connect(server.addr());
     let kept = || counters.count(Counter::Backpressure) > 0;
     let mut sent = 6;
@@ -275,17 +275,17 @@ fn idle_connection_holds_no_buffer() {
     const CLIENTS: usize = 1000;
     const BYTES_EACH_MAX: u64 = 256;
     raise_descriptor_limit().unwrap();
-    // With one deadline per connection, which is all that is kept.
+    // With one deadline per connection, which is all that is stored.
     let server = server(&["--idle-timeout", "1h"]);
     let counters = Counters::of(&server);
     let worker = server.worker_pids()[0];
-    // Pays the one-time costs first, which are not those of idle connections.
+    // First incur the one-time costs, which are not those of idle connections.
     Client::connect(server.addr()).stream(0, 1 << 20);
     counters.wait_open(0);
     let before = resident_bytes(worker);
 
     let mut idle = connect(&server, CLIENTS);
-    // Uses each connection once, as is typical of idle ones.
+    // Use each connection once, as is typical of idle ones.
     for client in &mut idle {
         client.roundtrip(b"hello, and then nothing");
     }

@@ -1,5 +1,5 @@
 //! The log of real processes: its contents at each level, its JSON form, and an unread log, which
-//! does not block the server.
+//! must not block the server.
 
 use std::io::{PipeReader, Read};
 use std::net::SocketAddr;
@@ -66,7 +66,7 @@ fn info_log_covers_server_and_no_client() {
     assert!(news.is_empty(), "{news:?}");
 }
 
-/// Returns the log line for the end of a new client that had sent five bytes; `end` ends it.
+/// Returns the log line for the end of a new client that has sent five bytes; `end` ends it.
 fn end_of_a_client(server: &Server, end: impl FnOnce(Client)) -> String {
     let mark = server.log_len();
     let mut client = Client::connect(server.addr());
@@ -207,7 +207,7 @@ fn unread_log_blocks_no_client() {
     }
 
     let mut pipe = PipeReader::from(OwnedFd::from(server.take_stderr()));
-    // Makes room for one line and the loss report; then reads the rest.
+    // Make room for one line and the loss report; then read the rest.
     let mut stuck = vec![0; 32 * 1024];
     pipe.read_exact(&mut stuck).unwrap();
     let log = Lines::follow(pipe);

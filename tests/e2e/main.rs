@@ -1,6 +1,6 @@
 //! End-to-end tests: real processes, driven from outside through `support`.
 //!
-//! One binary, so that the support is compiled once; tests of all files run concurrently.
+//! They are one binary, so that the support is compiled once; tests of all files run concurrently.
 
 mod abuse;
 mod admin;

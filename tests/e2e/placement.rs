@@ -41,7 +41,7 @@ fn on_cpu<T: Send>(cpu: usize, body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Returns the number of connections that each slot has accepted so far.
+/// Returns the number of connections accepted by each slot so far.
 #[track_caller]
 fn accepted(server: &Server) -> Vec<u64> {
     let status = server.status_json();
@@ -67,7 +67,7 @@ fn exchange(addr: SocketAddr, count: usize) {
     }
 }
 
-/// Asserts that connections from the CPUs go to the slots of those CPUs and to no other.
+/// Asserts that connections from the CPUs go only to the slots of those CPUs.
 #[track_caller]
 fn assert_steered(server: &Server, cpus: &[usize], slots: usize) {
     for (at, &cpu) in cpus.iter().enumerate() {
@@ -179,10 +179,10 @@ fn pinned_workers_keep_cpus_after_restarts_and_crashes() {
     exchange(server.addr(), 8);
 }
 
-/// Waits until the worker sleeps; returns the CPU time that it has used.
+/// Waits until the worker sleeps; returns its CPU time so far.
 #[track_caller]
 fn idle_time(worker: u32) -> Duration {
-    // Several samples in a row, with pauses: a polling worker is not caught asleep.
+    // Several consecutive samples, with pauses, in which a polling worker would be running.
     let mut polls = 0;
     until("the worker sleeps", || {
         let sleeps = state(worker) == Some('S');
@@ -192,7 +192,7 @@ fn idle_time(worker: u32) -> Duration {
     cpu_time(worker)
 }
 
-/// Polling shows in CPU time, not in turns, and ends. The speed gained is not tested.
+/// Polling shows in CPU time, not in turns, and ends. The gain in speed is not tested.
 #[test]
 fn busy_polling_worker_eventually_sleeps() {
     let start = |more: &[&str]| {
@@ -202,7 +202,7 @@ fn busy_polling_worker_eventually_sleeps() {
         (server, worker)
     };
     const MESSAGES: u64 = 20;
-    // CPU time that no worker uses for a message or two.
+    // CPU time far above that for a message or two.
     const POLLING: Duration = Duration::from_millis(50);
     let (plain, worker) = start(&[]);
     let before = idle_time(worker);
@@ -211,7 +211,7 @@ fn busy_polling_worker_eventually_sleeps() {
     assert!(without < POLLING, "{without:?} without polling");
     let (server, worker) = start(&["--busy-poll=1s"]);
     let before = idle_time(worker);
-    // One message is enough, unless the worker gets almost no CPU time in that second.
+    // One message is enough, unless the worker gets almost no CPU time during that second.
     let polled = (0..MESSAGES).find_map(|_| {
         exchange(server.addr(), 1);
         some_within(Duration::from_secs(2), || {
@@ -223,7 +223,7 @@ fn busy_polling_worker_eventually_sleeps() {
     let counters = Counters::of(&server);
     let turns = counters.count(Counter::Turns);
     assert!(turns < 300, "{turns} turns for a few messages");
-    // It sleeps and still responds, also to the supervisor's stall probe.
+    // It sleeps and still responds, including to the supervisor's stall probe.
     exchange(server.addr(), 1);
     assert_eq!(server.stop().code(), Some(0));
     assert_eq!(plain.stop().code(), Some(0));
@@ -249,8 +249,8 @@ fn busy_polling_worker_is_not_reported_stalled() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// Not a test: reports how polling before sleep affects response times, and its cost. Run it on a
-/// quiet machine, with `cargo test --release --test e2e placement:: -- --ignored --nocapture`.
+/// Not a test: reports the effect of polling before sleep on response times, and its cost. Run it
+/// on an idle machine, with `cargo test --release --test e2e placement:: -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn report_latency_with_and_without_polling() {

@@ -9,7 +9,7 @@
 //!
 //! `E2E_PROOF=long` runs the long version: at least 200 reloads, 20 upgrades and 50 scaling steps.
 //!
-//! Other tests show that the proof can fail: they break adoption and handover on purpose.
+//! Other tests show that the proof can fail: they break adoption and handover intentionally.
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -118,7 +118,7 @@ fn operate(planned: &Planned, place: &Place, workers: u16, effort: &Effort) -> R
 fn prove(place: &Place, workers: u16, clients: impl Fn() -> KernelCounters) {
     let effort = effort();
     let planned = start(place, workers, &effort, "");
-    // After the first reload the server must return to the same resources after every later one.
+    // After every later reload the server must return to the resources that it has after the first.
     planned.server.reload().expect_success();
     let baseline = Baseline::of(&planned.server);
     let (servers, theirs) = (KernelCounters::read(), clients());
@@ -163,9 +163,9 @@ fn operations_lose_nothing_over_delayed_link() {
     });
 }
 
-/// Runs the proof against a server that is broken on purpose; returns whether the proof noticed.
+/// Runs the proof against an intentionally broken server; returns whether the proof detected it.
 fn is_noticed(faults: &str) -> bool {
-    // Some losses show only as a missing reply.
+    // Some losses show only as an absent reply.
     const DEADLINE: Duration = Duration::from_secs(5);
     let mut place = Place::loopback();
     place.size.deadline = DEADLINE;

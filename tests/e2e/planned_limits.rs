@@ -1,15 +1,15 @@
 //! The proof that limits cost no established connection.
 //!
 //! A server is reloaded repeatedly with limits, buffers, queues and worker counts that go up and
-//! down at random, and is scaled in between. It has more clients than the limits allow most of the
-//! time, most of them slow readers with pending output, and new ones keep connecting. Limits apply
-//! to new connections, which wait for room and are served in the end. So the rules are those of
-//! `tests/e2e/planned.rs`: every byte at every client, and the kernel's loss counters do not
+//! down at random, and is scaled in between. Most of the time it has more clients than the limits
+//! allow, most of them slow readers with pending output, and new ones keep connecting. Limits apply
+//! to new connections, which wait for room and are finally served. So the rules are those of
+//! `tests/e2e/planned.rs`: every client receives every byte, and the kernel's loss counters do not
 //! change, except for a few late acknowledgements; in addition, the server's own counts of how
-//! connections have ended.
+//! connections ended are checked.
 //!
 //! An operation that cannot keep all connections may be refused, before it begins and with the
-//! numbers; then nothing has changed. It is counted separately.
+//! numbers; then nothing has changed. Refusals are counted separately.
 //!
 //! `E2E_PROOF=long` runs the long version: 200 reloads with 2,000 slow readers. `E2E_SEED=42`
 //! repeats the reloads of a run that printed this seed.
@@ -38,7 +38,7 @@ struct Effort {
     reloads: u32,
     /// Clients connected from the start to the end.
     residents: LoadSize,
-    /// Clients that connect, exchange and close all the time, as far as the limits permit.
+    /// Clients that continuously connect, exchange and close, within the limits.
     knocking: usize,
     handshake_timeout: &'static str,
 }
@@ -46,7 +46,7 @@ struct Effort {
 /// Time limit of one proof.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
-/// Slow readers must not be cut because a busy machine makes them slower.
+/// Slow readers must not be disconnected because a busy machine makes them slower.
 const NO_STALL: &str = "--write-stall-timeout=10m";
 
 impl Effort {
@@ -89,8 +89,8 @@ impl Effort {
     }
 }
 
-/// Returns no clients, with the settings of each kind: the window of a slow client fills the
-/// buffers of [`Settings::generous`], so that the server has output pending.
+/// Returns a load without clients, with the settings of each kind: the window of a slow client
+/// fills the buffers of [`Settings::generous`], so that the server has output pending.
 fn residents() -> LoadSize {
     LoadSize {
         slow_pause: Duration::from_secs(2),
@@ -113,7 +113,7 @@ fn knocking(count: usize) -> LoadSize {
     }
 }
 
-/// The settings that a reload changes.
+/// The settings changed by a reload.
 #[derive(Clone, Debug)]
 struct Settings {
     workers: u16,
@@ -201,7 +201,7 @@ struct Done {
 }
 
 impl Done {
-    /// Runs one operation; returns true if it was done, false if refused.
+    /// Runs one operation; returns true if it was done, false if it was refused.
     #[track_caller]
     fn operate(&mut self, server: &Server, what: &[&str], settings: &Settings) -> bool {
         let before = workers(server);
@@ -219,7 +219,7 @@ impl Done {
     }
 }
 
-/// Returns the server's status. Does not run `uppercased status`, which also reads the kernel's
+/// Returns the server's status without running `uppercased status`, which also reads the kernel's
 /// list of sockets: churn leaves hundreds of thousands there.
 #[track_caller]
 fn status(server: &Server) -> Status {
@@ -251,7 +251,7 @@ fn is_refusal(answered: &CommandOutput) -> bool {
         .is_some_and(|cause| cause.contains(|digit: char| digit.is_ascii_digit()))
 }
 
-/// Returns a number of workers. A single worker keeps all connections, so this comes late.
+/// Returns a number of workers. A single worker keeps all connections, so it is chosen late.
 fn some_workers(random: &mut Rng, effort: &Effort, done: &Done) -> u16 {
     let is_late = done.reloads > effort.reloads / 4 * 3;
     random.u16(if is_late { 1..=4 } else { 2..=4 })
@@ -314,9 +314,9 @@ fn operate(planned: &Planned, effort: &Effort, done: &mut Done) -> [Report; 2] {
     [residents.finish(), knocking.finish()]
 }
 
-/// Asserts that the server has closed only connections that clients had closed, and refused none.
-/// If a worker dies with connections, those clients notice; a worker killed late on a busy machine,
-/// without connections, has cost no client anything.
+/// Asserts that the server has closed only connections that clients had closed, and refused none. A
+/// worker that crashes with connections affects their clients; one that is killed late on a busy
+/// machine, without connections, affects none.
 #[track_caller]
 fn assert_kept(server: &Server) {
     let totals = status(server).totals;
@@ -354,7 +354,7 @@ fn prove(effort: &Effort) {
         "never full"
     );
     assert!(count(server, "backpressure") >= effort.residents.slow as u64);
-    // The last workers have had more clients than the first ones, so compare new ones.
+    // The last workers have had more clients than the first ones, so compare new workers.
     server.reload().expect_success();
     baseline.assert_back(server);
     assert_eq!(server.stop().code(), Some(0));
@@ -408,11 +408,11 @@ fn raise_descriptor_limit() {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise an own limit");
 }
 
-/// Runs the short proof against a server that is broken on purpose; returns whether the proof
-/// noticed.
+/// Runs the short proof against an intentionally broken server; returns whether the proof detected
+/// it.
 fn is_noticed(faults: &str) -> bool {
     let mut effort = Effort::short();
-    // Some losses show only as a missing reply.
+    // Some losses show only as an absent reply.
     effort.residents.deadline = Duration::from_secs(5);
     let planned = start(&effort, faults);
     let attempt = catch_unwind(AssertUnwindSafe(|| {

@@ -1,6 +1,6 @@
-//! A server with an external memory limit: within the bound in docs/reference.md it serves as if
-//! there were no limit; below it a worker is killed, the log names the cause, and only its own
-//! clients notice.
+//! A server with an external memory limit: with the memory required by docs/reference.md it serves
+//! as if unlimited; with less, a worker is killed, the log names the cause, and only its own
+//! clients are affected.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::support::scene::{Scene, WORKER_BYTES_MAX, WORKER_SLACK_BYTES};
 use crate::support::usage::Counters;
 use crate::support::{Client, Server};
 
-/// Upper bound of the kernel memory of one connection, where it counts.
+/// Upper bound of one connection's kernel memory, where it counts.
 const KERNEL_BYTES_MAX: u64 = 1 << 20;
 
 /// Returns a memory group, or reports why there is none.
@@ -149,7 +149,7 @@ fn clients_of(worker: u32, port: u16) -> BTreeSet<SocketAddr> {
     its_own.map(|it| it.remote_address).collect()
 }
 
-/// Sends without reading until one of them is reset.
+/// Sends without reading until one of the clients is reset.
 fn push_until_reset(clients: &[Client]) {
     let bytes = vec![b'x'; 64 << 10];
     for client in clients {

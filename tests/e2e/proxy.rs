@@ -1,4 +1,4 @@
-//! PROXY headers on listeners that require them: the client's address, trusted senders, and invalid
+//! PROXY headers on listeners that require them: client addresses, trusted senders, and invalid
 //! headers; across reloads, crashes and partial headers.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -35,7 +35,7 @@ fn server(args: &[&str]) -> Server {
     Server::builder()
         .args(given)
         .args(rest)
-        // Long compared with delays on a busy machine; a flag of a test overrides it.
+        // Longer than delays on a busy machine; a flag of a test overrides it.
         .env("UPPERCASED_PROXY_HEADER_TIMEOUT", "1m")
         .args(args)
         .start()
@@ -212,7 +212,7 @@ fn invalid_header_is_reset_and_counted() {
     short.expect_reset();
     *expected.entry("proxy_missing").or_insert(0) += 1;
     assert_refused_so_far(&server, &expected);
-    // A connection that is aborted at once is no error, either.
+    // A connection that is aborted at once is not an error, either.
     Client::connect(server.addr()).abort();
     counters.wait(Counter::Closed(CloseReason::PeerReset), 1);
 }
@@ -220,7 +220,7 @@ fn invalid_header_is_reset_and_counted() {
 #[test]
 fn late_header_is_reset_and_counted() {
     let server = server(&["--proxy-header-timeout=300ms"]);
-    // Sent before the worker polls, so that the whole header cannot time out.
+    // Sent before the worker polls, so that a complete header cannot time out.
     let frozen = Frozen::workers(&server);
     let mut part = Client::connect(server.addr());
     part.send_all(b"PROXY TCP4 1.2");
@@ -280,11 +280,11 @@ fn lists_and_limits_apply_to_proxied_client() {
     third.send_all(&header(Version::V2, CLIENT));
     third.expect_reset();
     assert_eq!(refused(&counters, RefusalCause::PerSourceLimit), 1);
-    // A connection without its header is charged to no client yet.
+    // A connection without its header does not count towards any client yet.
     let _waiting = [(); 5].map(|()| Client::connect(server.addr()));
     let mut second = client_via_proxy(&server, Version::V2, OTHER);
 
-    // After migration, connections are charged to the same clients.
+    // After migration, connections count towards the same clients.
     server.reload().expect_success();
     for client in first.iter_mut().chain([&mut second]) {
         client.roundtrip(b"moved");
@@ -487,7 +487,7 @@ fn replacement_worker_requires_headers() {
 #[test]
 fn only_named_listeners_require_headers() {
     let [asks, plain] = ["127.0.0.1:0", "127.0.0.2:0"].map(|listen| format!("--listen={listen}"));
-    // Its only sibling would serve the queues of a slot that cannot restart.
+    // Otherwise its only sibling would serve the queues of a slot that cannot restart.
     let server = Server::builder()
         .args([&asks, &plain])
         .args([

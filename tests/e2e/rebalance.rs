@@ -14,7 +14,7 @@ use crate::support::planned::Planned;
 use crate::support::usage::Counters;
 use crate::support::{Client, Server, Watched};
 
-/// Longer than the samples and pauses it needs, on a busy machine.
+/// Longer than the required samples and pauses, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const WATCHFUL: [&str; 5] = [
     "--listen=127.0.0.1:0",
@@ -152,7 +152,7 @@ fn operations_run_during_rebalancing_without_loss() {
         let server = &planned.server;
         let mut clients = all_of(&worker_of(server, 0), server, 8);
         while_talking(&mut clients, |_| {
-            // Reloads as soon as connections migrate, so that migrated connections migrate again.
+            // Reload as soon as connections migrate, so that migrated connections migrate again.
             server.wait_log(|line| line.contains("INFO rebalance started "));
             server.reload().expect_success();
             server.scale(1).expect_success();
@@ -189,7 +189,7 @@ fn reload_enables_rebalancing() {
     end_in_order(clients);
 }
 
-/// The receiver dies with its first connections in hand, every time.
+/// The receiver is killed while it adopts its first connections, every time.
 #[test]
 fn unacknowledged_connections_return_from_dead_receiver() {
     isolated(|| {
@@ -214,8 +214,8 @@ fn unacknowledged_connections_return_from_dead_receiver() {
     });
 }
 
-/// Not a test: reports how migration affects response times. Run it on a quiet machine, with `cargo
-/// test --release --test e2e rebalance:: -- --ignored --nocapture`.
+/// Not a test: reports the effect of migration on response times. Run it on an idle machine, with
+/// `cargo test --release --test e2e rebalance:: -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn report_latency_with_and_without_rebalancing() {
@@ -227,7 +227,7 @@ fn report_latency_with_and_without_rebalancing() {
     {
         let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", rebalance]);
         let mut clients = all_of(&worker_of(&server, 1), &server, CONNECTIONS);
-        // The first run covers the samples and the first migrations, if there are any.
+        // The first run covers the samples and the first migrations, if any.
         let ran = [12_000, 5_000].map(|messages| sampled(&mut clients, messages));
         let mut times = ran.into_iter().next_back().expect("two runs");
         times.sort_unstable();
@@ -245,7 +245,7 @@ fn report_latency_with_and_without_rebalancing() {
 }
 
 /// Sends `messages` messages of 1 KiB from every client, one per millisecond; returns the response
-/// times, counted from when each message was due.
+/// times, counted from the due time of each message.
 fn sampled(clients: &mut [Client], messages: u32) -> Vec<Duration> {
     const EVERY: Duration = Duration::from_millis(1);
     let message = [b'x'; 1024];
@@ -256,7 +256,7 @@ fn sampled(clients: &mut [Client], messages: u32) -> Vec<Duration> {
             for number in 0..messages {
                 let due = start + EVERY * number;
                 let rest = due.since(now());
-                // An interruption only makes it a little early.
+                // An interruption only makes it slightly early.
                 let _ = ppoll(&mut [], Some(rest.into()), None);
                 client.roundtrip(&message);
                 times.push(now().since(due));

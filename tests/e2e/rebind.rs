@@ -1,8 +1,8 @@
-//! Immediate restarts, whatever the predecessor left in the kernel; and the trap of the option that
-//! allows them: a second instance that joins the port by mistake.
+//! Immediate restarts, whatever state the predecessor left in the kernel; and the risk of the
+//! option that allows them: a second instance that joins the port by mistake.
 //!
-//! These servers listen on loopback addresses of one test, 127.x.y.z: between a stop and the next
-//! start no other process can get the same address and port.
+//! These servers listen on loopback addresses of one test, 127.x.y.z, so that no other process can
+//! get the same address and port between a stop and the next start.
 
 use std::net::{Shutdown, SocketAddr};
 
@@ -92,7 +92,7 @@ fn server_restarts_after_everything_was_killed() {
     }
     kill_everything(&server);
     drop(server);
-    // The clients have not closed: their connections are half-closed and have no process.
+    // The clients have not closed, so their connections are half-closed and belong to no process.
     until("ten connections are in FIN_WAIT2", || {
         count_sockets(addr.port(), TcpState::FinWait2) >= 10
     });
@@ -101,7 +101,7 @@ fn server_restarts_after_everything_was_killed() {
     for client in &mut clients {
         client.expect_eof();
     }
-    // Again, on top of what the first crash left.
+    // Repeat, in addition to the remains of the first crash.
     drop(clients);
     let mut client = Client::connect(addr);
     client.roundtrip(b"second life");
@@ -113,7 +113,7 @@ fn server_restarts_after_everything_was_killed() {
 
 #[test]
 fn second_instance_on_same_address_is_refused() {
-    // The kernel chose the first one's port, so its lock was taken after bind.
+    // The kernel chose the port of the first server, which locked it after bind.
     let server = first_start(&[]);
     let addr = server.addr();
     assert_refused(&addr.to_string(), &server);
@@ -208,7 +208,7 @@ fn shared_port_is_served_by_both_instances() {
     for _ in 0..20 {
         Client::connect(addr).roundtrip(b"the second alone");
     }
-    // The first one held the lock, but the second is detected without it.
+    // The first server held the lock, but the second is detected without it.
     drop(first);
     assert_refused(&addr.to_string(), &second);
 }
@@ -225,7 +225,7 @@ fn port_lock_ends_with_holder() {
     assert_refused(&addr.to_string(), &third);
 }
 
-/// When their supervisor is killed, workers release the port at once and drain beside the new
+/// After their supervisor is killed, workers release the port at once and drain beside the new
 /// server's workers.
 #[test]
 fn server_restarts_beside_draining_orphans() {
@@ -332,7 +332,7 @@ fn lost_listener_stays_unready_across_upgrade() {
     let from = server.log_len();
     planned.install_good();
     server.upgrade().expect_success();
-    // For the worker that reported the loss; its successor would report it itself.
+    // Concerns the worker that reported the loss; its successor would report it itself.
     server.wait_log_from(from, |line| {
         line.contains("listener bound again") && line.contains(worker)
     });

@@ -76,13 +76,13 @@ fn connections_migrate_in_every_state() {
     let addr = server.addr();
     let mut idle = Client::connect(addr);
     idle.roundtrip(b"idle");
-    // Has sent, and not read the reply.
+    // A client that has not read its reply.
     let mut unread = Client::connect(addr);
     unread.send_all(b"half of a");
-    // Has sent as much as possible and reads nothing: pending output is at its bound.
+    // A client that reads nothing and has sent as much as possible: pending output is at its limit.
     let full = Client::connect(addr);
     let sent = full.send_some(&pattern(0, PENDING as usize));
-    // Has half-closed with output pending.
+    // A client that has half-closed with output pending.
     let half_closed = Client::connect(addr);
     let half_sent = half_closed.send_some(&pattern(0, PENDING as usize));
     half_closed.half_close();
@@ -149,7 +149,7 @@ impl ListenerOptions {
         }
     }
 
-    /// Returns the options of every listener that the service manager stores.
+    /// Returns the options of every listener stored by the service manager.
     #[track_caller]
     fn of_all(manager: &ServiceManager, workers: usize) -> Vec<Self> {
         let names: Vec<String> = (0..workers).map(|slot| format!("slot-{slot}")).collect();
@@ -246,7 +246,7 @@ fn reload_changes_number_of_workers() {
         planned.workers().assert_serving();
         load.go_on_for(20);
     }
-    // A number set by command lasts until the configuration names another.
+    // A number set by command applies until the configuration gives another.
     server.scale(3).expect_success();
     server.reload().expect_success();
     assert_eq!(planned.workers().0.len(), 3);
@@ -302,12 +302,12 @@ fn second_operation_is_refused_while_one_runs() {
             .is_some_and(|it| it.contains("reload")),
         "{status}"
     );
-    // The waiting requester still gets progress after others were refused. The worker killed is not
-    // the canary, so the reload goes on.
+    // The waiting requester still gets progress after others were refused. The killed worker is not
+    // the canary, so the reload continues.
     let mark = server.log_len();
     worker_of(server, 1).signal(Signal::SIGKILL);
     server.wait_log_from(mark, |line| line.contains("worker ready"));
-    // A stop comes first, whatever is in progress; the waiting requester gets the result.
+    // A stop comes first, whatever operation is in progress; the waiting requester gets the result.
     server.signal(Signal::SIGTERM);
     first
         .wait()
@@ -324,7 +324,7 @@ fn drain_mode_keeps_connections_until_they_end() {
         "--drain-timeout=30s",
     ]);
     let server = &planned.server;
-    // Enough that every worker has some, whatever the hash.
+    // So many that every worker has some, whatever the hash.
     let mut clients: Vec<_> = (0..48).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.roundtrip(b"before");
@@ -383,7 +383,7 @@ fn failing_binary_leaves_old_workers_serving() {
         (Image::other_program(planned.folder()), "exit code 0"),
     ];
     for (image, cause) in broken {
-        // Short where the timeout is under test, long otherwise.
+        // Short if the timeout is under test, long otherwise.
         let is_late = cause == "not ready in time";
         planned.configure(if is_late {
             "start_timeout = \"1s\"\n"
@@ -430,7 +430,7 @@ fn dead_canary_rolls_back_release() {
 
 #[test]
 fn late_failure_rolls_back_with_connections() {
-    // The second slot's new worker cannot start: the already replaced canary rolls back live.
+    // The second slot's new worker cannot start: the canary, already replaced, rolls back live.
     let planned = start(&["--workers=2"]);
     let server = &planned.server;
     let mut clients: Vec<_> = (0..12).map(|_| Client::connect(server.addr())).collect();

@@ -321,7 +321,7 @@ fn terminal_closed_during_exec_stops_server() {
         let status = std::fs::read_to_string(&status).expect("it lives");
         status.contains("State:\tT")
     });
-    // The kernel sends SIGHUP and wakes the process; the next program reads the signal.
+    // The kernel sends SIGHUP and wakes the process; the next program handles the signal.
     server.hang_up();
     let log = server.end();
     assert!(log.contains("the closed terminal"), "{log}");

@@ -1,5 +1,5 @@
-//! The runbooks of `docs/runbooks.md`, executed: the symptoms appear, the commands help, and the
-//! quoted output is that of the program.
+//! Executes the runbooks of `docs/runbooks.md`: the symptoms appear, the commands help, and the
+//! quoted output is the program's.
 
 use std::fs;
 use std::path::Path;
@@ -117,7 +117,7 @@ fn worker_keeps_dying() {
     let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
         .args(QUICK)
-        // Longer than any wait below: only the commands end the pause.
+        // Longer than any wait below, so that only the commands end the pause.
         .args(["--backoff-initial=10m", "--backoff-max=10m"])
         .start();
     for generation in 1..=2 {
@@ -163,7 +163,7 @@ fn only_worker_keeps_dying() {
     let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
         .args(["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"])
-        // Longer than any wait below: only the commands end the pause.
+        // Longer than any wait below, so that only the commands end the pause.
         .args(["--backoff-initial=10m", "--backoff-max=10m"])
         .start();
     for _ in 1..=2 {
@@ -261,7 +261,7 @@ fn connection_limit_is_reached() {
 
     planned.configure("max_connections = 5000000\n");
     let answered = server.reload();
-    // On a machine that permits so many, the kernel reports another error or none.
+    // If the machine permits that many, the kernel reports another error or none.
     if answered.code != 0 {
         runbook.quotes(
             "refused: max_connections 5000000 requires a descriptor limit of",
@@ -281,7 +281,7 @@ fn connection_limit_is_reached() {
 #[test]
 fn port_is_taken() {
     let runbook = Runbook::open("Free a port that is in use");
-    // An own address, so that no other test gets the port between a stop and the next start.
+    // A private address, so that no other test gets the port between a stop and the next start.
     let own = format!("--listen={}:0", own_address());
     let server = Server::start(&[&own, "--workers=2", "--bake-time=0s"]);
     let listen = format!("--listen={}", server.addr());

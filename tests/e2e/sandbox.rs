@@ -1,4 +1,4 @@
-//! The sandbox of workers and of the admin process: their state in the kernel, the end of a process
+//! The sandbox of workers and of the admin process: its state in the kernel, the fate of a process
 //! that violates it, and every planned operation inside it.
 
 use std::fs;
@@ -39,7 +39,7 @@ fn kernel_field(pid: u32, field: &str) -> String {
 }
 
 /// Asserts that the process has no capabilities and cannot gain any. A process that starts without
-/// any cannot drop the bounding set, and need not: exec grants no privileges.
+/// any cannot drop the bounding set, and need not, because exec grants no privileges.
 #[track_caller]
 fn assert_without_capabilities(pid: u32) {
     let bounding = geteuid().is_root().then_some("CapBnd");
@@ -49,7 +49,7 @@ fn assert_without_capabilities(pid: u32) {
     }
 }
 
-/// Returns the layers that the first slot's worker reports.
+/// Returns the layers reported by the first slot's worker.
 #[track_caller]
 fn layers(server: &Server) -> Vec<String> {
     let status = server.status_json();
@@ -126,7 +126,7 @@ fn processes_hold_only_needed_descriptors() {
         needed.sort_unstable();
         needed
     });
-    // Twice: for the first workers, which bind, and for those that adopt and have taken over.
+    // Twice: first for workers that bind, then for workers that adopt and take over.
     for _ in 0..2 {
         until("workers with what they need", || {
             let mut open: Vec<_> = server.worker_pids().into_iter().map(descriptors).collect();
@@ -186,7 +186,7 @@ fn workers_of_another_user_support_every_operation() {
     server.upgrade().expect_success();
     client.roundtrip(b"and again");
     assert_nobodies();
-    // The new program knows what was reported to the old one.
+    // The new program knows the reports received by the old one.
     assert_eq!(
         layers(server).first().map(String::as_str),
         Some("user=nobody")
@@ -213,7 +213,7 @@ fn escaping_worker_is_killed_with_cause() {
     }
 }
 
-/// A panic is reported, and the worker aborts as it does without a sandbox.
+/// A panic is reported, and the worker aborts as without a sandbox.
 #[test]
 fn panic_in_sandbox_aborts_worker() {
     let planned = Planned::start(&QUICK);
@@ -300,7 +300,7 @@ fn missing_kernel_support_is_reported_or_refused() {
     );
 }
 
-/// Returns the pid of the admin process, once it responds.
+/// Returns the PID of the admin process once it responds.
 #[track_caller]
 fn admin_pid(server: &Server) -> u32 {
     until_some("an admin process that is locked in", || {
@@ -386,7 +386,7 @@ fn escaping_admin_process_is_killed() {
     }
 }
 
-/// As for workers: the layers below the outermost one hold, too.
+/// As for workers, the layers below the outermost one also hold.
 #[test]
 fn each_admin_layer_refuses_on_its_own() {
     let mut violations = vec!["setuid"];

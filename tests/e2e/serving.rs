@@ -1,7 +1,7 @@
 //! The service over real sockets and processes: every byte returns in upper case, in order, for any
 //! chunks, pipelining and number of clients, on every kind of address, from every worker.
 //!
-//! The end of connections is in `tests/e2e/closing.rs`, their bounds are in `tests/e2e/limits.rs`.
+//! Tests of closing are in `tests/e2e/closing.rs`, tests of limits in `tests/e2e/limits.rs`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -182,7 +182,8 @@ fn urgent_bytes_are_served_in_band() {
     client.expect(b"X");
     client.roundtrip(b"after");
 
-    // Together, so that a read stops at the mark with more input behind it and no further event.
+    // Sent together, so that a read stops at the mark with more input behind it and no further
+    // event.
     let frozen = Frozen::workers(&server);
     client.send_all(b"abc");
     urge(&client, b"d");
@@ -241,7 +242,7 @@ fn every_worker_serves_port_chosen_by_kernel() {
     let accepted = counters.by_slot(Counter::Accepted);
     assert_eq!(accepted.len(), 3);
     assert_eq!(accepted.iter().sum::<u64>(), 150);
-    // A third of 150 is expected; the chance of none is 10^-26.
+    // A third of 150 is expected; the probability of none is 10^-26.
     assert!(!accepted.contains(&0), "{accepted:?}");
 
     drop(clients);

@@ -1,4 +1,4 @@
-//! `status` of a real server: sockets, also foreign ones, rates while workers are replaced, and
+//! `status` of a real server: sockets including foreign ones, rates while workers are replaced, and
 //! durations of operations.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,7 +33,8 @@ fn status_names_foreign_sockets_and_owners() {
     let stranger =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     stranger.set_reuse_port(true).unwrap();
-    // Bound before it listens, so that it receives a client only when the test connects one.
+    // Bound before the server listens, so that it receives a client only when the test connects
+    // one.
     stranger.bind(&server.addr().into()).unwrap();
     let mut client = Client::connect(server.addr());
     client.roundtrip(&pattern(0, 100));

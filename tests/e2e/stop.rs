@@ -1,5 +1,5 @@
-//! Stopping: pending replies are sent, queued clients are answered, stuck connections are cut, and
-//! no process remains, whichever is killed first.
+//! Stopping: pending replies are sent, queued clients are answered, stuck connections are closed,
+//! and no process remains, whichever is killed first.
 
 use std::io::ErrorKind;
 
@@ -13,7 +13,7 @@ use crate::support::observe::{
 };
 use crate::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
 
-/// Longer than any drain may last: a test that waits for it has failed.
+/// Longer than any drain may last: a test that reaches it has failed.
 const NEVER: &str = "--drain-timeout=1h";
 
 /// A slot that fails twice stays without a worker, and its queue is not served.
@@ -158,7 +158,7 @@ fn stop_answers_queued_clients() {
 fn stop_answers_queued_clients_of_dead_worker() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
     leave_without_worker(&server, 0);
-    // The chance that the other worker gets all of them is 10^-12.
+    // The probability that the other worker gets all of them is 10^-12.
     let mut clients: Vec<_> = (0..40).map(|_| Client::connect(server.addr())).collect();
     for client in &mut clients {
         client.send_all(b"some of us wait for nobody");
@@ -179,7 +179,7 @@ fn stop_answers_queued_clients_of_dead_worker() {
 #[test]
 fn stop_refuses_new_clients() {
     let server = start(&["--workers=2", NEVER, PATIENT[0], PATIENT[1], PATIENT[2]]);
-    // One worker will be busy with its stop for a while.
+    // One worker will be busy stopping for a while.
     let busy = [worker_of(&server, 1)];
     let mut owed = loop {
         let mut client = Client::connect(server.addr());
@@ -244,7 +244,7 @@ fn drain_timeout_cuts_non_reading_client() {
     let cut = find("drain timed out");
     assert_eq!(number(cut, "connections"), 1, "{cut}");
     assert!(number(find("server stopped "), "abandoned_bytes") > 0);
-    // A graceful end would be wrong: the client did not get everything.
+    // A graceful end would be wrong: the client has not received everything.
     owed.expect_reset();
 }
 

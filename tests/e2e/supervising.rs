@@ -72,7 +72,7 @@ fn workers_hold_only_their_own_descriptors() {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
         assert_eq!(comm, "uppercased\n");
 
-        // Nor any descriptor that the supervisor itself inherited.
+        // It does not hold any descriptor inherited by the supervisor, either.
         let mut held = descriptors(pid);
         assert_eq!(held.remove(&0).unwrap(), "/dev/null");
         assert_eq!(held.remove(&1).unwrap(), "/dev/null");
@@ -108,7 +108,7 @@ fn workers_hold_only_their_own_descriptors() {
     seen_sockets.sort_unstable();
     seen_sockets.dedup();
     assert_eq!(seen_sockets.len(), count, "no socket is in two workers");
-    // The supervisor holds every listener, too, and no worker's end of a channel.
+    // The supervisor also holds every listener, but no worker's end of a channel.
     let custody = socket_inodes(&descriptors(server.pid()));
     let kept = seen_sockets.iter().filter(|s| custody.contains(s)).count();
     assert_eq!(kept, 3 * 2);
@@ -138,7 +138,7 @@ fn supervisor_leaks_no_descriptor_after_crash() {
         kinds(&descriptors(server.pid())) == before
     });
     Client::connect(server.addr()).roundtrip(b"still here");
-    // A successor has the same descriptors as a first worker: none leak across restarts.
+    // A successor has the same descriptors as a first worker: restarts leak none.
     let workers = [0, 1].map(|slot| worker_of(&server, slot));
     until(
         "both workers hold the same, the client's connection being closed",
@@ -214,7 +214,7 @@ fn a_queue_outlives_its_worker(workers: usize) {
     for (index, client) in clients.iter_mut().enumerate() {
         client.send_all(format!("client {index} is waiting").as_bytes());
     }
-    // The chance that the other worker gets all of them is 10^-12.
+    // The probability that the other worker gets all of them is 10^-12.
     let least = if workers == 1 { clients.len() } else { 1 };
     until("clients wait for the worker that stands still", || {
         queued(victim.pid(), port) >= least
@@ -273,13 +273,13 @@ fn failing_slot_backs_off_without_delaying_clients() {
         server.wait_log_from(mark, |line| line.contains("queue recalled"));
     }
     for (index, (delay, failures)) in delays.iter().enumerate() {
-        // Doubled each time, minus up to half of it for the jitter.
+        // Doubled each time, minus up to half of it as jitter.
         let ceiling = PAUSE_MS << index;
         assert!((ceiling / 2..=ceiling).contains(delay), "{delays:?}");
         assert_eq!(*failures, index as u64 + 2, "{delays:?}");
     }
 
-    // The failure count belongs to the slot: the other one's first crash causes no delay.
+    // The failure count belongs to the slot: the first crash of the other slot causes no delay.
     let mark = server.log_len();
     worker_of(&server, 1).signal(Signal::SIGKILL);
     wait_ready(&server, mark, 1, 2);
@@ -322,7 +322,7 @@ fn sibling_serves_lent_queue_until_recalled() {
         client.roundtrip(b"answered by the only worker there is");
     }
 
-    // The borrower dies, too: for a moment no worker is left, and the loan starts again.
+    // The borrower is killed, too: for a moment no worker is left, and the loan starts again.
     let mark = server.log_len();
     freeze(&sibling);
     let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
@@ -383,7 +383,7 @@ fn workers_ignore_signals() {
     let workers = server.worker_pids();
     let mut client = Client::connect(server.addr());
     client.roundtrip(b"before");
-    // A signal to the whole group, such as Ctrl-C, reaches the workers, too; they act only on
+    // A signal to the whole group, such as Ctrl-C, also reaches the workers, which act only on
     // commands of the supervisor.
     for pid in &workers {
         let worker = Watched::open(*pid).unwrap();
@@ -417,7 +417,7 @@ fn error_names_foreign_listener() {
         "{reported}"
     );
 
-    // It does not share the port, so a deliberate join fails as well, in the worker.
+    // It does not share the port, so an intentional join also fails, in the worker.
     let server = Server::builder().args(&args).args(["--share-port"]);
     let (code, reported) = server.expect_failure();
     assert_eq!(code, 1, "{reported}");
@@ -445,7 +445,7 @@ fn unavailable_address_refuses_start_and_leaves_nothing() {
     let reason = reason.expect("one line for people");
     assert!(reason.contains("192.0.2.1:7777"), "{reason}");
     assert!(reason.contains("does not have the address"), "{reason}");
-    // The end of the log shows that no process is left; `expect_failure` has waited for it.
+    // The end of the log, for which `expect_failure` has waited, shows that no process remains.
     assert!(Client::try_connect(addr).is_err());
 }
 
@@ -485,7 +485,7 @@ fn container_init_reaps_orphans() {
     fs::write(&gate, "go\n").unwrap();
     let place = PathBuf::from(format!("/proc/{}", orphan.pid()));
     until("the orphan is buried", || !place.exists());
-    // Its own child is recognized, and a crash stays a crash.
+    // Its own child is recognized, and a crash remains a crash.
     Watched::open(children(first)[0])
         .unwrap()
         .signal(Signal::SIGKILL);
@@ -584,7 +584,7 @@ fn server_resets_inherited_signal_state() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// As cleaners of temporary directories do.
+/// The removal is that of a cleaner of temporary directories.
 #[test]
 fn removed_control_socket_is_recreated() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);

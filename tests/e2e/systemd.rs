@@ -1,6 +1,6 @@
 //! Running under a service manager: notifications, passed sockets, and stored sockets that keep
-//! accept queues alive between instances. The test is the service manager; `tests/systemd/run` uses
-//! the real one.
+//! accept queues alive between instances. The test acts as the service manager; `tests/systemd/run`
+//! uses the real one.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -33,7 +33,7 @@ fn under(manager: &ServiceManager) -> ServerBuilder {
     Server::builder().env("NOTIFY_SOCKET", manager.notify_socket())
 }
 
-/// Returns a listening socket such as a socket unit binds.
+/// Returns a listening socket like one bound by a socket unit.
 fn unit_socket(shared: bool) -> (OwnedFd, SocketAddr) {
     unit_socket_at(SocketAddr::from(([127, 0, 0, 1], 0)), shared)
 }
@@ -86,7 +86,7 @@ fn monotonic_us(message: &str) -> u64 {
         .expect("a number")
 }
 
-/// Asserts one reload or upgrade, whatever its result: one start with a timestamp, and one end.
+/// Asserts one reload or upgrade, with any result: one start with a timestamp, and one end.
 #[track_caller]
 fn assert_one_reload(manager: &ServiceManager, start: usize, asked_us: u64) {
     let (reloading, next) = manager.wait_for(start, "RELOADING=1");
@@ -431,7 +431,7 @@ fn useless_stored_socket_is_released() {
     Client::connect(server.addr()).roundtrip(b"unharmed");
 }
 
-/// Ends the first of two instances with `end`; the second one gets the stored sockets.
+/// Ends the first of two instances with `end`; the second gets the stored sockets.
 fn the_next_instance_serves_who_waits(end: impl Fn(&Server)) {
     let manager = ServiceManager::start();
     let before = KernelCounters::read();
@@ -556,7 +556,7 @@ fn left_slot_receives_no_client_while_socket_stored() {
     assert_served(come_early(server.addr(), 64));
     manager.hold(false);
     manager.wait_stored(&["slot-0"]);
-    // A child that another test has forked holds it until exec.
+    // A child forked by another test holds it until exec.
     until("it is closed", || {
         count_sockets(port, TcpState::Listen) == 1
     });
@@ -603,7 +603,7 @@ fn upgrade_continues_waiting_for_store_removal() {
 
 #[test]
 fn upgrade_sends_pending_store_removals() {
-    // Fills the queue of messages.
+    // Fill the queue of messages.
     an_upgrade_forgets_nothing(&[("WATCHDOG_USEC", "1000")], true);
 }
 
@@ -644,7 +644,7 @@ fn unlistened_address_is_released_from_store() {
             .map(|addr| format!("--listen={addr}"))
             .collect()
     };
-    // Ports of an own address: a closed one is not reused by another test.
+    // Ports of a private address: another test cannot reuse a closed one.
     let any = SocketAddr::from((own_address(), 0));
     let first = under(&manager)
         .args(&QUICK[1..])

@@ -21,7 +21,7 @@ use crate::support::{
 const ROWS: usize = 24;
 const COLUMNS: usize = 80;
 
-/// The parts of a terminal that `top` needs: a grid of characters, a cursor, and two screens.
+/// The parts of a terminal needed by `top`: a grid of characters, a cursor, and two screens.
 struct Screen {
     rows: usize,
     columns: usize,
@@ -283,7 +283,7 @@ fn top_scrolls_in_any_window_size() {
     person.resizes(12, 40);
     person.sees("rows 1 to 5 of 12, 0 not serving");
     person.sees("q quit r reload u + - p ? help");
-    // Far beyond the end, and back at once.
+    // Far beyond the end, and back.
     person.types("\x1b[6~\x1b[6~\x1b[6~");
     person.sees("rows 8 to 12 of 12");
     person.sees("\n  11 serving");

@@ -1,5 +1,5 @@
 //! The supervisor replaces its program in place; an unusable program changes nothing, and no client
-//! notices.
+//! is affected.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -18,7 +18,7 @@ const QUICK: [&str; 4] = [
     "--listen=127.0.0.1:0",
     "--workers=2",
     "--bake-time=0s",
-    // Waited out by one test; ample for a normal start.
+    // One test waits for it; ample for a normal start.
     "--start-timeout=5s",
 ];
 
@@ -48,7 +48,7 @@ fn upgrade_changes_only_the_program() {
     let status = server.status_json();
     assert_eq!(status["pid"], u64::from(pid));
     planned.workers().assert_replaced_since(&before);
-    // Earlier features work with the new program.
+    // Other operations work with the new program.
     server.reload().expect_success();
     server.scale(3).expect_success();
     load.go_on_for(20);
@@ -56,7 +56,7 @@ fn upgrade_changes_only_the_program() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// As in deployments that keep versions side by side.
+/// Some deployments keep versions side by side.
 #[test]
 fn upgrade_follows_symbolic_link_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,7 +161,8 @@ fn preflight_refuses_configuration_of_new_program() {
     client.roundtrip(b"moved");
 }
 
-/// Passes the pre-flight check and fails after the exec: the old program is restored.
+/// The new program passes the pre-flight check and fails after the exec: the old program is
+/// restored.
 #[test]
 fn failure_after_exec_restores_old_program() {
     let planned = Planned::start(&QUICK);
@@ -210,7 +211,7 @@ fn failing_workers_stay_with_old_program() {
     load.finish().assert_clean();
 }
 
-/// The next program notices a worker that died during the exec, and handles a signal that arrived
+/// The next program detects a worker that exited during the exec, and handles a signal that arrived
 /// then.
 #[test]
 fn upgrade_notices_events_during_exec() {
@@ -253,8 +254,8 @@ fn held(pid: u32) -> Vec<(i32, String, bool)> {
     held.collect()
 }
 
-/// Whichever step of the takeover fails, the earlier program continues with all its descriptors and
-/// no others.
+/// Whichever step of the takeover fails, the previous program continues with all its descriptors
+/// and no others.
 #[test]
 fn each_refused_step_restores_old_program() {
     let planned = Planned::start(&QUICK);
@@ -318,7 +319,7 @@ fn signal_survives_failed_exec() {
 #[test]
 fn operation_requires_room_for_every_connection() {
     let folder = tempfile::tempdir().expect("a folder of its own");
-    // With limited memory, a worker has room for the configured limits only.
+    // With limited memory, a worker has room only for the configured limits.
     let script = format!(
         "ulimit -f 1000000; exec '{}' \"$@\"",
         env!("CARGO_BIN_EXE_uppercased")

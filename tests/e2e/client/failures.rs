@@ -1,4 +1,4 @@
-//! Messages and exit codes of the client on failures: of the server's replies, the connection, the
+//! Messages and exit codes of the client for failures of the server's replies, the connection, the
 //! address, or its own input and output.
 
 use super::*;
@@ -79,7 +79,7 @@ fn surplus_reply_is_a_failure() {
 fn unsolicited_greeting_is_a_failure() {
     let server = serve_one(|mut stream| {
         stream.write_all(b"220 smtp\r\n").unwrap();
-        // Not closed before the client has exited.
+        // Keep it open until the client has exited.
         drop(stream.read(&mut [0]));
     });
     let (_held, input) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();

@@ -5,11 +5,11 @@ use super::*;
 /// The key that ends the input, at the start of a line.
 const CTRL_D: &str = "\x04";
 
-/// A client on a pseudo-terminal, and its user.
+/// A client on a pseudo-terminal, with its user.
 struct Person {
     child: Child,
     terminal: PtyMaster,
-    /// Screen output that was not checked yet.
+    /// Screen output not checked yet.
     screen: Vec<u8>,
 }
 
@@ -34,7 +34,7 @@ impl Person {
         self.terminal.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Asserts that exactly `text` comes next on the screen. A line ends with `\r\n` there.
+    /// Asserts that exactly `text` follows on the screen, where a line ends with `\r\n`.
     #[track_caller]
     fn sees(&mut self, text: &str) {
         while self.screen.len() < text.len() && self.look() {}
@@ -78,7 +78,7 @@ impl Drop for Person {
     }
 }
 
-/// Asserts the greeting, except for the client's own port, which the kernel chose.
+/// Asserts the greeting, except for the client's own port, chosen by the kernel.
 #[track_caller]
 fn sees_greeting(person: &mut Person, addr: SocketAddr) {
     person.sees(&format!("connected to {addr} from 127.0.0.1:"));
@@ -147,7 +147,7 @@ fn ctrl_d_within_line_sends_partial_line() {
 
 #[test]
 fn client_waits_for_replies_after_ctrl_d() {
-    // Replies only at the end of the input.
+    // The server replies only at the end of the input.
     let server = serve_one(|mut stream| {
         let all = swallow_all(&mut stream);
         stream.write_all(&upper(&all)).unwrap();

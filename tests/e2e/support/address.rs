@@ -1,15 +1,15 @@
-//! Loopback addresses that only one test uses.
+//! Loopback addresses used by only one test.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Returns a loopback address that no other test uses.
 ///
-/// For a test that needs a free port, to listen on it again or to find no listener there: a port of
-/// 127.0.0.1 that was just released may be given to another test at any moment.
+/// For a test that needs a free port, to listen on it again or to find no listener there: another
+/// test may get a port of 127.0.0.1 at any moment after its release.
 pub fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
-    // Concurrent tests differ in the process id or in the last octet. All other tests use
+    // Concurrent tests differ in the process ID or in the last octet. All other tests use
     // 127.0.x.x.
     let [.., high, low] = std::process::id().to_be_bytes();
     let mixed = 1 + high % 250;

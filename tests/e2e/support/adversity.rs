@@ -22,8 +22,8 @@ const STEP_BYTES: usize = 16 * 1024;
 /// it.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
-/// The stopped workers of a server. Dropping it resumes them; they then find all pending
-/// input at once.
+/// The stopped workers of a server. Dropping it resumes them; they then receive all pending input
+/// at once.
 #[derive(Debug)]
 pub struct Frozen(Vec<Watched>);
 
@@ -96,7 +96,7 @@ fn any_has_room(clients: &[Client]) -> bool {
     room.any(|has_room| has_room)
 }
 
-/// Asserts that the answer to `range` of the [`pattern`] comes next.
+/// Asserts that the answer to `range` of the [`pattern`] follows.
 #[track_caller]
 pub fn expect_pattern(client: &mut Client, range: std::ops::Range<u64>) {
     let mut at = range.start;

@@ -1,4 +1,4 @@
-//! The program without a wrapper: it is not waited for, and its standard error may stay unread.
+//! The program without a wrapper: it is not waited for, and its standard error may remain unread.
 
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -9,21 +9,21 @@ use super::observe::{some_within, try_descriptors, until_some};
 use super::server::Server;
 use super::usage::try_resident_bytes;
 
-/// Default time in which a server must return to its baseline.
+/// Default time limit for a server to return to its baseline.
 const RETURN: Duration = Duration::from_secs(60);
 
-/// Memory by which one process may grow, in bytes.
+/// Maximum growth of one process's memory, in bytes.
 ///
 /// Not zero: allocators round up and keep memory, and a worker after a busier predecessor has
 /// touched more of its record table and keeps a few buffers. A leak grows with every operation and
-/// passes this bound after a few dozen: one leaked buffer or message is 64 KiB.
+/// exceeds this limit after a few dozen: one leaked buffer or message is 64 KiB.
 pub const MEMORY_TOLERANCE_BYTES: u64 = 2 << 20;
 
 /// The resources of a server at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Baseline {
     supervisor: Holdings,
-    /// Ordered by descriptors, because process ids change with every reload.
+    /// Ordered by descriptors, because process IDs change with every reload.
     workers: Vec<Holdings>,
     /// Other running descendants of the server.
     strangers: usize,
@@ -41,7 +41,8 @@ impl Baseline {
     /// Returns the current resources of `server`, with no client connected or the same ones as
     /// later.
     ///
-    /// Waits until two samples agree: the server closes a connection a moment after its client.
+    /// Waits until two samples agree, because the server closes a connection shortly after its
+    /// client.
     #[track_caller]
     pub fn of(server: &Server) -> Self {
         let mut before = None;
@@ -90,7 +91,7 @@ impl Baseline {
             })
     }
 
-    /// Takes one sample; returns `None` if a process exits during it.
+    /// Takes one sample; returns `None` if a process exits meanwhile.
     fn read(server: &Server) -> Option<Self> {
         let pids = server.worker_pids();
         let family = server.processes();

@@ -1,9 +1,9 @@
 //! Test bytes that reveal every loss, repetition or swap, and the expected reply to them.
 
-/// Returns `len` bytes of one endless fixed stream, from `offset` on.
+/// Returns `len` bytes of an endless fixed stream, from `offset` on.
 ///
-/// All 256 values occur, and each byte depends only on its position: any piece can be made on its
-/// own, and a piece at the wrong position never matches.
+/// All 256 values occur, and each byte depends only on its position: any piece can be generated
+/// separately, and a piece at the wrong position never matches.
 pub fn pattern(offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 16);
     let mut word = offset / 8;
@@ -23,7 +23,7 @@ pub fn upper(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().map(u8::to_ascii_uppercase).collect()
 }
 
-/// Asserts that two byte strings are equal; on failure shows the first difference and not all
+/// Asserts that two byte strings are equal; on failure shows the first difference instead of all
 /// bytes.
 #[track_caller]
 pub fn assert_same(actual: &[u8], expected: &[u8], what: &str) {
@@ -49,7 +49,7 @@ pub fn assert_same(actual: &[u8], expected: &[u8], what: &str) {
     );
 }
 
-/// Scrambles a word by SplitMix64's output function: every input bit reaches every output bit.
+/// Scrambles a word with SplitMix64's output function: every input bit affects every output bit.
 fn scramble(word: u64) -> u64 {
     let mut z = word.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -101,12 +101,12 @@ impl MemoryGroup {
         self.number(self.files.used).expect("what is in use")
     }
 
-    /// Returns the peak of bytes in use; `None` where the kernel has no such file.
+    /// Returns the peak of bytes in use; `None` if the kernel has no such file.
     pub fn peak(&self) -> Option<u64> {
         self.number(self.files.peak).ok()
     }
 
-    /// Returns the number of processes that the kernel killed for memory.
+    /// Returns the number of processes killed by the kernel for lack of memory.
     #[track_caller]
     pub fn kills(&self) -> u64 {
         let text = fs::read_to_string(self.folder.join(self.files.kills)).expect("its events");

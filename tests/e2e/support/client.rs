@@ -18,7 +18,7 @@ const STEP_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
-    /// For error messages: the socket has no peer address once the peer is gone.
+    /// For error messages: a socket has no peer address after its peer has disconnected.
     name: String,
 }
 
@@ -33,7 +33,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`TcpStream::connect_timeout`].
+    /// See [`TcpStream::connect_timeout`].
     pub fn try_connect(addr: SocketAddr) -> io::Result<Self> {
         Self::over(TcpStream::connect_timeout(&addr, DEADLINE)?, addr)
     }
@@ -42,7 +42,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`TcpStream::connect_timeout`], or this machine lacks the address.
+    /// See [`TcpStream::connect_timeout`]; also if this machine lacks the address.
     pub fn try_connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<Self> {
         let kind = Type::STREAM.cloexec();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
@@ -64,7 +64,7 @@ impl Client {
         Ok(Self { stream, name })
     }
 
-    /// Sends `bytes`, of any length, and asserts that their upper case comes back.
+    /// Sends `bytes`, of any length, and asserts that the reply is their upper case.
     #[track_caller]
     pub fn roundtrip(&mut self, bytes: &[u8]) {
         for step in bytes.chunks(STEP_BYTES) {
@@ -86,7 +86,7 @@ impl Client {
     }
 
     /// Sends `len` bytes of the [`pattern`] from `offset` on without waiting for replies, and
-    /// meanwhile asserts that the replies are right.
+    /// asserts meanwhile that the replies are correct.
     #[track_caller]
     pub fn stream(&mut self, offset: u64, len: usize) {
         let mut sending = self.try_clone();
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Sends what the socket accepts now; returns the number of bytes, which may be 0.
+    /// Sends what the socket accepts now; returns the number of bytes, possibly 0.
     #[track_caller]
     pub fn send_some(&self, bytes: &[u8]) -> usize {
         match self.without_waiting(|mut stream| stream.write(bytes)) {
@@ -136,7 +136,7 @@ impl Client {
         bytes
     }
 
-    /// Asserts that exactly `expected` comes next.
+    /// Asserts that exactly `expected` follows.
     #[track_caller]
     pub fn expect(&mut self, expected: &[u8]) {
         let actual = self.recv_exact(expected.len());
@@ -177,7 +177,7 @@ impl Client {
         }
     }
 
-    /// Asserts that the connection is neither closed nor reset, and that nothing is to be read.
+    /// Asserts that the connection is neither closed nor reset, and that no input is available.
     #[track_caller]
     pub fn expect_open(&self) {
         let mut byte = [0];

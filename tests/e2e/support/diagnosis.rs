@@ -1,5 +1,5 @@
-//! The TCP sockets of a server, by the kernel's socket diagnosis. Unlike `/proc/net/tcp`, it
-//! reports the kernel memory of each socket and the limit of each accept queue.
+//! The TCP sockets of a server, from the kernel's socket diagnosis. Unlike `/proc/net/tcp`, it
+//! reports each socket's kernel memory and each accept queue's limit.
 
 use std::os::fd::AsRawFd;
 
@@ -7,14 +7,14 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
-/// A TCP socket as the kernel's socket diagnosis shows it.
+/// A TCP socket in the kernel's socket diagnosis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
     /// Whether this is a listener.
     pub listens: bool,
-    /// Bytes not yet read; for a listener the connections in its accept queue.
+    /// Bytes not yet read; for a listener, the connections in its accept queue.
     pub receive_queue: u32,
-    /// Bytes not yet acknowledged; for a listener the limit of its accept queue.
+    /// Bytes not yet acknowledged; for a listener, the limit of its accept queue.
     pub send_queue: u32,
     /// Kernel memory of the socket, in bytes.
     pub memory_bytes: u64,
@@ -40,14 +40,15 @@ pub fn queued(port: u16) -> u32 {
     listeners.map(|one| one.receive_queue).sum()
 }
 
-/// Returns the bytes that clients of `port` have sent and the server has not read.
+/// Returns the number of bytes sent by clients of `port` and not read by the server.
 #[track_caller]
 pub fn unread(port: u16) -> u32 {
     let connections = tcp_sockets(port).into_iter().filter(|one| !one.listens);
     connections.map(|one| one.receive_queue).sum()
 }
 
-/// Returns one netlink dump (linux/sock_diag.h, linux/inet_diag.h), in bytes; needs no unsafe code.
+/// Returns one netlink dump (linux/sock_diag.h, linux/inet_diag.h). Requests and replies are plain
+/// bytes, so no unsafe code is needed.
 #[track_caller]
 fn dump(family: u8, port: u16) -> Vec<TcpSocket> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -1,9 +1,8 @@
-//! Executable files that a test makes: copies of the program, also damaged ones, and scripts.
+//! Executable files made by tests: copies of the program, including damaged ones, and scripts.
 //!
 //! The test process never opens such a file for writing. Another thread may fork at any moment, and
-//! its child holds a copy of that descriptor until it executes; until then `execve` of the file
-//! fails with ETXTBSY. Child processes write these files, and no descriptor is left when they have
-//! exited.
+//! its child holds a copy of that descriptor until exec; until then `execve` of the file fails with
+//! ETXTBSY. Child processes write these files, and no descriptor is left when they have exited.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -36,7 +35,7 @@ impl Image {
         Self::copy_of(found.expect("every system has true"), folder)
     }
 
-    /// Creates a shell script; `"$@"` in it are the arguments that it is started with.
+    /// Creates a shell script, in which `"$@"` are the arguments of its run.
     #[track_caller]
     pub fn script(folder: &Path, script: &str) -> Self {
         let path = next_path(folder);
@@ -65,8 +64,8 @@ impl Image {
         Self { path }
     }
 
-    /// Appends a fault plan, such as `receiver.received=kill;version=9.9.9`: only processes that
-    /// run this file follow it (see `uppercased::fault`).
+    /// Appends a fault plan, such as `receiver.received=kill;version=9.9.9`: it applies only to
+    /// processes that run this file (see `uppercased::fault`).
     #[track_caller]
     pub fn with_faults(self, plan: &str) -> Self {
         let trailer = [TRAILER_MARK, plan.as_bytes()].concat();
@@ -104,7 +103,7 @@ impl Image {
         &self.path
     }
 
-    /// Replaces `target` with it, as package managers do: by a rename, so that the path always
+    /// Replaces `target` with it by a rename, as package managers do, so that the path always
     /// exists and running processes keep the old file.
     #[track_caller]
     pub fn replace(self, target: &Path) -> Self {
@@ -135,7 +134,7 @@ fn run(program: &str, arguments: &[&OsStr], input: &[u8]) {
     assert!(status.success(), "{program} {arguments:?}: {status}");
 }
 
-/// Returns whether some process executes the file at `path`: the kernel then refuses to open it for
+/// Returns whether a process executes the file at `path`: the kernel then refuses to open it for
 /// writing.
 pub fn is_being_run(path: &Path) -> bool {
     File::options()

@@ -1,8 +1,8 @@
 //! The output of a child process, line by line, with waits for a line.
 //!
-//! Invariant: every query first reads everything that was written before it, even if the reading
-//! thread has had no CPU time. So a mark that is set after an event is behind every line about it,
-//! and a wait from that mark finds no line of an earlier event.
+//! Invariant: every query first reads everything written before it, even if the reading thread has
+//! had no CPU time. So a mark set after an event is behind every line about it, and a wait from
+//! that mark finds no line of an earlier event.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -107,7 +107,7 @@ impl Lines {
         self.all().into_iter().map(|line| line + "\n").collect()
     }
 
-    /// Waits until `done` holds, testing it after every change; returns whether it did in time.
+    /// Waits until `done` holds, testing it after every change; returns whether it held in time.
     fn wait(&self, within: Duration, mut done: impl FnMut(&State) -> bool) -> bool {
         let (guard, result) = self
             .shared
@@ -120,7 +120,7 @@ impl Lines {
 
     /// Returns the state after reading everything available.
     ///
-    /// A test that panicked in its predicate must not hide the lines from its own report.
+    /// A test that panics in its predicate must not hide the lines from its own report.
     fn lock(&self) -> MutexGuard<'_, State> {
         let shared = &*self.shared;
         let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);

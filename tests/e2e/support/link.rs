@@ -1,20 +1,20 @@
-//! A link with a delay: two network namespaces, joined by two TUN devices and a thread that carries
+//! A link with a delay: two network namespaces, joined by two TUN devices and a thread that relays
 //! packets between them and delays each.
 //!
 //! Loopback hides a race of real networks: it processes the last packet of a handshake before
-//! `connect` returns, so that a connection is hardly ever half-open. A server that closes a
-//! listener after emptying its queue loses the connections that are half-open at that moment; only
-//! a delayed link shows it.
+//! `connect` returns, so a connection is hardly ever half-open. A server that closes a listener
+//! after emptying its queue loses the connections half-open at that moment; only a delayed link
+//! shows it.
 //!
 //! The server runs in the test's own namespace, where its counters are read as in every other test;
 //! the clients run in the other. The relay keeps the order, drops nothing, and wakes up only when a
-//! packet arrives or is due. Packets that the kernel drops at the two devices are counted
+//! packet arrives or is due. Packets dropped by the kernel at the two devices are counted
 //! ([`Link::dropped`]): a test that needs a lossless link asserts that there are none.
 //!
-//! Neither kernel may consider a packet lost because this machine was busy and the relay late: a
-//! retransmitted FIN is acknowledged again when the socket for that acknowledgement is gone, and
-//! the kernel answers with a reset, one `OutRsts` without a loss. So retransmission timeouts on
-//! this link are long.
+//! Neither kernel may consider a packet lost because the machine was busy and the relay late: a
+//! retransmitted FIN is acknowledged again after the acknowledging socket is gone, and the kernel
+//! then sends a reset, one `OutRsts` without a loss. So retransmission timeouts on this link are
+//! long.
 
 #![expect(unsafe_code, reason = "a TUN device is made by an ioctl")]
 
@@ -77,7 +77,7 @@ pub struct Link {
 
 impl Link {
     /// Creates a link from a new namespace to that of the caller, which must belong to the test
-    /// (see [`super::netns::isolated`]). The delay of each packet is `delay`, each way.
+    /// (see [`super::netns::isolated`]). Each packet is delayed by `delay`, each way.
     ///
     /// # Errors
     ///
@@ -136,13 +136,12 @@ impl Link {
         }
     }
 
-    /// Returns the number of packets carried so far, both ways.
+    /// Returns the number of packets relayed so far, both ways.
     pub fn carried(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of packets that the kernel dropped at either end because a queue was
-    /// full.
+    /// Returns the number of packets dropped by the kernel at either end because a queue was full.
     #[track_caller]
     pub fn dropped(&self) -> u64 {
         dropped_here() + self.clients.run(dropped_here)
@@ -239,10 +238,10 @@ fn tun() -> io::Result<File> {
     };
     request.name[..DEVICE.len()].copy_from_slice(DEVICE.as_bytes());
     // SAFETY: `TUNSETIFF` takes a pointer to a struct ifreq, of which `Request` has the size (40
-    // bytes where pointers have 8) and the layout; the kernel copies it in and out again during
-    // the call, and keeps no pointer.
+    // bytes where pointers have 8) and the layout; the kernel copies it in and out again during the
+    // call, and keeps no pointer.
     let request = unsafe { Setter::<TUNSETIFF, Request>::new(request) };
-    // SAFETY: the request is what this opcode is for, see above; the descriptor is open.
+    // SAFETY: the request has the type for this opcode, see above; the descriptor is open.
     unsafe { ioctl(&file, request) }?;
     Ok(file.into())
 }
@@ -259,7 +258,7 @@ pub fn ip(script: &str) -> Result<(), String> {
     let child = command.stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| format!("the command ip: {error}"))?;
     let mut input = child.stdin.take().expect("a pipe was asked for");
-    // A refused command is reported on standard error.
+    // A failed command is reported on standard error.
     let written = input.write_all(script.as_bytes());
     drop(input);
     let output = child.wait_with_output().expect("a child of this process");
@@ -288,7 +287,7 @@ fn dropped_here() -> u64 {
     counts[2] + counts[3] + counts[10] + counts[11]
 }
 
-/// The thread that carries packets.
+/// The thread that relays packets.
 struct Relay {
     ways: [Way; 2],
     delay: Duration,
@@ -300,7 +299,7 @@ struct Relay {
 struct Way {
     from: File,
     to: File,
-    /// In order of arrival, which is the order of delivery: all have the same delay.
+    /// In order of arrival, which is also that of delivery: all have the same delay.
     packets: VecDeque<(Tick, Vec<u8>)>,
     /// Buffers for reuse.
     spare: Vec<Vec<u8>>,
@@ -323,7 +322,7 @@ impl Relay {
     /// Waits for a packet or until one is due; returns whether the link was cut instead.
     fn wait(&self) -> io::Result<bool> {
         let due = self.ways.iter().filter_map(Way::due).min();
-        // `poll` counts whole milliseconds: a third of the delay would be rounding.
+        // `poll` counts whole milliseconds, so rounding would be a third of the delay.
         let timeout = due.map(|due| TimeSpec::from(due.since(now())));
         let [there, back] = &self.ways;
         let mut watched = [&there.from, &back.from]
@@ -354,7 +353,7 @@ impl Way {
         })
     }
 
-    /// Returns the time when the next packet is due.
+    /// Returns the due time of the next packet.
     fn due(&self) -> Option<Tick> {
         self.packets.front().map(|(due, _)| *due)
     }

@@ -35,10 +35,10 @@ pub use self::conversation::{Failure, FailureKind};
 /// Time limit of [`Load::start`] and [`Load::go_on_for`]: the deadlines of several clients.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Failures that a client records; it only counts the others.
+/// Failures recorded per client; further ones are only counted.
 const FAILURES_KEPT: usize = 50;
 
-/// Failures that a failed assertion shows.
+/// Failures shown by a failed assertion.
 const FAILURES_SHOWN: usize = 20;
 
 /// The number of clients of each kind, and their rates.
@@ -46,47 +46,47 @@ const FAILURES_SHOWN: usize = 20;
 pub struct LoadSize {
     /// Clients that connect, exchange, close, and repeat.
     pub churn: usize,
-    /// Between two connections of one of them.
+    /// Pause between two connections of one of them.
     pub churn_pause: Duration,
-    /// Bytes of one of their exchanges, at most.
+    /// Maximum bytes of one of their exchanges.
     pub churn_bytes: usize,
     /// Connections that send and receive continuously.
     pub streams: usize,
-    /// Between two steps of a stream.
+    /// Pause between two steps of a stream.
     pub stream_pause: Duration,
-    /// Bytes of a step, at most.
+    /// Maximum bytes of a step.
     pub stream_step_bytes: usize,
-    /// Bytes that a stream has sent and not received back, at most.
+    /// Maximum bytes that a stream has sent but not received back.
     pub stream_window_bytes: u64,
-    /// Connections with one small message at a time; they measure stalls.
+    /// Connections with one small message at a time, which measure stalls.
     pub pings: usize,
-    /// Between an answer and the next message.
+    /// Pause between an answer and the next message.
     pub ping_pause: Duration,
     /// Connections that send as fast as possible and read slowly.
     pub slow: usize,
-    /// Between two reads.
+    /// Pause between two reads.
     pub slow_pause: Duration,
-    /// Bytes of a read.
+    /// Bytes per read.
     pub slow_step_bytes: usize,
-    /// Bytes that a slow client has sent and not received back, at most: the capacity of the socket
+    /// Maximum bytes that a slow client has sent but not received back: the capacity of the socket
     /// buffers and the server. With more, its end would be slow.
     pub slow_window_bytes: u64,
     /// The receive buffer of a slow client.
     pub slow_receive_buffer_bytes: usize,
-    /// Connections that half-close, read to the end, and are followed by the next.
+    /// Connections that half-close and read to the end; each is followed by another.
     pub half_closed: usize,
-    /// Bytes that each sends first: at most this many, at least half.
+    /// Bytes sent first on each: at most this many, at least half.
     pub half_closed_bytes: u64,
     /// Connections that exchange once and then stay silent until the end.
     pub idle: usize,
-    /// Connections that are silent with a part of an answer unread.
+    /// Connections that stay silent with part of an answer unread.
     pub mid_message: usize,
     /// Time limit of a step without progress.
     pub deadline: Duration,
 }
 
 impl LoadSize {
-    /// Returns a few of each kind, for a test that runs beside others.
+    /// Returns a few clients of each kind, for a test that runs concurrently with others.
     pub fn small() -> Self {
         Self {
             churn: 4,
@@ -126,7 +126,7 @@ impl LoadSize {
     }
 
     /// Returns the size for a delayed link: a small window empties slowly there, and more clients
-    /// are needed for as many handshakes in progress.
+    /// are needed for the same number of handshakes in progress.
     pub fn far() -> Self {
         Self {
             churn: 24,
@@ -151,12 +151,12 @@ impl LoadSize {
     }
 }
 
-/// The place that clients connect from.
+/// The origin of the clients' connections.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// Their namespace, if it is not that of the test.
+    /// Their namespace, if not the test's.
     pub namespace: Option<Namespace>,
-    /// Their local addresses, used in turn; if empty the kernel chooses. Churn leaves a socket in
+    /// Their local addresses, used in turn; if empty, the kernel chooses. Churn leaves a socket in
     /// TIME_WAIT for every connection, and one address has a limited number of ports.
     pub sources: Vec<Ipv4Addr>,
 }
@@ -201,8 +201,8 @@ pub struct Report {
     pub failure_count: u64,
     /// The longest time between a ping and its complete answer.
     pub longest_stall: Duration,
-    /// The longest time to establish a connection: a handshake that was dropped and repeated is no
-    /// failure, but needs a second.
+    /// The longest time to establish a connection: a handshake that was dropped and repeated is not
+    /// a failure, but takes a second.
     pub longest_connect: Duration,
 }
 
@@ -285,7 +285,7 @@ impl Load {
     ///
     /// # Panics
     ///
-    /// A client has failed: the test need not run to its end.
+    /// A client has failed, so the test need not run to its end.
     #[track_caller]
     pub fn go_on_for(&self, exchanges: u64) {
         self.assert_unharmed();
@@ -422,7 +422,7 @@ impl Tally {
 }
 
 impl Shared {
-    /// Waits for `span` or until the load is over; returns whether it is.
+    /// Waits for `span` or until the load is over; returns whether it is over.
     fn over_within(&self, span: Duration) -> bool {
         // Nothing is ever written, so only the end can arrive.
         poll_one(&self.over, PollFlags::POLLIN, span)

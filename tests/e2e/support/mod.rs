@@ -3,12 +3,12 @@
 //! planned operations a load that checks every byte, a delayed link, damaged copies of the program,
 //! and a baseline.
 //!
-//! Rules that every test gets from here: the kernel chooses ports; readiness is a message; every
-//! wait has a deadline and reports on expiry what it saw; nothing sleeps; no process outlives the
-//! test that started it, however the test ends.
+//! Rules for every test, ensured here: the kernel chooses ports; readiness is a message; every wait
+//! has a deadline and on expiry reports its observations; nothing sleeps; no process outlives its
+//! test, however the test ends.
 //!
-//! A test must pass on a machine that runs thirty others. So a deadline that only a failing test
-//! reaches is generous; a time that is waited out on purpose applies to one connection only; a
+//! A test must pass on a machine that runs thirty others. So a deadline reached only by a failing
+//! test is generous; a time that is waited out intentionally applies to one connection only; a
 //! client that must act before a short timeout acts while the worker is [`adversity::Frozen`]; and
 //! a test waits until a killed process or a closed socket is gone.
 

@@ -1,8 +1,8 @@
-//! A network namespace for one test: its ports are its own, and the kernel's counters count only
+//! A network namespace for one test: its ports are private, and the kernel's counters count only
 //! its packets.
 //!
-//! The namespace belongs to a whole process, because the servers that a test starts must share it:
-//! the test binary executes the test again, alone, in a child that enters the namespace first.
+//! The namespace belongs to a whole process, because the servers started by a test must share it:
+//! the test binary executes the test again, alone, in a child that first enters the namespace.
 
 #![expect(unsafe_code, reason = "the child is moved between fork and exec")]
 
@@ -39,15 +39,15 @@ const BODY_DEADLINE: Duration = Duration::from_secs(600);
 /// Set in the child: the test that it runs, and the process that started it.
 const INSIDE: &str = "E2E_NETNS";
 
-/// Set by the user to make a test fail, and not skip, where no namespace can be created.
+/// Set by the user to make a test fail instead of skip if no namespace can be created.
 const REQUIRED: &str = "E2E_REQUIRE_NETNS";
 
-/// The last line that the child prints. Without it the body did not run: a name that matches no
-/// test would otherwise pass, with nothing tested.
+/// The last line printed by the child. Without it the body did not run: a name that matches no test
+/// would otherwise pass, with nothing tested.
 const DONE: &str = "isolated body done";
 const NOT_ALLOWED: &str = "isolated body not allowed: ";
 
-/// The counters that show a connection or a handshake that this side lost.
+/// The counters of connections or handshakes lost by this side.
 pub const LOSSES: [&str; 9] = [
     "OutRsts",
     "EstabResets",
@@ -62,7 +62,7 @@ pub const LOSSES: [&str; 9] = [
 
 /// Runs `body` in its own network namespace, with the loopback interface up.
 ///
-/// For a test that does nothing else, called in the test's own thread. Where no namespace can be
+/// The test must do nothing else, and call it in the test's own thread. If no namespace can be
 /// created, it reports a skip on standard error and returns; with `E2E_REQUIRE_NETNS` set it fails
 /// instead. Returns whether the body was run.
 #[track_caller]
@@ -106,8 +106,8 @@ pub fn isolated_within(deadline: Duration, body: impl FnOnce()) -> bool {
     false
 }
 
-/// Returns the full name of the running test, with its modules: the test runner names the test's
-/// thread after it.
+/// Returns the full name of the running test, with its modules: the test runner gives it to the
+/// test's thread.
 #[track_caller]
 pub fn own_name() -> String {
     let thread = std::thread::current();
@@ -121,8 +121,8 @@ pub fn own_name() -> String {
 /// it.
 ///
 /// A socket stays in the namespace that created it, and a child starts in that of the thread that
-/// starts it; so a thread that enters the namespace does the work and ends there. No thread ever
-/// returns, which leaves nothing to undo on a panic.
+/// starts it. So a thread enters the namespace, does the work and ends there. No thread ever
+/// returns, so a panic leaves nothing to undo.
 #[derive(Clone, Debug)]
 pub struct Namespace(Arc<File>);
 
@@ -159,7 +159,7 @@ impl Namespace {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).expect("enter a namespace that is held");
     }
 
-    /// Runs `body` in a thread inside it and waits for the result; a panic continues here.
+    /// Runs `body` in a thread inside it and waits for the result; a panic is propagated.
     #[track_caller]
     pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let ran = std::thread::scope(|scope| {
@@ -183,7 +183,7 @@ impl KernelCounters {
     pub fn read() -> Self {
         let mut counters = BTreeMap::new();
         for (file, table) in [("snmp", "Tcp:"), ("netstat", "TcpExt:")] {
-            // Of the thread and not of the process: a thread may be in another namespace.
+            // Those of the thread, not of the process: a thread may be in another namespace.
             let path = format!("/proc/thread-self/net/{file}");
             let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"));
             // A line of names, then a line of values, both with the table's name in front.
@@ -200,7 +200,7 @@ impl KernelCounters {
         Self(counters)
     }
 
-    /// Returns one counter, by the kernel's name for it.
+    /// Returns one counter by the kernel's name.
     #[track_caller]
     pub fn count(&self, name: &str) -> i64 {
         let count = self.0.get(name);
@@ -223,9 +223,9 @@ impl KernelCounters {
     }
 
     /// Like [`Self::assert_no_loss_since`], after `connections` with long replies, of which one in
-    /// a thousand may have caused a reset that no peer saw: on two CPUs a pure acknowledgement can
-    /// leave after the last one, when its socket is gone. A reset that a peer sees also moves other
-    /// counters.
+    /// a thousand may have caused a reset that reached no peer: on two CPUs a pure acknowledgement
+    /// can leave after the last one, when its socket is gone. A reset that reaches a peer also
+    /// changes other counters.
     #[track_caller]
     pub fn assert_no_loss_in(&self, connections: u64, before: &Self) {
         let unseen = i64::try_from(connections / 1000).expect("not so many") + 1;
@@ -245,7 +245,7 @@ impl KernelCounters {
 enum Privilege {
     /// This process is root.
     Own,
-    /// Root in a user namespace that is created along with it.
+    /// Root in a user namespace that is created with it.
     UserNamespace,
 }
 
@@ -300,7 +300,7 @@ impl fmt::Display for Privilege {
 fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<(), Refused> {
     let inside = format!("{test}@{}", std::process::id());
     let program = std::env::current_exe().expect("the test's own path");
-    // Removed with its contents, also when the child is killed at the deadline.
+    // Removed with its contents, even if the child is killed at the deadline.
     let folder = tempfile::tempdir().expect("a folder of its own");
     let mut command = Command::new(program);
     command
@@ -313,7 +313,7 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
     move_on_start(&mut command, privilege);
     let mut child = match command.spawn() {
         Ok(child) => child,
-        // The errors of a kernel where namespaces are forbidden, disabled or exhausted.
+        // The errors of a kernel on which namespaces are forbidden, disabled or exhausted.
         Err(error)
             if matches!(
                 error.raw_os_error().map(Errno::from_raw),
@@ -329,14 +329,14 @@ fn run_inside(test: &str, privilege: Privilege, deadline: Duration) -> Result<()
     let stderr = Lines::follow(child.stderr.take().expect("a pipe was asked for"));
     let process = Watched::open(child.id()).expect("a child that was not reaped");
     let status = process.exit_status(deadline);
-    // Ends every process that it left behind, also the child itself after the deadline.
+    // Ends every process that it left behind, including the child itself after the deadline.
     let swept = sweep(&format!("{INSIDE}={inside}"));
     child.wait().expect("a child that was not reaped");
     let complete = stdout.wait_end(DEADLINE) && stderr.wait_end(DEADLINE);
 
     print!("{}", stdout.text());
     eprint!("{}", stderr.text());
-    // Skips inside the body are reported like those of `isolated`: past the test runner.
+    // Skips inside the body bypass the test runner, like those of `isolated`.
     let skips = stderr.all().into_iter();
     for skip in skips.filter(|line| line.starts_with("SKIPPED: ")) {
         drop(writeln!(io::stderr(), "{skip}"));
@@ -372,22 +372,22 @@ fn move_on_start(command: &mut Command, privilege: Privilege) {
         Ok(())
     };
     // SAFETY: the closure runs in the child of a fork of a process with other threads, where only
-    // async-signal-safe calls are allowed. It makes the system calls unshare, open, write and
-    // close and nothing else: paths and texts were allocated before the fork and are dropped in
-    // the parent (the child is executed or exits without running destructors), and an errno
-    // becomes an `io::Error` without allocating.
+    // async-signal-safe calls are allowed. It makes only the system calls unshare, open, write and
+    // close: paths and texts were allocated before the fork and are dropped in the parent (the
+    // child is executed or exits without running destructors), and an errno becomes an `io::Error`
+    // without allocating.
     unsafe { command.pre_exec(enter) };
 }
 
 /// Keeps the kernel of this namespace from retransmitting packets that are only late, on a busy
-/// machine: a second FIN for a socket that is gone causes a reset, which counts as a loss where
-/// nothing was lost. (Handshakes have their own timeouts.)
+/// machine: a second FIN for a socket that is gone causes a reset, which would count as a loss.
+/// (Handshakes have their own timeouts.)
 fn lengthen_retransmission_timeouts() {
     const RTO_MIN_US: u32 = 5_000_000;
     // On loopback, tail loss probes are sent within milliseconds.
     let settings = [("tcp_early_retrans", 0), ("tcp_rto_min_us", RTO_MIN_US)];
     for (name, value) in settings {
-        // The second exists since Linux 6.11; without it the defaults apply.
+        // The second setting exists since Linux 6.11; without it the defaults apply.
         drop(fs::write(
             format!("/proc/sys/net/ipv4/{name}"),
             value.to_string(),
@@ -397,7 +397,7 @@ fn lengthen_retransmission_timeouts() {
 
 /// Raises the loopback interface, which is down in a new namespace.
 ///
-/// Uses netlink, which is plain bytes; the older ioctl needs unsafe code.
+/// Uses netlink, whose messages are plain bytes; the older ioctl needs unsafe code.
 fn raise_loopback() -> io::Result<()> {
     // linux/netlink.h, linux/rtnetlink.h, linux/if.h.
     const RTM_NEWLINK: u16 = 16;
@@ -427,7 +427,7 @@ fn raise_loopback() -> io::Result<()> {
     request.extend_from_slice(&IFF_UP.to_ne_bytes());
     send(route.as_raw_fd(), &request, MsgFlags::empty())?;
 
-    // The answer is there when `send` returns: the kernel handles a request in the call.
+    // The reply is available when `send` returns: the kernel handles a request in the call.
     let mut answer = [0; 256];
     let len = recv(route.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
     // Its header is followed by the negated errno, 0 for success.

@@ -76,7 +76,7 @@ pub fn freeze(process: &Watched) {
     });
 }
 
-/// Returns the state letter of a process, as ps(1) shows it.
+/// Returns the state letter of a process, as in ps(1).
 pub fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // It follows the name, which is in parentheses and may contain parentheses.
@@ -102,7 +102,7 @@ pub fn worker_of(server: &Server, slot: u16) -> Watched {
     })
 }
 
-/// Returns the running workers of `slot`, ordered by pid. There are two during a handover.
+/// Returns the running workers of `slot`, ordered by PID. There are two during a handover.
 pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
     let name = format!("uppercased: worker {slot}");
     let mut pids = server.worker_pids();
@@ -129,22 +129,22 @@ pub fn count_sockets(port: u16, state: TcpState) -> usize {
 }
 
 /// Returns the server's end of a client's connection. `inode` is 0 until it is accepted; `tx_queue`
-/// is what the client has not received yet.
+/// is the number of bytes that the client has not received yet.
 #[track_caller]
 pub fn server_end(client: &Client, server: SocketAddr) -> Option<TcpNetEntry> {
     let client = client.local_addr();
     find_socket(server.port(), |entry| entry.remote_address == client)
 }
 
-/// Returns the socket with `port` that `wanted` accepts. Reads the table twice before it gives up:
-/// the kernel may omit a socket when another one disappears during the read.
+/// Returns the socket with `port` that `wanted` accepts. Reads the table twice before giving up:
+/// the kernel may omit a socket when another disappears during the read.
 #[track_caller]
 fn find_socket(port: u16, wanted: impl Fn(&TcpNetEntry) -> bool) -> Option<TcpNetEntry> {
     let look = || sockets(port).into_iter().find(&wanted);
     look().or_else(look)
 }
 
-/// Returns the bytes that the client has sent and the server's kernel has not acknowledged.
+/// Returns the number of bytes sent by the client and not acknowledged by the server's kernel.
 #[track_caller]
 pub fn unacknowledged(client: &Client) -> u32 {
     let local = client.local_addr();
@@ -211,7 +211,7 @@ pub fn wait_ready(server: &Server, start: usize, slot: u16, generation: u64) {
 }
 
 /// Bytes of pending reply after [`become_owed`]: more than the client's buffer, the server's send
-/// buffer and the pending output hold together, less than with the server's receive buffer in
+/// buffer and the pending output hold together, but less than with the server's receive buffer in
 /// addition.
 pub const OWED_BYTES: usize = 300_000;
 

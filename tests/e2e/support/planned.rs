@@ -25,11 +25,11 @@ pub struct Workers(pub Vec<Worker>);
 /// One worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
-    /// Process id.
+    /// Process ID.
     pub pid: u64,
     /// Generation within its slot.
     pub generation: u64,
-    /// Release that it runs.
+    /// Release.
     pub release: u64,
     /// State, as in the status.
     pub state: String,
@@ -63,7 +63,7 @@ impl Planned {
         }
     }
 
-    /// Returns the path of the program that a reload or an upgrade will execute.
+    /// Returns the path of the program executed by a reload or an upgrade.
     pub fn program(&self) -> &Path {
         &self.program
     }
@@ -121,7 +121,7 @@ impl Workers {
         assert_eq!(idle, None, "{self:?}");
     }
 
-    /// Asserts that every slot has another process than in `before`, and that it serves.
+    /// Asserts that every slot has another process than in `before`, which serves.
     #[track_caller]
     pub fn assert_replaced_since(&self, before: &Self) {
         self.assert_serving();

@@ -1,5 +1,5 @@
 //! Processes held by descriptor: waits without polling, and signals that never reach another
-//! process with a reused pid.
+//! process with a reused PID.
 
 use std::fs;
 use std::io;
@@ -62,7 +62,7 @@ pub fn give_children_default_signals() {
     });
 }
 
-/// A point in time by which something must have happened.
+/// A point in time by which an event must have happened.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(Tick);
 
@@ -78,7 +78,7 @@ impl Deadline {
     }
 }
 
-/// Waits until `fd` is ready for one of `events` or broken; returns whether it was in time.
+/// Waits until `fd` is ready for one of `events` or broken; returns whether that happened in time.
 pub fn poll_one(fd: impl AsFd, events: PollFlags, within: Duration) -> bool {
     let deadline = Deadline::after(within);
     loop {
@@ -93,7 +93,7 @@ pub fn poll_one(fd: impl AsFd, events: PollFlags, within: Duration) -> bool {
     }
 }
 
-/// A process held by descriptor, so that its pid cannot be reused for another.
+/// A process held by descriptor, so that its PID cannot be reused.
 #[derive(Debug)]
 pub struct Watched {
     pid: u32,
@@ -101,7 +101,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Watches the process `pid`; `None` if there is none.
+    /// Watches the process `pid`; `None` if it does not exist.
     pub fn open(pid: u32) -> Option<Self> {
         match pidfd_open(as_pid(pid), PidfdFlags::empty()) {
             Ok(pidfd) => Some(Self { pid, pidfd }),
@@ -113,12 +113,12 @@ impl Watched {
         }
     }
 
-    /// Returns its pid.
+    /// Returns its PID.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Returns a duplicate of its descriptor `number`, where permitted: root may.
+    /// Returns a duplicate of its descriptor `number`, if permitted, as for root.
     pub fn descriptor(&self, number: i32) -> Option<OwnedFd> {
         pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).ok()
     }
@@ -146,7 +146,7 @@ impl Watched {
     /// Waits for its exit status; only for a child of this process. `None` if it runs longer than
     /// `within`.
     ///
-    /// It stays a zombie, so its pid stays reserved until it is reaped elsewhere.
+    /// It stays a zombie, so its PID stays reserved until it is reaped elsewhere.
     pub fn exit_status(&self, within: Duration) -> Option<ExitStatus> {
         if !self.wait_gone(within) {
             return None;
@@ -155,7 +155,7 @@ impl Watched {
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), options)
             .expect("a child that was not reaped")
             .expect("a child that has ended");
-        // As the kernel encodes it for wait(2): the code in the second byte or the signal in the
+        // In the kernel's encoding for wait(2): the code in the second byte or the signal in the
         // first.
         let raw = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => (code & 0xff) << 8,
@@ -172,10 +172,10 @@ pub fn wait_gone(pid: u32, within: Duration) -> bool {
     Watched::open(pid).is_none_or(|process| process.wait_gone(within))
 }
 
-/// Returns the running children of the process `pid`, ordered by pid.
+/// Returns the running children of the process `pid`, ordered by PID.
 pub fn children(pid: u32) -> Vec<u32> {
-    // The kernel may omit a child when another is reaped during the read (proc(5)): read until two
-    // lists agree.
+    // The kernel may omit a child when another is reaped during the read (proc(5)), so read until
+    // two lists agree.
     let mut listed = listed_children(pid);
     loop {
         let again = listed_children(pid);
@@ -209,12 +209,12 @@ fn listed_children(pid: u32) -> Vec<u32> {
 /// Kills every process with the entry `mark` (`NAME=value`) in its environment and waits until it
 /// is gone.
 ///
-/// This finds the descendants of a process even when their parents are gone. It repeats until none
+/// This finds the descendants of a process even after their parents are gone. It repeats until none
 /// is left, because one may fork during the search.
 ///
 /// # Errors
 ///
-/// Some are still there after the [`DEADLINE`].
+/// Some still exist after the [`DEADLINE`].
 pub fn sweep(mark: &str) -> io::Result<()> {
     let deadline = Deadline::after(DEADLINE);
     loop {
@@ -251,7 +251,7 @@ pub fn marked(mark: &str) -> Vec<Watched> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != std::process::id() && has_mark(*pid))
         .filter_map(Watched::open)
-        // Checked again, now that the pid can no longer be reused.
+        // Checked again, now that the PID can no longer be reused.
         .filter(|process| has_mark(process.pid()))
         .collect()
 }

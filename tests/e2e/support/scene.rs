@@ -27,7 +27,7 @@ pub const WORKER_SLACK_BYTES: u64 = 2 << 20;
 pub struct Scene {
     pub server: Server,
     pub counters: Counters,
-    /// Its pid.
+    /// Its PID.
     pub worker: u32,
     before: Baseline,
     resident: u64,
@@ -37,7 +37,7 @@ pub struct Scene {
 
 impl Scene {
     /// Starts a server, and a client that pings it continuously and fails the test if a reply is
-    /// missing.
+    /// absent.
     #[track_caller]
     pub fn start(args: &[&str]) -> Self {
         raise_descriptor_limit().expect("as many descriptors as there may be");
@@ -95,14 +95,15 @@ impl Scene {
         assert!(grown <= bound, "grown by {grown} bytes of {bound}");
     }
 
-    /// Asserts that nothing is left of the abuse, that new clients are served, that the
+    /// Asserts that no trace of the abuse remains, that new clients are served, that the
     /// well-behaved client always was, and that the counters add up.
     #[track_caller]
     pub fn assert_as_before(self) {
         self.counters.wait_open(1);
         self.before.assert_back(&self.server);
-        // Nor in the kernel: the queues are empty, and one connection is open. Sockets that wait
-        // out TIME_WAIT, or for the FIN of a vanished peer, no longer belong to the server.
+        // None in the kernel, either: the queues are empty, and one connection is open. Sockets
+        // that wait out TIME_WAIT, or for the FIN of a vanished peer, no longer belong to the
+        // server.
         let port = self.server.addr().port();
         let living = || {
             let states = [

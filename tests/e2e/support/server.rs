@@ -1,5 +1,5 @@
-//! The server under test: started on ports that the kernel chooses, observed, and killed with all
-//! its descendants when the test ends.
+//! The server under test: started on ports chosen by the kernel, observed, and killed with all its
+//! descendants when the test ends.
 
 #![expect(
     unsafe_code,
@@ -39,8 +39,8 @@ const READY: &str = "listening on ";
 /// own deadlines.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(180);
 
-/// Sets the control socket through the environment, which arguments of a test cannot disturb; a
-/// flag overrides it.
+/// The variable for the control socket: arguments of a test do not affect it, but a flag overrides
+/// it.
 const CONTROL: &str = "UPPERCASED_CONTROL";
 
 /// Tests stop workers, on a busy machine for longer than the default allows; a test of this timeout
@@ -83,7 +83,7 @@ pub struct Server {
 /// A process of the program and its output.
 #[derive(Debug)]
 struct Running {
-    /// Reaped only on drop, so that its pid stays reserved until then.
+    /// Reaped only on drop, so that its PID stays reserved until then.
     child: Child,
     supervisor: Watched,
     stdout: Lines,
@@ -91,7 +91,7 @@ struct Running {
     mark: String,
     /// Its own directory, with the control socket; removed on drop.
     folder: TempDir,
-    /// Every child seen so far. The mark finds them, too, unless their environment is cleared or
+    /// Every child found so far. The mark finds them, too, unless their environment is cleared or
     /// unreadable.
     seen: Mutex<Vec<Watched>>,
 }
@@ -123,7 +123,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Starts it in `namespace` and not in that of the caller.
+    /// Starts it in `namespace` instead of the caller's.
     pub fn namespace(mut self, namespace: &Namespace) -> Self {
         self.namespace = Some(namespace.clone());
         self
@@ -244,7 +244,8 @@ impl ServerBuilder {
         }
     }
 
-    /// Returns the number of addresses on the command line; without any there is the default one.
+    /// Returns the number of addresses on the command line; without any, the default address
+    /// counts.
     fn count_listen(&self) -> usize {
         let is_listen = |arg: &&OsString| {
             let arg = arg.as_encoded_bytes();
@@ -280,13 +281,13 @@ impl Server {
         }
     }
 
-    /// Runs the program with `args` that it must refuse; returns its exit code and standard error.
+    /// Runs the program with `args` that it must reject; returns its exit code and standard error.
     #[track_caller]
     pub fn expect_failure(args: &[&str]) -> (i32, String) {
         Self::builder().args(args).expect_failure()
     }
 
-    /// Returns its first address, as a client reaches it.
+    /// Returns its first address in a form usable by clients.
     pub fn addr(&self) -> SocketAddr {
         self.addrs[0]
     }
@@ -296,18 +297,18 @@ impl Server {
         &self.addrs
     }
 
-    /// Returns the pid of the supervisor.
+    /// Returns the PID of the supervisor.
     pub fn pid(&self) -> u32 {
         self.running.supervisor.pid()
     }
 
-    /// Returns the pids of the running workers, in order.
+    /// Returns the PIDs of the running workers, in order.
     pub fn worker_pids(&self) -> Vec<u32> {
         let children = self.running.note_children();
         children.into_iter().filter(|pid| is_worker(*pid)).collect()
     }
 
-    /// Returns the pids of the server and all its running descendants, including orphans.
+    /// Returns the PIDs of the server and all its running descendants, including orphans.
     pub fn processes(&self) -> Vec<u32> {
         let family = marked(&self.running.mark);
         let mut pids: Vec<u32> = family.iter().map(Watched::pid).collect();
@@ -361,7 +362,7 @@ impl Server {
     /// Starts a command without waiting for its result.
     #[track_caller]
     pub fn start_command(&self, command: &[&str]) -> RunningCommand {
-        // The program as built and not the one that the server runs, which may be broken.
+        // The program as built, not the one run by the server, which may be broken.
         let mut process = Command::new(env!("CARGO_BIN_EXE_uppercased"));
         remove_settings(&mut process);
         process.args(command).arg("--control").arg(self.control());
@@ -403,7 +404,7 @@ impl Server {
         !self.running.supervisor.is_gone()
     }
 
-    /// Returns the first line of the log that `wanted` accepts; waits for it.
+    /// Waits for the first line of the log that `wanted` accepts, and returns it.
     #[track_caller]
     pub fn wait_log(&self, wanted: impl FnMut(&str) -> bool) -> String {
         self.wait_log_from(0, wanted)
@@ -428,7 +429,7 @@ impl Server {
         self.running.stderr.all()
     }
 
-    /// Returns the whole log; waits until the last process that writes it has exited.
+    /// Waits until the last process that writes the log has exited; returns the whole log.
     #[track_caller]
     pub fn whole_log(&self) -> Vec<String> {
         let ended = self.running.stderr.wait_end(DEADLINE);
@@ -527,12 +528,12 @@ impl Running {
             .unwrap_or_else(|| panic!("the supervisor is still there after {within:?}"))
     }
 
-    /// Records the supervisor's current children and returns their pids.
+    /// Records the supervisor's current children and returns their PIDs.
     fn note_children(&self) -> Vec<u32> {
         let pids = children(self.supervisor.pid());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for pid in &pids {
-            // A recorded process that is gone does not own this pid any more.
+            // A recorded process that is gone no longer owns this PID.
             if !seen.iter().any(|p| p.pid() == *pid && !p.is_gone()) {
                 seen.extend(Watched::open(*pid));
             }
@@ -578,7 +579,7 @@ impl Drop for Running {
 fn enlarge_pipe(log: &ChildStderr) {
     /// The largest size for an unprivileged process (fs.pipe-max-size).
     const LOG_BYTES: i32 = 1 << 20;
-    // Fails for a user with too many pipe pages; the default size then stays.
+    // Fails for a user with too many pipe pages; the pipe then keeps its default size.
     let _ = fcntl(log, FcntlArg::F_SETPIPE_SZ(LOG_BYTES));
 }
 
@@ -591,14 +592,14 @@ fn remove_settings(command: &mut Command) {
     }
 }
 
-/// Returns a command that executes `program` with the sockets at the descriptor numbers that a
-/// service manager uses.
+/// Returns a command that executes `program` with the sockets at a service manager's descriptor
+/// numbers.
 fn handing_over(program: &Path, sockets: Vec<Named>) -> Command {
     const FIRST: i32 = 3;
     // Above the descriptor numbers that are filled.
     const APART: i32 = 1000;
     let mut command = Command::new("/bin/sh");
-    // The pid is known only in the child, and exec keeps it.
+    // Only the child knows the PID, which exec keeps.
     command.arg("-c").arg("LISTEN_PID=$$ exec \"$0\" \"$@\"");
     let names: Vec<&str> = sockets.iter().map(|(name, _)| &**name).collect();
     command
@@ -617,8 +618,8 @@ fn handing_over(program: &Path, sockets: Vec<Named>) -> Command {
         }
         Ok(())
     };
-    // SAFETY: in the child of a fork the closure makes the system call dup2 and nothing else; its
-    // data was allocated before the fork, and an errno becomes an `io::Error` without allocating.
+    // SAFETY: in the child of a fork the closure makes only the system call dup2; its data was
+    // allocated before the fork, and an errno becomes an `io::Error` without allocating.
     unsafe { command.pre_exec(place) };
     command
 }
@@ -627,8 +628,8 @@ fn control_path(folder: &TempDir) -> PathBuf {
     folder.path().join("control")
 }
 
-/// Returns an announced address in the form that a client can use: `*` and the unspecified
-/// addresses become loopback addresses.
+/// Returns an announced address in a form usable by clients: `*` and the unspecified addresses
+/// become loopback addresses.
 #[track_caller]
 fn reachable(announced: &str) -> SocketAddr {
     let text = announced.trim();

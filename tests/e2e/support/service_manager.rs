@@ -1,5 +1,5 @@
-//! A stand-in for systemd: it records the notifications of a service, keeps the descriptors that
-//! the service stores, and passes them to the next instance.
+//! A stand-in for systemd: it records the notifications of a service, keeps the descriptors stored
+//! by the service, and passes them to the next instance.
 
 use std::ffi::OsString;
 use std::io::IoSliceMut;
@@ -23,10 +23,10 @@ pub type Named = (String, OwnedFd);
 /// Ends the reading thread; no message of a service starts with it.
 const OVER: &[u8] = b"over";
 
-/// Follows everything sent before, because the socket keeps the order.
+/// Arrives after everything sent before, because the socket keeps the order.
 const MARK: &str = "MARK=1";
 
-/// The stand-in; see the module.
+/// The stand-in; see the module documentation.
 #[derive(Debug)]
 pub struct ServiceManager {
     address: SocketAddr,
@@ -70,7 +70,7 @@ impl ServiceManager {
         manager
     }
 
-    /// Starts one that does not read before [`Self::read`].
+    /// Starts one that does not read until [`Self::read`].
     pub fn start_silent() -> Self {
         let folder = tempfile::tempdir().expect("a folder of its own");
         let path = folder.path().join("notify");
@@ -90,7 +90,7 @@ impl ServiceManager {
         }
     }
 
-    /// Starts to read.
+    /// Starts reading.
     pub fn read(&mut self) {
         let socket = self.socket.take().expect("it does not read yet");
         let shared = Arc::clone(&self.shared);
@@ -214,8 +214,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores as systemd does: several descriptors may share a name, a known one is not stored
-    /// twice, and a removal applies to all of a name.
+    /// Stores descriptors as systemd does: several may share a name, a known one is not stored
+    /// twice, and a removal applies to all with the name.
     fn take(&self, text: String, descriptors: Vec<OwnedFd>) {
         let state = self.lock();
         let state = self.changed.wait_while(state, |state| state.held);
@@ -230,7 +230,7 @@ impl Shared {
                 }
             }
         } else if text == "BARRIER=1" {
-            // Closed, after everything before it has been applied.
+            // Closed after everything before it has been applied.
             drop(descriptors);
         } else {
             assert!(descriptors.is_empty(), "descriptors came with {text:?}");

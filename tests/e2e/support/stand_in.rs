@@ -51,7 +51,7 @@ pub fn serve_one_at<T: Send + 'static>(
 }
 
 impl<T> StandIn<T> {
-    /// Returns the result of `answer`; the test fails if it panicked.
+    /// Returns the result of `answer`; fails if it panicked.
     #[track_caller]
     pub fn join(self) -> T {
         self.answering

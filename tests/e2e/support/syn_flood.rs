@@ -1,7 +1,7 @@
-//! Connection requests from sources that do not exist, sent through a raw socket: the kernel's
-//! replies reach no host, and it keeps a half-open connection until it gives up.
+//! Connection requests from nonexistent sources, sent through a raw socket: the kernel's replies
+//! reach no host, and it keeps a half-open connection until it gives up.
 //!
-//! Only inside [`super::netns::isolated`]: packets and replies stay in that namespace.
+//! Use it only inside [`super::netns::isolated`]: packets and replies stay in that namespace.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};

@@ -1,4 +1,4 @@
-//! A pseudo-terminal: the side of the user and the side of the program.
+//! A pseudo-terminal with its two sides, the user's and the program's.
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;

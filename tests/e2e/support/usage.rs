@@ -1,5 +1,5 @@
-//! Counters and resources of a running server, seen from outside: its metrics, and the memory and
-//! CPU time of its workers. Reading them does not disturb it.
+//! Counters and resources of a running server, from outside: its metrics, and the memory and CPU
+//! time of its workers. Reading them does not disturb it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -33,7 +33,7 @@ impl Counters {
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
             .collect();
         assert!(!found.is_empty(), "process {pid} has no slot's memory");
-        // Created in slot order, so numbered in slot order.
+        // The memory files are created, and so numbered, in slot order.
         found.sort_unstable();
         let open = |path: &PathBuf| {
             let file = File::options().read(true).write(true).open(path);
@@ -49,7 +49,7 @@ impl Counters {
         self.by_slot(counter).into_iter().sum()
     }
 
-    /// Returns one counter for each slot.
+    /// Returns one counter per slot.
     pub fn by_slot(&self, counter: Counter) -> Vec<u64> {
         let of = |memory| memory::counter(memory, counter);
         self.slots.iter().map(of).collect()
@@ -116,10 +116,10 @@ pub fn try_resident_bytes(pid: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Returns the CPU time that a process has used.
+/// Returns the CPU time of a process so far.
 #[track_caller]
 pub fn cpu_time(pid: u32) -> Duration {
-    // The unit, USER_HZ, is 100 on every Linux that this runs on.
+    // The unit, USER_HZ, is 100 on every supported Linux.
     const TICK_MS: u64 = 10;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process's times");
     // The name, in parentheses, may contain parentheses; the state, field 3, follows it.

@@ -1,4 +1,4 @@
-//! The kinds of clients of a load: the behaviour of each between its start and the end of the load.
+//! The kinds of clients of a load: the behaviour of each from its start to the end of the load.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,10 @@ use super::{LoadSize, Shared, Tally};
 /// Pause after a failure: clients must not spin on a server that refuses them.
 const FAILURE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Largest ping, in bytes.
+/// Maximum size of a ping, in bytes.
 const PING_BYTES: usize = 200;
 
-/// Bytes that a mid-message client sends, and bytes of the reply that it reads before it stays
-/// silent.
+/// Bytes sent by a mid-message client, and bytes of the reply that it reads before it stays silent.
 const MID_MESSAGE_BYTES: usize = 4000;
 const MID_MESSAGE_READ_BYTES: u64 = 1000;
 
@@ -76,7 +75,7 @@ type Outcome = Result<(), Box<Failure>>;
 
 impl Party {
     pub(super) fn new(shared: Arc<Shared>, kind: Kind, index: usize) -> Self {
-        // Different for each client, and the same in every run.
+        // Different for each client, but the same in every run.
         let seed = (kind as u64) << 32 | index as u64;
         Self {
             shared,
@@ -89,7 +88,7 @@ impl Party {
         }
     }
 
-    /// Acts by its kind until the load is over; returns its results.
+    /// Runs its kind of client until the load is over; returns its results.
     pub(super) fn run(mut self) -> Tally {
         if let Some(namespace) = &self.shared.origin.namespace {
             namespace.enter();
@@ -105,7 +104,7 @@ impl Party {
         self.tally
     }
 
-    /// Runs one conversation after the other, also after failures.
+    /// Runs one conversation after another, even after failures.
     fn again_and_again(&mut self, pause: Duration, conversation: fn(&mut Self) -> Outcome) {
         let mut pause_now = Duration::ZERO;
         while !self.shared.over_within(pause_now) {
@@ -325,7 +324,7 @@ impl Party {
                 if !is_ready {
                     return true;
                 }
-                // This is an end, a reset or a surplus.
+                // The event is an end, a reset or a surplus.
                 let silent = client.must_go_on("being silent");
                 match silent.and_then(|()| client.recv_some(PING_BYTES)) {
                     Ok(_) => true,

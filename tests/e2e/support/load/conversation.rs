@@ -18,15 +18,15 @@ use uppercased_ctl::clock::{Tick, now};
 use super::super::bytes::{pattern, upper};
 use super::super::process::poll_one;
 
-/// Length of the tape, which then repeats. A prime: no plausible loss or repetition is a multiple
-/// of it.
+/// Length of the tape, which then repeats. It is prime, so no plausible loss or repetition is a
+/// multiple of it.
 const TAPE_BYTES: usize = 1_048_583;
 
-/// Bytes of one send or receive, at most.
+/// Maximum bytes of one send or receive.
 const STEP_BYTES_MAX: usize = 16 * 1024;
 
 /// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its
-/// stream, read or not. Requested alone, every event is a failure.
+/// stream, read or not. When only this is requested, every event is a failure.
 pub(super) const PEER_ENDED: PollFlags = PollFlags::from_bits_retain(0x2000);
 
 /// The kinds of failures of a server, or of the test itself.
@@ -53,7 +53,7 @@ pub enum FailureKind {
 /// One failure of one client.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// Its kind.
+    /// The kind.
     pub kind: FailureKind,
     /// The connection: kind, number, local address if connected.
     pub client: String,
@@ -89,7 +89,8 @@ pub(super) struct Plan {
     pub(super) deadline: Duration,
     /// Start of the load.
     pub(super) begun: Tick,
-    /// Its position on the tape; others start elsewhere, so that bytes of another connection show.
+    /// Its position on the tape; others start elsewhere, so that bytes of another connection are
+    /// detected.
     pub(super) start: u64,
 }
 
@@ -134,12 +135,12 @@ impl Conversation {
         }
     }
 
-    /// Returns the bytes sent and not answered yet.
+    /// Returns the number of bytes sent and not answered yet.
     pub(super) fn in_flight(&self) -> u64 {
         self.sent - self.received
     }
 
-    /// Returns the bytes received.
+    /// Returns the number of bytes received.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
@@ -166,8 +167,8 @@ impl Conversation {
         }
     }
 
-    /// Receives at most `len` bytes and compares them; returns their number, which is 0 at the end,
-    /// too. An end is correct only after the half-close and the whole reply.
+    /// Receives at most `len` bytes and compares them; returns their number, which is also 0 at the
+    /// end. An end is correct only after the half-close and the whole reply.
     pub(super) fn recv_some(&mut self, len: usize) -> Result<usize, Box<Failure>> {
         let mut buffer = [0; STEP_BYTES_MAX];
         let buffer = &mut buffer[..len.min(STEP_BYTES_MAX)];
@@ -206,7 +207,7 @@ impl Conversation {
         Ok(len)
     }
 
-    /// Waits up to `span` for one of `events`; returns whether it came.
+    /// Waits up to `span` for one of `events`; returns whether it occurred.
     pub(super) fn wait(&self, events: PollFlags, span: Duration) -> bool {
         poll_one(&self.stream, events, span)
     }
@@ -237,7 +238,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sends `len` bytes more and receives all that is due.
+    /// Sends `len` more bytes and receives all replies due.
     pub(super) fn exchange(&mut self, len: usize) -> Result<(), Box<Failure>> {
         self.send_up_to(self.sent + len as u64, STEP_BYTES_MAX)?;
         self.recv_up_to(self.sent)
@@ -257,8 +258,8 @@ impl Conversation {
 
     /// Half-closes the connection.
     ///
-    /// Checks first whether the server has ended its stream: afterwards a premature end cannot be
-    /// told from a graceful one, if the reply is complete.
+    /// First checks whether the server has ended its stream: afterwards a premature end is
+    /// indistinguishable from a graceful one, if the reply is complete.
     pub(super) fn half_close(&mut self) -> Result<(), Box<Failure>> {
         self.must_go_on("half-closing")?;
         self.half_closed = true;
@@ -266,8 +267,8 @@ impl Conversation {
         closed.map_err(|error| self.broken("half-closing", &error))
     }
 
-    /// Ends gracefully after one more exchange: a server that has crashed cannot reply, even if its
-    /// end of the stream has not arrived yet. The half-close follows a piece without a reply.
+    /// Ends gracefully after one more exchange: a crashed server cannot reply, even if its end of
+    /// the stream has not arrived yet. The half-close follows a piece without a reply.
     pub(super) fn take_leave(&mut self) -> Result<(), Box<Failure>> {
         self.exchange(1)?;
         self.send_some(STEP_BYTES_MAX)?;
@@ -321,7 +322,7 @@ impl Conversation {
 fn open(plan: &Plan) -> io::Result<TcpStream> {
     let domain = Domain::for_address(plan.target);
     let socket = Socket::new(domain, Type::STREAM, None)?;
-    // Before it connects, because the window is negotiated then.
+    // Set before connecting, because the window is negotiated then.
     if let Some(bytes) = plan.receive_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
