@@ -108,7 +108,7 @@ fn copy_row(group: &mut BenchmarkGroup<'_, WallTime>, len: usize) {
     });
 }
 
-/// The standard library at the target's baseline: the speed to exceed.
+/// Runs the standard library at the target's baseline: the speed to exceed.
 fn std_uppercase(bytes: &mut [u8]) {
     bytes.make_ascii_uppercase();
 }
@@ -133,7 +133,8 @@ fn wide_paths() -> Vec<Row> {
     Vec::new()
 }
 
-/// Long enough for a stable median of such short runs; all rows together take about a minute.
+/// Sets times long enough for a stable median of such short runs; all rows together take about a
+/// minute.
 fn quick(group: &mut BenchmarkGroup<'_, WallTime>) {
     group
         .warm_up_time(Duration::from_millis(200))
@@ -158,7 +159,7 @@ fn sizes(criterion: &mut Criterion) {
     }
 }
 
-/// One byte past a cache line: the cost of a misaligned buffer.
+/// Measures buffers one byte past a cache line: the cost of misalignment.
 fn unaligned(criterion: &mut Criterion) {
     let len = 64 << 10;
     let mut group = criterion.benchmark_group(format!("uppercase/{len}-unaligned"));
@@ -169,7 +170,7 @@ fn unaligned(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Lengths from 1 to 63 in random order: the cost of choosing a path.
+/// Measures lengths from 1 to 63 in random order: the cost of choosing a path.
 fn mixed(criterion: &mut Criterion) {
     let mut rng = fastrand::Rng::with_seed(SEED);
     let lens: Vec<usize> = (0..MIXED_MESSAGES).map(|_| rng.usize(1..64)).collect();

@@ -300,7 +300,8 @@ impl<'a> Top<'a> {
         }
     }
 
-    /// Connecting is the only blocking call; it is short, because the kernel completes it.
+    /// Sends a request. Connecting is the only blocking call; it is short, because the kernel
+    /// completes it.
     fn ask(&self, request: &Request) -> Result<Conversation, AskError> {
         let mut conversation = Conversation::open(&self.path, Some(TOP_CONNECT_TIMEOUT))?;
         conversation.ask(request)?;
@@ -374,7 +375,8 @@ impl<'a> Top<'a> {
         }
     }
 
-    /// Another server, with another process ID, may have replaced it.
+    /// Records the failure and looks for the server again: another, with another process ID, may
+    /// have replaced it.
     fn sample_failed(&mut self, why: String) {
         self.sampling = None;
         self.model.set_error(why);

@@ -225,7 +225,7 @@ impl Snapshot {
         )
     }
 
-    /// Omitted without a service manager.
+    /// Adds the service manager's metrics; omitted without one.
     fn service_manager(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let manager = self.status.service_manager.iter();
         let tries = manager.clone().flat_map(|it| {
@@ -262,7 +262,7 @@ impl Snapshot {
         queues.map(sample).collect()
     }
 
-    /// One family for each name in [`Counter`], with the help of its first counter.
+    /// Adds one family per name in [`Counter`], with the help of its first counter.
     fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut families: Vec<(Counter, Counts)> = Vec::new();
         for one in Counter::all() {

@@ -162,7 +162,7 @@ impl Response {
     /// The status codes of responses.
     pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
 
-    /// No such page.
+    /// Returns the response for a nonexistent page.
     pub(super) fn not_found() -> Self {
         Self::text(
             404,

@@ -147,7 +147,8 @@ fn write_progress(progress: &str) {
     stderr::write_line(progress);
 }
 
-/// Reports, like the admin endpoint's `/readyz`, whether to send clients of_this_process, as an exit code.
+/// Returns, as an exit code, whether load balancers should send clients; as the admin endpoint's
+/// `/readyz`.
 fn readiness(path: &std::path::Path, within: Duration) -> Result<ExitCode, Error> {
     let (status, _) = request_status(path, within)?;
     match status.unready() {

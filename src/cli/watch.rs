@@ -89,14 +89,14 @@ fn following(last: Tick, every: Duration, now: Tick) -> Tick {
     last + every.saturating_mul(steps)
 }
 
-/// From here on Ctrl-C ends the process with exit code 0, even during a blocking call.
+/// Makes Ctrl-C end the process with exit code 0 from here on, even during a blocking call.
 fn end_at_once_on_interrupt() -> io::Result<()> {
     let always = Arc::new(AtomicBool::new(true));
     signal_hook::flag::register_conditional_shutdown(SIGINT, 0, always)?;
     Ok(())
 }
 
-/// Waits; returns false if the reader of the output has closed it.
+/// Waits; returns false if the reader has closed the output.
 fn wait_until(until: Tick) -> bool {
     loop {
         let left = until.since(clock::now());

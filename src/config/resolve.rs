@@ -76,7 +76,7 @@ pub fn verify(config: &Config) -> Result<(), Error> {
 }
 
 impl Default for Config {
-    /// The result of `resolve` without assignments, on a machine with one CPU.
+    /// Returns the result of `resolve` without assignments, on a machine with one CPU.
     fn default() -> Self {
         resolve(&[], &Facts::NONE)
             .map(|(config, _)| config)

@@ -89,7 +89,7 @@ settings! {
              auto: what the descriptor limit (ulimit -n) leaves after a reserve, at most \
              1000000."
         /// Idle timeout of a connection; `None`: none.
-        // Below 10 ms it would cut clients on intercontinental paths.
+        // Below 10 ms it would disconnect clients on intercontinental paths.
         idle_timeout: Option<Duration> = OrWord("off", Span::new(10 * MS, 30 * 24 * HOUR));
             "TIME", default "off", example "30s";
             "Close connections idle for this long"

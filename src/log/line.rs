@@ -50,7 +50,7 @@ enum Value {
 pub(super) struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
-    /// The fields of the line that reports the number of lost lines.
+    /// Returns the fields of the line that reports the number of lost lines.
     pub(super) fn of_loss(lost: u64) -> Self {
         let Declared { key, message, .. } = events::log_lines_lost;
         Self(vec![

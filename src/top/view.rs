@@ -44,7 +44,7 @@ const HELP: [&str; 12] = [
     "Bars: msg/s of the latest samples, all slots on one scale.",
 ];
 
-/// How states are marked, besides words.
+/// How states are marked, in addition to words.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Palette {
     /// Whether colours may be used.

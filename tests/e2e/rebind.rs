@@ -119,7 +119,7 @@ fn second_instance_on_same_address_is_refused() {
     assert_refused(&addr.to_string(), &server);
     Client::connect(addr).roundtrip(b"undisturbed");
 
-    // A second instance is also refused beside a first with a fixed port.
+    // With a fixed port, a second instance is also refused.
     drop(server);
     let server = start_on(addr, &[]);
     assert_refused(&addr.to_string(), &server);

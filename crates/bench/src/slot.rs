@@ -87,7 +87,7 @@ pub(super) enum State {
     },
 }
 
-/// What a slot needs next.
+/// The next step that a slot needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Next {

@@ -58,7 +58,7 @@ pub fn millis(span: Duration) -> u64 {
 impl Add<Duration> for Tick {
     type Output = Self;
 
-    /// Saturates: a deadline past the end of the clock never expires.
+    /// Adds a duration; saturates, so a deadline past the end of the clock never expires.
     fn add(self, span: Duration) -> Self {
         Self(
             self.0

@@ -4,7 +4,8 @@ use super::*;
 use uppercased_ctl::limits::UNSERVED_GRACE;
 use uppercased_ctl::status::SlotStatus;
 
-/// Two serving slots with this many of a hundred connections open, and this much busy time so far.
+/// Returns a status of two serving slots with this many of a hundred connections open, and this
+/// much busy time so far.
 fn status(open: u64, busy_ms: u64) -> Status {
     let slot = SlotStatus {
         queue: "served".to_owned(),

@@ -49,7 +49,7 @@ fn exposition_has_every_counter_of_every_slot() {
     assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
-/// A status in which every family has a sample.
+/// Returns a status in which every family has a sample.
 fn full() -> Status {
     let mut slot = slot(0, Traffic::read(3, |_| 1));
     slot.accept_queues.push(AcceptQueueStatus {
@@ -72,7 +72,7 @@ fn full() -> Status {
     status
 }
 
-/// The names of a sample's labels: `closed{slot="0",reason="drained"} 1`.
+/// Returns the names of a sample's labels: `closed{slot="0",reason="drained"} 1`.
 fn labels(sample: &str) -> Vec<&str> {
     let inside = sample.split_once('{').map(|(_, rest)| rest);
     let inside = inside.and_then(|rest| rest.rsplit_once('}'));
@@ -84,7 +84,7 @@ fn labels(sample: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The table between the two marks in `docs/reference.md`, generated from the metrics.
+/// Returns the table between the two marks in `docs/reference.md`, generated from the metrics.
 fn table() -> String {
     let text = write(&full(), &[(200, 7)], AgentAnswers::default()).unwrap();
     let mut table = "| name | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
@@ -113,7 +113,7 @@ fn the_documentation_agrees_with_exposition() {
     crate::documented::agrees("reference.md", "metrics", &table());
 }
 
-/// A family without a sample in [`full`] would be missing from the table unnoticed.
+/// A family without a sample in [`full`] would be omitted from the table unnoticed.
 #[test]
 fn table_lists_every_exposed_family() {
     let source = include_str!("../exposition.rs");

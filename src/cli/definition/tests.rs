@@ -85,7 +85,7 @@ fn with_subcommands(command: &Command) -> Vec<&Command> {
     [command].into_iter().chain(below).collect()
 }
 
-/// The first help line of every argument that this program defines.
+/// Returns the first help line of every argument that this program defines.
 fn argument_lines(command: &Command) -> Vec<String> {
     let configured = [PROGRAM, SERVE, CHECK].contains(&command.get_name());
     let mut lines = Vec::new();
@@ -133,7 +133,7 @@ fn roles_are_exactly_the_hidden_commands() {
 
 const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
-/// Where the flags of a command must be documented.
+/// Returns the page that must document the flags of a command.
 fn page_of(command: &str) -> &'static str {
     match command {
         BENCH => include_str!("../../../docs/bench.md"),
@@ -142,7 +142,7 @@ fn page_of(command: &str) -> &'static str {
     }
 }
 
-/// The words of each code span on a page.
+/// Returns the words of each code span on a page.
 fn in_code(page: &str) -> impl Iterator<Item = impl Iterator<Item = &str>> {
     let codes = page.split('`').skip(1).step_by(2);
     codes.map(|code| code.split([' ', '=']))
@@ -206,7 +206,7 @@ fn help_and_operations_list_the_same_signals() {
     assert!(help.contains(&signals()), "{help}");
 }
 
-/// The table of flags between the two marks in `docs/bench.md`.
+/// Returns the table of flags between the two marks in `docs/bench.md`.
 #[cfg(feature = "bench")]
 fn table_of_bench() -> String {
     let mut command = uppercased_bench::command();

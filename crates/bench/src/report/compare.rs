@@ -66,7 +66,7 @@ struct Figure {
     of: fn(&Outcome) -> Option<f64>,
 }
 
-/// Which direction is better.
+/// The better direction of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Better {
     Higher,

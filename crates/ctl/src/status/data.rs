@@ -215,7 +215,7 @@ pub struct SlotStatus {
     /// Its share of the connections that these slots have accepted, in percent, rounded; 0 before
     /// the first one.
     pub accepted_percent: u8,
-    /// Its share of the open connections, likewise.
+    /// Its share of the open connections, in percent, rounded; 0 if there are none.
     pub open_percent: u8,
     /// Unexpected exits of this slot's workers.
     pub crashes: u64,
