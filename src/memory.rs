@@ -63,6 +63,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use crate::config::SHORT_TURN;
 use crate::sys::shared::{self, SharedMemory};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter, TurnClass};
@@ -221,10 +222,14 @@ impl<P: Probe> Memory<P> {
         add(self.shared.words(), counter, amount);
     }
 
-    /// Counts `turns` turns of the loop, of which each is taken to have worked for `took`.
+    /// Counts a turn of the loop that worked for `took`, and with it `turns` less one that were not
+    /// measured. They are taken to have worked as long, but to have been short: a process that was
+    /// stopped in the middle of one turn was not stopped in all of them.
     pub fn count_turns(&mut self, turns: u64, took: Duration) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.count(Counter::BusyNs, ns.saturating_mul(turns));
+        let in_ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let ns = in_ns(took);
+        let others = in_ns(took.min(SHORT_TURN)).saturating_mul(turns.saturating_sub(1));
+        self.count(Counter::BusyNs, ns.saturating_add(others));
         self.count(Counter::Took(TurnClass::of(ns)), turns);
     }
 

@@ -313,7 +313,7 @@ impl Reactor {
     /// Counts this turn and the duration of its work, if it is to be measured.
     #[inline]
     fn measure_turn(&mut self) {
-        if let Some(turns) = self.sampling.turns(self.has_chores) {
+        if let Some(turns) = self.sampling.turns(self.has_chores, self.now) {
             let took = clock::now().since(self.now);
             self.sampling.note(took, self.has_chores);
             self.memory.count_turns(turns, took);

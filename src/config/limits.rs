@@ -20,6 +20,10 @@ pub const RECEIVE_ROOM_MIN: u32 = SCRATCH_BYTES as u32 / 2;
 /// measured.
 pub const TURNS_PER_SAMPLE: u64 = 64;
 
+/// Maximum time between two measured iterations, if there are any: where iterations are rare, each is
+/// measured, so that one long iteration does not count for many.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Maximum duration of a short iteration; reading the clock costs less than a thousandth of it.
 pub const SHORT_TURN: Duration = Duration::from_micros(50);
 
