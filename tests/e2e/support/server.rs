@@ -23,6 +23,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use tempfile::TempDir;
 
+use super::give_children_default_signals;
 use super::lines::Lines;
 use super::netns::Namespace;
 use super::process::{DEADLINE, Watched, children, marked, sweep};
@@ -202,6 +203,7 @@ impl ServerBuilder {
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
+        give_children_default_signals();
         // A child starts in the namespace of the thread that starts it.
         let child = match &self.namespace {
             Some(namespace) => namespace.run(|| command.spawn()),
