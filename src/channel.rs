@@ -191,7 +191,7 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     /// Waits for the first message, which the supervisor sends to every child process.
     ///
     /// # Errors
-    /// As [`Self::receive`]; also if none arrives within [`FIRST_MESSAGE_TIMEOUT_MS`].
+    /// As [`Self::receive`]; also if none arrives within 10 s.
     pub fn receive_first(&mut self) -> Result<Received<In>, Error> {
         let failed = |source| Error::System {
             operation: "receive",

@@ -2,11 +2,11 @@
 //! process lacks descriptors.
 //!
 //! Both have the same interface: they report their phase over one channel, publish their counts on
-//! a [`Board`], and receive start and stop commands. A process reads its shares as a line of JSON
+//! a `Board`, and receive start and stop commands. A process reads its shares as a line of JSON
 //! from its standard input, then commands, one per line; it writes reports to its standard output
 //! in the same way. It exits at the end of its input, so it never outlives its parent.
 //!
-//! Invariants: every member finally sends [`Report::Done`] or [`Report::Failed`], even if it
+//! Invariants: every member finally sends `Report::Done` or `Report::Failed`, even if it
 //! crashes; no member waits for another.
 #![expect(
     clippy::disallowed_methods,

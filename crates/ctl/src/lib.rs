@@ -8,7 +8,7 @@
 //! | [`control`], [`operation`] | the control socket: protocol, place and client; what can be requested |
 //! | [`sampler`], [`sockets`] | repeated samples of a status, with the kernel's list of sockets |
 //! | [`target`], [`proxy_header`] | server addresses as text; the PROXY protocol |
-//! | [`words`] | enums whose variants are words |
+//! | [`mod@words`] | enums whose variants are words |
 //! | [`process`] | inherited environment and limits |
 //! | [`output`], [`stderr`], [`writer`], [`escape`] | lines for people and programs |
 //! | [`units`] | numbers and texts for a screen |
