@@ -309,8 +309,12 @@ fn operate(planned: &Planned, effort: &Effort, done: &mut Done) -> [Report; 2] {
         residents.go_on_for(10);
         knocking.assert_unharmed();
     }
-    planned.configure(&Settings::generous().text());
+    let settings = Settings::generous();
+    planned.configure(&settings.text());
     server.reload().expect_success();
+    // A number set by `scale` stays if the last file has the same number as this one.
+    let workers = settings.workers.to_string();
+    server.command(&["scale", &workers]).expect_success();
     [residents.finish(), knocking.finish()]
 }
 
