@@ -396,7 +396,7 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    /// Clears what is in hand for this connection, whoever stored it. Of those in this worker's hands
+    /// Clears what is in hand for this connection. Of those in this worker's hands
     /// only the next to be answered can end.
     pub(super) fn settle(&mut self) {
         for word in 0..HANDS {
