@@ -167,13 +167,15 @@ impl Upgrade {
         let Stage::Running { child, .. } = &mut self.stage else {
             return None;
         };
+        // Before its channel is read: what a process has sent is there once it has exited.
+        let exit = child.reap();
         let result = match child.channel.receive() {
             Ok(Some(received)) => match received.envelope.message {
                 FromPreflight::Resolved { config } => Ok(config),
                 FromPreflight::Failed { cause } => Err(cause),
             },
             // After closing its channel it exits; its pidfd reports the status.
-            Ok(None) | Err(channel::Error::Closed) => Err(ended_early(child.reap()?)),
+            Ok(None) | Err(channel::Error::Closed) => Err(ended_early(exit?)),
             Err(error) => Err(error.to_string()),
         };
         let Stage::Running { task, child } = std::mem::replace(&mut self.stage, Stage::Idle) else {
