@@ -19,6 +19,7 @@
 use std::io;
 use std::time::Duration;
 
+use crate::config::{Config, FIRST_BYTE_TIMEOUT};
 use crate::memory::layout::{Flags, State};
 use crate::memory::{Hand, NoBuffer, Probe, Record, RecordMut};
 use crate::service;
@@ -63,6 +64,19 @@ pub struct Rules {
     pub first_byte_timeout: Duration,
     /// Timeout for the peer to close after its stream was ended from here.
     pub linger_timeout: Duration,
+}
+
+impl From<&Config> for Rules {
+    fn from(config: &Config) -> Self {
+        Self {
+            bytes_per_turn: config.bytes_per_turn,
+            idle_timeout: config.idle_timeout,
+            write_stall_timeout: config.write_stall_timeout,
+            header_timeout: config.proxy_header_timeout,
+            first_byte_timeout: FIRST_BYTE_TIMEOUT,
+            linger_timeout: config.linger_timeout,
+        }
+    }
 }
 
 /// The next step for the connection.

@@ -39,7 +39,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token};
 
 use crate::admission::{Admission, Networks};
-use crate::config::{Config, FIRST_BYTE_TIMEOUT, ProxyListeners};
+use crate::config::{Config, ProxyListeners};
 use crate::connection::Rules;
 use crate::handover::HandedOver;
 use crate::log::event;
@@ -136,14 +136,7 @@ impl Reactor {
             outgoing: None,
             incoming: None,
             handed_over: None,
-            rules: Rules {
-                bytes_per_turn: config.bytes_per_turn,
-                idle_timeout: config.idle_timeout,
-                write_stall_timeout: config.write_stall_timeout,
-                header_timeout: config.proxy_header_timeout,
-                first_byte_timeout: FIRST_BYTE_TIMEOUT,
-                linger_timeout: config.linger_timeout,
-            },
+            rules: Rules::from(config),
             accepts_per_turn: config.accepts_per_turn,
             accept_retry: config.accept_retry,
             max_connections,

@@ -8,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use uppercased::config::{Config, FIRST_BYTE_TIMEOUT};
+use uppercased::config::Config;
 use uppercased::connection::{Outcome, Rules, Stream, drive};
 use uppercased::listener;
 use uppercased::memory::layout::{Flags, Layout, State};
@@ -236,15 +236,7 @@ fn one_connection() -> Memory {
 
 /// Reports readiness until the message is answered.
 fn exchange_in_memory(memory: &mut Memory, stream: &mut InMemory, bytes: usize) {
-    let config = Config::default();
-    let rules = Rules {
-        bytes_per_turn: config.bytes_per_turn,
-        idle_timeout: config.idle_timeout,
-        write_stall_timeout: config.write_stall_timeout,
-        header_timeout: config.proxy_header_timeout,
-        first_byte_timeout: FIRST_BYTE_TIMEOUT,
-        linger_timeout: config.linger_timeout,
-    };
+    let rules = Rules::from(&Config::default());
     stream.waiting = bytes;
     let record = &mut memory.record_mut(FD);
     let ready = Flags::READABLE.with(Flags::WRITABLE);
