@@ -8,6 +8,7 @@
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
 //! Actions at a [`point`]: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`,
+//! `hold:PATH` (waits until the FIFO at the path, if there is one, is opened for writing),
 //! `dumpable` (processes of the same user may inspect this one, as tests do), and `violate:` with
 //! one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`,
 //! `steer`, `fill`, `punch`, `map`, `overwrite`, which the sandbox of a worker is to prevent, or
@@ -87,6 +88,8 @@ mod plan {
             other => {
                 if let Some(what) = other.strip_prefix("violate:") {
                     violate(what);
+                } else if let Some(path) = other.strip_prefix("hold:") {
+                    drop(File::open(path));
                 }
             }
         }

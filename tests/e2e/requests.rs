@@ -9,21 +9,17 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::support::Server;
+use crate::support::hold::Hold;
 use crate::support::image::Image;
 use crate::support::observe::until;
 use crate::support::planned::Planned;
 use crate::support::terminal::open_terminal;
 
-/// A reload takes long enough for several commands to arrive, also on a busy machine.
-const BUSY: [&str; 3] = [
-    "--listen=127.0.0.1:0",
-    "--bake-time=3s",
-    "--handshake-timeout=100ms",
-];
-
+/// Starts a server whose operations end after the hold.
 #[track_caller]
-fn start(args: &[&str]) -> Planned {
-    Planned::start(&[&BUSY, args].concat())
+fn start(workers: &str) -> (Planned, Hold) {
+    let fixed = ["--listen=127.0.0.1:0", "--bake-time=0s"];
+    Hold::start(&[&fixed, &["--handshake-timeout=100ms", workers][..]].concat())
 }
 
 fn pending(planned: &Planned) -> Vec<String> {
@@ -51,7 +47,7 @@ fn wait_for_operations(planned: &Planned, count: usize) {
 
 #[test]
 fn reload_signal_during_reload_reads_configuration_again() {
-    let planned = start(&["--workers=2"]);
+    let (planned, hold) = start("--workers=2");
     let server = &planned.server;
     planned.configure("idle_timeout = \"20s\"\n");
     server.signal(Signal::SIGHUP);
@@ -67,6 +63,7 @@ fn reload_signal_during_reload_reads_configuration_again() {
         shown.stdout.contains("pending      reload (signal)"),
         "{shown:?}"
     );
+    hold.end();
     wait_for_operations(&planned, 2);
     // The second configuration applies: an idle client is closed.
     let mut client = crate::support::Client::connect(server.addr());
@@ -77,12 +74,13 @@ fn reload_signal_during_reload_reads_configuration_again() {
 
 #[test]
 fn upgrade_keeps_pending_signals() {
-    let planned = start(&["--workers=2"]);
+    let (planned, hold) = start("--workers=2");
     let server = &planned.server;
     server.signal(Signal::SIGUSR2);
     server.wait_log(|line| line.contains("operation started"));
     server.signal(Signal::SIGHUP);
     server.signal(Signal::SIGTTIN);
+    hold.end();
     wait_for_operations(&planned, 3);
     assert_eq!(planned.workers().0.len(), 3);
     assert!(pending(&planned).is_empty());
@@ -90,32 +88,24 @@ fn upgrade_keeps_pending_signals() {
 
 #[test]
 fn signals_for_fewer_workers_add_up() {
-    let planned = start(&["--workers=4"]);
+    let (planned, hold) = start("--workers=4");
     let server = &planned.server;
-    for expected in [
-        None,
-        Some("scale to 2 (signal)"),
-        Some("scale to 1 (signal)"),
-    ] {
+    server.signal(Signal::SIGHUP);
+    server.wait_log(|line| line.contains("operation started"));
+    for expected in [3, 2, 1].map(|workers| format!("scale to {workers} (signal)")) {
         server.signal(Signal::SIGTTOU);
-        match expected {
-            None => {
-                server.wait_log(|line| line.contains("operation started"));
-            }
-            Some(expected) => {
-                server.wait_log(|line| line.contains("request pending"));
-                let target = expected.trim_end_matches(" (signal)");
-                server.wait_log(|line| line.contains("request pending") && line.contains(target));
-            }
-        }
+        until("the signal to be counted", || {
+            pending(&planned) == [expected.as_str()]
+        });
     }
+    hold.end();
     wait_for_operations(&planned, 2);
     assert_eq!(planned.workers().0.len(), 1);
 }
 
 #[test]
 fn waiting_command_is_answered_after_its_turn() {
-    let planned = start(&["--workers=2"]);
+    let (planned, hold) = start("--workers=2");
     let server = &planned.server;
     let first = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("operation started"));
@@ -126,6 +116,7 @@ fn waiting_command_is_answered_after_its_turn() {
     until("it to wait", || {
         pending(&planned) == ["scale to 3 (command)"]
     });
+    hold.end();
     first.wait().expect_success();
     let answered = second.wait().expect_success();
     assert!(
@@ -138,13 +129,14 @@ fn waiting_command_is_answered_after_its_turn() {
 
 #[test]
 fn timed_out_waiting_command_is_withdrawn() {
-    let planned = start(&["--workers=2"]);
+    let (planned, hold) = start("--workers=2");
     let server = &planned.server;
     let first = server.start_command(&["reload"]);
     server.wait_log(|line| line.contains("operation started"));
     let second = server.command(&["scale", "4", "--wait", "--timeout", "100ms"]);
     assert_eq!(second.code, 1, "{second:?}");
     server.wait_log(|line| line.contains("request withdrawn"));
+    hold.end();
     first.wait().expect_success();
     assert!(pending(&planned).is_empty());
     assert_eq!(planned.workers().0.len(), 2);

@@ -22,6 +22,7 @@ mod bytes;
 pub mod cgroup;
 mod client;
 pub mod diagnosis;
+pub mod hold;
 pub mod image;
 mod lines;
 pub mod link;
