@@ -40,11 +40,12 @@
 //!    When a handover fails, the record is unmarked at the sender ([`RecordMut::take_ownership`])
 //!    and Handed at the receiver;
 //! 9. PROXY header: while it is awaited it stays in the kernel. Then the record is given the
-//!    client's address, *then* exactly the header is received, *then* the state is Open
-//!    ([`RecordMut::set_client`], [`RecordMut::end_header`]). Between the last two the kernel's
-//!    count of bytes read shows which: none before, the header's after. These bytes are not
-//!    answered and are not among the record's, which does not contain their number: a reader that
-//!    computes from the kernel's counters what is owed on such a connection counts them, too.
+//!    client's address, *then* exactly the header is received, *then* its length is stored, *then*
+//!    the state is Open ([`RecordMut::set_client`], [`RecordMut::end_header`]). Until the state is
+//!    Open the kernel's count of bytes read is the length: 0 before the receive. These bytes are
+//!    not answered and are not among the record's bytes received;
+//! 10. listeners: the entry, *then* the watch; the entry cleared, *then* the close
+//!    ([`Memory::enter_listener`], [`Memory::clear_listener`]).
 //!
 //! Only these rules write this memory. It must not make system calls on connections: it records
 //! what the reactor does.
@@ -203,6 +204,7 @@ impl<P: Probe> Memory<P> {
             bytes_out: 0,
             last_progress: now,
             opened: now,
+            header_bytes: 0,
             peer,
             state,
             flags: Flags::default(),

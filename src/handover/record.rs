@@ -22,7 +22,7 @@ pub const VERSION: u16 = 1;
 /// Bytes of a refusal's cause; a longer one is cut.
 pub const CAUSE_MAX_BYTES: usize = 512;
 /// Bytes of a record without its unsent output.
-pub const RECORD_BYTES: usize = 56;
+pub const RECORD_BYTES: usize = 58;
 
 const MAGIC: [u8; 4] = *b"UPHO";
 const HEADER_BYTES: usize = 20;
@@ -386,6 +386,7 @@ fn put_record(frame: &mut Vec<u8>, frozen: &Frozen) {
     frame.extend_from_slice(&frozen.bytes_out.to_le_bytes());
     frame.extend_from_slice(&frozen.last_progress.as_nanos().to_le_bytes());
     frame.extend_from_slice(&frozen.opened.as_nanos().to_le_bytes());
+    frame.extend_from_slice(&frozen.header_bytes.to_le_bytes());
     frame.extend_from_slice(&frozen.unsent);
 }
 
@@ -419,6 +420,7 @@ fn record(from: &mut Reader<'_>) -> Result<Record, &'static str> {
     let bytes_out = from.u64().ok_or(short)?;
     let last_progress = Tick::from_nanos(from.u64().ok_or(short)?);
     let opened = Tick::from_nanos(from.u64().ok_or(short)?);
+    let header_bytes = from.u16().ok_or(short)?;
     if unsent > SCRATCH_BYTES {
         return Err("more bytes are unsent than any buffer holds");
     }
@@ -443,6 +445,7 @@ fn record(from: &mut Reader<'_>) -> Result<Record, &'static str> {
         bytes_out,
         last_progress,
         opened,
+        header_bytes,
     }))
 }
 

@@ -47,6 +47,8 @@ pub struct Frozen {
     pub last_progress: Tick,
     /// When it was accepted.
     pub opened: Tick,
+    /// Bytes of its PROXY header, which are not among those received; 0 without one.
+    pub header_bytes: u16,
 }
 
 /// The phase of a connection's life.
@@ -159,6 +161,7 @@ impl<P: Probe> RecordMut<'_, P> {
             bytes_out: frozen.bytes_out,
             last_progress: frozen.last_progress,
             opened: frozen.opened,
+            header_bytes: frozen.header_bytes,
             peer: frozen.peer,
             state: frozen.phase.state(),
             flags,
@@ -270,6 +273,7 @@ fn copy_of(record: &Record<'_>, unsent: Vec<u8>, bytes_in: u64, bytes_out: u64) 
         bytes_out,
         last_progress: record.last_progress(),
         opened: record.opened_at(),
+        header_bytes: record.header_bytes(),
     })
 }
 

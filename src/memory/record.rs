@@ -27,8 +27,11 @@ pub(super) const PENDING: usize = 1;
 const BYTES_IN: usize = 2;
 const BYTES_OUT: usize = 3;
 const LAST_PROGRESS: usize = 4;
+/// When it was accepted, in nanoseconds, with the length of its PROXY header in the lowest bits.
 const OPENED: usize = 5;
 const ADDRESS: usize = 6;
+/// The bits of [`OPENED`] that hold the length of the header.
+const HEADER_BITS: u64 = 0xffff;
 
 /// A record, to be read.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,7 @@ pub(super) struct Entry {
     pub(super) bytes_out: u64,
     pub(super) last_progress: Tick,
     pub(super) opened: Tick,
+    pub(super) header_bytes: u16,
     pub(super) peer: SocketAddr,
     pub(super) state: State,
     pub(super) flags: Flags,
@@ -136,10 +140,17 @@ impl<'a> Record<'a> {
         Tick::from_nanos(self.load(LAST_PROGRESS))
     }
 
-    /// Returns when the connection was accepted.
+    /// Returns when the connection was accepted, rounded down to 65 us.
     #[must_use]
     pub fn opened_at(&self) -> Tick {
-        Tick::from_nanos(self.load(OPENED))
+        Tick::from_nanos(self.load(OPENED) & !HEADER_BITS)
+    }
+
+    /// Returns the length of the PROXY header that was received; 0 without one. The kernel counts
+    /// these bytes as read, and the record does not.
+    #[must_use]
+    pub fn header_bytes(&self) -> u16 {
+        (self.load(OPENED) & HEADER_BITS) as u16
     }
 
     /// Returns the numbers of bytes received from the peer and sent to it.
@@ -353,9 +364,11 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    /// Rule 9, after the header was received: the connection is served from now on.
-    pub fn end_header(&mut self, now: Tick) {
+    /// Rule 9, after the header of `length` bytes was received: the connection is served from now
+    /// on.
+    pub fn end_header(&mut self, length: u16, now: Tick) {
         debug_assert_eq!(self.state(), State::AwaitingHeader);
+        self.store_opened(self.opened_at(), length);
         self.store(LAST_PROGRESS, now.as_nanos());
         self.set_state(State::Open);
     }
@@ -386,7 +399,7 @@ impl<P: Probe> RecordMut<'_, P> {
         self.store(BYTES_IN, entry.bytes_in);
         self.store(BYTES_OUT, entry.bytes_out);
         self.store(LAST_PROGRESS, entry.last_progress.as_nanos());
-        self.store(OPENED, entry.opened.as_nanos());
+        self.store_opened(entry.opened, entry.header_bytes);
         self.store_address(entry.peer.ip());
         self.set_head(Head {
             state: entry.state,
@@ -444,6 +457,11 @@ impl<P: Probe> RecordMut<'_, P> {
         };
         self.store(PENDING, pending.pack());
         Ok(())
+    }
+
+    fn store_opened(&mut self, opened: Tick, header_bytes: u16) {
+        let time = opened.as_nanos() & !HEADER_BITS;
+        self.store(OPENED, time | u64::from(header_bytes));
     }
 
     fn store_address(&mut self, address: IpAddr) {

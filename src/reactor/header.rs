@@ -79,7 +79,8 @@ impl Reactor {
         let mut record = self.memory.record_mut(fd);
         let into = &mut record.scratch()[..header.length];
         match Socket::numbered(fd).recv(into) {
-            Ok(count) if count == header.length => record.end_header(self.now),
+            // Its length is bounded by `PROXY_HEADER_MAX_BYTES`.
+            Ok(count) if count == header.length => record.end_header(count as u16, self.now),
             // It was there at the peek, and only this process receives from the socket.
             Ok(_) => return self.close(fd, CloseReason::SystemError),
             Err(error) => return self.close(fd, reason_of(&error)),

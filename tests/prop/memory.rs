@@ -570,7 +570,7 @@ fn proxy_header_state_is_known_after_every_store() {
         let died = dies(|| {
             memory.record_mut(3).set_client(client);
             consumed = true;
-            memory.record_mut(3).end_header(now);
+            memory.record_mut(3).end_header(107, now);
         });
         world.countdown.arm(u64::MAX);
         let told = rescued(&mut memory, 3, 0).unwrap().unwrap();

