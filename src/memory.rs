@@ -45,7 +45,7 @@
 //!    Open the kernel's count of bytes read is the length: 0 before the receive. These bytes are
 //!    not answered and are not among the record's bytes received;
 //! 10. listeners: the entry, *then* the watch; the entry cleared, *then* the close
-//!    ([`Memory::enter_listener`], [`Memory::clear_listener`]).
+//!     ([`Memory::enter_listener`], [`Memory::clear_listener`]).
 //!
 //! Only these rules write this memory. It must not make system calls on connections: it records
 //! what the reactor does.
@@ -54,8 +54,10 @@ mod counters;
 pub mod frozen;
 mod hands;
 pub mod layout;
+pub mod life;
 mod pool;
 mod record;
+pub mod rescue;
 mod store;
 mod unsent;
 
@@ -80,6 +82,9 @@ use counters::add;
 use layout::{Flags, HANDS, Layout, MAGIC, State};
 use record::Entry;
 use store::store;
+
+/// The word of [`Layout::ACCEPTING`] with one more than the highest number ever recorded.
+const USED: usize = 1;
 
 /// The working memory as its writer has it; one for each worker.
 #[derive(Debug)]
@@ -275,12 +280,14 @@ impl<P: Probe> Memory<P> {
     }
 
     fn wipe(&mut self) -> io::Result<()> {
+        self.begin_first_life();
         for word in 0..HANDS {
             let (line, word) = Layout::in_hand(word);
             self.store(line, word, 0);
         }
         self.store(Layout::ACCEPTING, 0, 0);
-        self.shared.clear_from(Layout::record(0))?;
+        self.store(Layout::ACCEPTING, USED, 0);
+        self.shared.clear_from(Layout::LISTENERS)?;
         let layout = self.layout;
         let numbers = [
             MAGIC,
@@ -295,8 +302,16 @@ impl<P: Probe> Memory<P> {
     }
 
     fn enter(&mut self, fd: u32, entry: &Entry) {
-        self.used = self.used.max(fd + 1);
+        self.use_number(fd);
         self.record_mut(fd).enter(entry);
+    }
+
+    /// Stores that the record of `fd` may be used, before it is.
+    fn use_number(&mut self, fd: u32) {
+        if fd >= self.used {
+            self.used = fd + 1;
+            self.store(Layout::ACCEPTING, USED, self.used.into());
+        }
     }
 
     fn store(&mut self, line: usize, word: usize, value: u64) {

@@ -12,6 +12,13 @@ pub const SCRATCH_BYTES: usize = 65_536;
 /// is answered. With 1, each is answered before the next is received from.
 pub const HANDS: usize = 16;
 
+/// Number of rescues in a row that the supervisor does not confirm, after which a worker's keeper
+/// exits instead of continuing it.
+pub const RESCUES_UNCONFIRMED_MAX: u64 = 5;
+
+/// Maximum number of listeners that a worker accepts from, its own and those lent by siblings.
+pub const LISTENERS_MAX: usize = 1024;
+
 /// Minimum room of a receive in the scratch buffer beside input already held: half the buffer, so
 /// that a receive seldom fills its room and needs a second call.
 pub const RECEIVE_ROOM_MIN: u32 = SCRATCH_BYTES as u32 / 2;

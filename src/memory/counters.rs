@@ -14,6 +14,12 @@ pub fn counter(shared: &SharedMemory, counter: Counter) -> u64 {
     metrics_cell(shared.words(), counter).load(Ordering::Relaxed)
 }
 
+/// Returns the connections opened less those closed, which differ from the open ones only while the
+/// counters are being written, or if their writer died.
+pub(super) fn balance(shared: &SharedMemory) -> i64 {
+    balance_of(|one| counter(shared, one))
+}
+
 /// Returns the number of open connections by the counters: accepted or migrated in, not yet closed
 /// or migrated out.
 #[must_use]

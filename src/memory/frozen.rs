@@ -208,7 +208,7 @@ impl<P: Probe> Memory<P> {
     ) -> Result<(), ThawError> {
         self.check_room(fd, generation)?;
         let unsent = check(frozen)?;
-        self.used = self.used.max(fd + 1);
+        self.use_number(fd);
         let mut record = self.record_mut(fd);
         Ok(record.store_frozen(generation, frozen, unsent, flags)?)
     }

@@ -7,7 +7,7 @@
 use crate::sys::shared::LINE_BYTES;
 use uppercased_ctl::metrics::Counter;
 
-pub use crate::config::{HANDS, SCRATCH_BYTES};
+pub use crate::config::{HANDS, LISTENERS_MAX, SCRATCH_BYTES};
 
 /// Identifies this layout; another version has another number.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
@@ -52,15 +52,21 @@ impl Layout {
 
     /// The header line: magic, descriptors, buffers, bytes per buffer.
     pub const HEADER: usize = 0;
-    /// The line of the accepting mark.
+    /// The line of the accepting mark, and of the number of records ever used.
     pub const ACCEPTING: usize = LINE_BYTES;
     /// The line with the progress of handovers: batches sent, settled and answered.
     pub const MOVING: usize = 2 * LINE_BYTES;
+    /// The line with the life of the process that runs the worker (see [`super::life`]).
+    pub const LIFE: usize = 3 * LINE_BYTES;
+    /// The line with the phase of the worker (see [`super::life`]).
+    pub const STANDING: usize = 4 * LINE_BYTES;
+    /// The only line that the supervisor writes (see [`super::life`]).
+    pub const SUPERVISOR: usize = 5 * LINE_BYTES;
 
     /// Returns the line that holds metrics cell `cell`.
     #[must_use]
     pub const fn metrics_line(cell: usize) -> usize {
-        3 * LINE_BYTES + (cell / LINE_WORDS) * LINE_BYTES
+        6 * LINE_BYTES + (cell / LINE_WORDS) * LINE_BYTES
     }
 
     /// Returns the line of word `word` of those in hand, and its place there. These are the only
@@ -73,11 +79,22 @@ impl Layout {
         (first + (word / LINE_WORDS) * LINE_BYTES, word % LINE_WORDS)
     }
 
+    /// The table of listeners, between the header and the records.
+    pub const LISTENERS: usize = PAGE_BYTES;
+
+    /// Returns the line of entry `entry` of the table of listeners, and its place there.
+    #[must_use]
+    pub const fn listener(entry: usize) -> (usize, usize) {
+        let line = Self::LISTENERS + (entry / LINE_WORDS) * LINE_BYTES;
+        (line, entry % LINE_WORDS)
+    }
+
     /// Returns the record of descriptor number `fd`: one cache line.
     #[inline]
     #[must_use]
     pub const fn record(fd: u32) -> usize {
-        PAGE_BYTES + fd as usize * LINE_BYTES
+        const TABLE: usize = (LISTENERS_MAX * 8).next_multiple_of(PAGE_BYTES);
+        Self::LISTENERS + TABLE + fd as usize * LINE_BYTES
     }
 
     /// Returns the scratch buffer. Everything before it is words, everything from it on is bytes.
@@ -124,7 +141,7 @@ impl Layout {
 
 const _: () = assert!(
     Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= PAGE_BYTES,
-    "header, metrics and what is in hand fit before the records"
+    "header, metrics and what is in hand fit before the listeners"
 );
 
 /// What the worker has in hand at this instant for one connection.
@@ -424,9 +441,10 @@ mod tests {
             buffers: 3,
             buffer_bytes: 5000,
         };
-        assert_eq!(Layout::metrics_line(0), 192, "whatever HANDS is");
+        assert_eq!(Layout::metrics_line(0), 384, "whatever HANDS is");
         assert!(Layout::metrics_line(Counter::COUNT - 1) < Layout::in_hand(0).0);
-        assert!(Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= Layout::record(0));
+        assert!(Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= Layout::LISTENERS);
+        assert!(Layout::listener(LISTENERS_MAX - 1).0 + LINE_BYTES <= Layout::record(0));
         assert!(Layout::record(999) + LINE_BYTES <= layout.scratch());
         assert!(layout.scratch() + SCRATCH_BYTES <= layout.buffer(0));
         assert!(layout.scratch().is_multiple_of(PAGE_BYTES));

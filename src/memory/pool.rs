@@ -1,5 +1,7 @@
 //! Which pending-output buffers are free: private, because the records alone show which are in use.
 
+use std::collections::BTreeSet;
+
 /// Free buffers whose pages are kept for the next slow peer; those of further ones are given back.
 pub const WARM_BUFFERS: usize = 16;
 
@@ -21,6 +23,18 @@ impl Pool {
             warm: Vec::new(),
             cold: Vec::new(),
             fresh: 0,
+            buffers,
+        }
+    }
+
+    /// Returns the pool after the death of its process: every buffer but those in use is free, and
+    /// the pages of those that were used before are given back with their next use.
+    pub(super) fn with_used(buffers: u32, used: &BTreeSet<u32>) -> Self {
+        let fresh = used.last().map_or(0, |last| last + 1).min(buffers);
+        Self {
+            warm: Vec::new(),
+            cold: (0..fresh).filter(|buffer| !used.contains(buffer)).collect(),
+            fresh,
             buffers,
         }
     }

@@ -337,6 +337,24 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
+    /// Rule 5, before the call, for a connection that cannot be continued: whatever it was owed, it
+    /// is recorded as lost, so that it is reset.
+    pub(super) fn condemn(&mut self) {
+        self.store(BYTES_OUT, 0);
+        self.store(BYTES_IN, 1);
+        self.set_state(State::Closing);
+    }
+
+    /// Rule 5, after the call, when the pool is not known.
+    pub(super) fn forget(&mut self) {
+        self.store(PENDING, 0);
+        self.set_head(Head {
+            state: State::Free,
+            flags: Flags::default(),
+            ..self.head()
+        });
+    }
+
     /// Rule 8: the connection migrates to another worker; nothing more is done to it here. Its
     /// readiness is dropped.
     pub fn begin_handover(&mut self) {

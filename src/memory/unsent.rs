@@ -51,16 +51,15 @@ pub fn unsent<P: Probe>(memory: &mut Memory<P>, fd: u32, owed: u64) -> Result<Ve
     Ok(bytes)
 }
 
-/// Returns what is in hand for connection `fd`.
+/// Returns what is in hand for connection `fd`. A word that means nothing names none.
 ///
 /// # Errors
-/// [`Corrupt`] if a word is invalid, or two of them name `fd`.
+/// [`Corrupt`] if two words name `fd`.
 pub(super) fn in_hand_for<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<InHand, Corrupt> {
     let mut found = InHand::Nothing;
     for word in 0..HANDS {
         let (line, word) = Layout::in_hand(word);
-        let in_hand = InHand::unpack(load(memory, line, word));
-        let in_hand = in_hand.ok_or(Corrupt("what is in hand means nothing"))?;
+        let in_hand = InHand::unpack(load(memory, line, word)).unwrap_or(InHand::Nothing);
         if in_hand.fd() == Some(fd) {
             if found != InHand::Nothing {
                 return Err(Corrupt("a connection is in hand twice"));
@@ -98,7 +97,10 @@ fn in_flush<P: Probe>(memory: &Memory<P>, fd: u32, owed: u64) -> Result<(usize, 
     Ok((start, owed as usize))
 }
 
-fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pending>, Corrupt> {
+pub(super) fn checked_pending<P: Probe>(
+    memory: &Memory<P>,
+    fd: u32,
+) -> Result<Option<Pending>, Corrupt> {
     let word = load(memory, Layout::record(fd), PENDING);
     if word == 0 {
         return Ok(None);
@@ -111,6 +113,6 @@ fn checked_pending<P: Probe>(memory: &Memory<P>, fd: u32) -> Result<Option<Pendi
         .ok_or(Corrupt("a pending range means nothing"))
 }
 
-fn load<P: Probe>(memory: &Memory<P>, line: usize, word: usize) -> u64 {
+pub(super) fn load<P: Probe>(memory: &Memory<P>, line: usize, word: usize) -> u64 {
     memory.shared.line(line).0[word].load(Ordering::Relaxed)
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::model::script::{Memory, Op, Terms, World};
-use crate::model::server::{Server, fresh_memory};
+use crate::model::server::{Rescuer, fresh_memory};
 use crate::model::{Event, Kernel, Meanwhile, NOTHING, Stopped, Stops, Wire};
 use crate::strategy;
 use proptest::prelude::*;
@@ -86,6 +86,8 @@ fn check(memory: &mut Memory, kernel: &Kernel, reader: Reader) -> Result<(), Str
             State::AwaitingHeader => {
                 return Err(format!("{fd} awaits a header that is not required"));
             }
+            // Whatever is recorded, its peer gets nothing more.
+            State::Closing if wire.reset => {}
             State::Closing => {
                 let (received, sent) = memory.record(fd).bytes_moved();
                 let lost = wire.ended_at.is_none() && !expected.is_empty();
@@ -252,7 +254,7 @@ fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
         world.countdown.arm(u64::MAX);
         return world.conclude();
     };
-    world.replace(Server::rescued);
+    world.replace(|dead, kernel, _| dead.rescued(kernel));
     if ops[index] == Op::Finish {
         world.step(Op::Finish); // The stop request is repeated to the successor.
     }
@@ -266,34 +268,25 @@ fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
 fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
     for second in 0.. {
         let (mut world, _) = die_at(terms, ops, point);
-        let (memory, kernel) = (&mut world.server.memory, &world.kernel);
         world.countdown.arm(second);
-        let died_again = dies(|| repair(memory, kernel));
+        let died_again = dies(|| repair(&mut world));
         world.countdown.arm(u64::MAX);
-        check(memory, kernel, sound).unwrap();
-        repair(memory, kernel);
+        check(&mut world.server.memory, &world.kernel, sound).unwrap();
+        repair(&mut world);
+        let memory = &mut world.server.memory;
         assert_eq!(hands(memory), [InHand::Nothing; HANDS]);
-        check(memory, kernel, ignoring_the_hand).unwrap();
+        check(memory, &world.kernel, ignoring_the_hand).unwrap();
         if !died_again {
             return;
         }
     }
 }
 
-fn repair(memory: &mut Memory, kernel: &Kernel) {
-    for fd in hands(memory).into_iter().filter_map(InHand::fd) {
-        let client = kernel.descriptors.get(&fd).copied();
-        let owed = client.map(|client| kernel.wires[client].owed());
-        let found = owed.and_then(|owed| rescued(memory, fd, owed as u64).unwrap());
-        match found {
-            Some(found) => {
-                let generation = memory.record(fd).generation();
-                memory.thaw(fd, generation, &found).unwrap();
-            }
-            // Its close was in progress, and is finished: that clears its word.
-            None => drop(memory.record_mut(fd).begin_close()),
-        }
-    }
+fn repair(world: &mut World) {
+    let (memory, kernel) = (&mut world.server.memory, &mut Rescuer(&mut world.kernel));
+    let rescue = memory.begin_rescue().unwrap();
+    memory.finish_closes(kernel);
+    memory.repair(rescue, kernel);
 }
 
 /// Returns a script of several connections, each with its own fault.

@@ -32,6 +32,10 @@ words! {
         WorkerDied = "worker_died",
         /// It was refused after the accept, because of its PROXY header or the client named in it.
         Refused = "refused",
+        /// Its worker's process died, and its record contradicted itself or the kernel.
+        Corrupt = "corrupt",
+        /// Two processes of its worker in a row died serving it.
+        Poisoned = "poisoned",
     }
 }
 

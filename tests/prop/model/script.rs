@@ -243,7 +243,9 @@ impl World {
             CloseReason::PeerVanished
             | CloseReason::DrainTimeout
             | CloseReason::WorkerDied
-            | CloseReason::Refused => false,
+            | CloseReason::Refused
+            | CloseReason::Corrupt
+            | CloseReason::Poisoned => false,
         };
         assert!(right, "client {client} ended as {reason:?}: {wire:?}");
     }

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use uppercased::connection::{self, ORDINARY, Outcome, Rules, Stream};
 use uppercased::handover::record::{BatchEncoder, Message, Packet};
-use uppercased::memory::frozen::{Frozen, Phase, rescued};
+use uppercased::memory::frozen::Frozen;
 use uppercased::memory::layout::{Flags, Layout, State};
+use uppercased::memory::rescue::{self, Counters};
 use uppercased::memory::{self, Memory};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::CloseReason;
@@ -43,7 +44,9 @@ pub fn fresh_memory(buffer_bytes: u32, stops: Stops) -> Memory<Stops> {
         buffers: 2 * DESCRIPTORS,
         buffer_bytes,
     };
-    Memory::with_probe(memory::create(layout).unwrap(), layout, stops).unwrap()
+    let mut memory = Memory::with_probe(memory::create(layout).unwrap(), layout, stops).unwrap();
+    memory.set_ready();
+    memory
 }
 
 /// Returns the first descriptor number of a successor, beyond its predecessor's.
@@ -191,40 +194,45 @@ impl Server {
         }
     }
 
-    /// Returns the server that a rescuer restores, in another memory, from a crashed worker's
-    /// memory and the kernel's counters. The store rules fix the order: first finish pending
-    /// closes.
-    pub fn rescued(mut self, kernel: &mut Kernel, memory: Memory<Stops>) -> Self {
-        let mut successor = Self::new(memory, self.rules);
-        successor.ended = std::mem::take(&mut self.ended);
-        successor.last_generation = self.last_generation + 1000;
-        let first_fd = other_numbers(kernel);
-        let occupied: Vec<u32> = self.memory.occupied().collect();
-        for &fd in &occupied {
-            if self.memory.record(fd).state() == State::Closing {
-                let (received, sent) = self.memory.record(fd).bytes_moved();
-                if received > sent && kernel.descriptors.contains_key(&fd) {
-                    kernel.abort(fd);
-                }
-                kernel.close(fd);
-            }
+    /// Returns the next life of a killed worker: it repairs the memory and continues with the same
+    /// descriptors.
+    pub fn rescued(mut self, kernel: &mut Kernel) -> Self {
+        let rescue = self.memory.begin_rescue().unwrap();
+        self.memory.finish_closes(&mut Rescuer(kernel));
+        let repaired = self.memory.repair(rescue, &mut Rescuer(kernel));
+        self.ready.clear();
+        self.shares.clear();
+        self.in_hand = 0;
+        self.last_generation = repaired.last_generation;
+        for reset in repaired.reset {
+            // The kernel has forgotten a connection that its peer reset; nothing else is reset.
+            assert_eq!(reset.reason, CloseReason::PeerReset, "{reset:?}");
         }
+        let recorded: Vec<u32> = self.memory.occupied().collect();
         let open: Vec<u32> = kernel.descriptors.keys().copied().collect();
         for fd in open {
-            let owed = kernel.wire(fd).owed() as u64;
+            if !recorded.contains(&fd) {
+                assert!(repaired.was_accepting, "{fd} was never recorded");
+                self.open(kernel, fd);
+            }
+        }
+        self.memory.end_accept();
+        for fd in recorded {
             // Its deadline may restart: the time of the last progress is stored before the state
             // that it belongs to.
             kernel.wire(fd).last_moved = kernel.now;
-            if kernel.wire(fd).reset {
-                kernel.close(fd); // Nothing is owed on it.
-            } else if let Some(found) = rescued(&mut self.memory, fd, owed).unwrap() {
-                successor.take_in(kernel, fd, first_fd, &found);
-            } else {
-                let number = kernel.transfer(fd, first_fd);
-                successor.open(kernel, number);
+            let record = self.memory.record(fd);
+            let generation = record.generation();
+            if matches!(record.state(), State::LingeringIdle | State::LingeringStop) {
+                // A duplicate is harmless; the next read detects a closed peer.
+                let _ = Handle { kernel, fd }.end_output();
+            }
+            kernel.watch(fd, generation);
+            if self.memory.record(fd).flags().has(Flags::READABLE) {
+                self.enqueue(fd);
             }
         }
-        successor
+        self
     }
 
     /// Accepts the connections in the queue.
@@ -245,22 +253,6 @@ impl Server {
         self.memory
             .open(fd, self.last_generation, peer, kernel.now, State::Open);
         kernel.watch(fd, self.last_generation);
-    }
-
-    fn take_in(&mut self, kernel: &mut Kernel, from: u32, first_fd: u32, frozen: &Frozen) {
-        let fd = kernel.transfer(from, first_fd);
-        self.last_generation += 1;
-        self.memory.thaw(fd, self.last_generation, frozen).unwrap();
-        assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(frozen));
-        if frozen.phase != Phase::Open {
-            let mut stream = Handle { kernel, fd };
-            // A duplicate is harmless; the next read detects a closed peer.
-            let _ = stream.end_output();
-        }
-        kernel.watch(fd, self.last_generation);
-        if self.memory.record(fd).flags().has(Flags::READABLE) {
-            self.enqueue(fd);
-        }
     }
 
     fn record(&mut self, kernel: &mut Kernel, report: Report) {
@@ -412,5 +404,31 @@ impl Server {
     pub fn overdue(&self, fd: u32, last_moved: Tick, now: Tick) -> bool {
         self.patience(fd)
             .is_some_and(|patience| last_moved + patience <= now)
+    }
+}
+
+/// The kernel as a repair asks it.
+#[derive(Debug)]
+pub struct Rescuer<'a>(pub &'a mut Kernel);
+
+impl rescue::Kernel for Rescuer<'_> {
+    fn counters(&mut self, fd: u32) -> Result<Counters, &'static str> {
+        let Some(&client) = self.0.descriptors.get(&fd) else {
+            return Err("it is no connection");
+        };
+        let wire = &self.0.wires[client];
+        Ok(Counters {
+            received: wire.arrived.len() as u64,
+            read: wire.consumed as u64,
+            written: wire.written.len() as u64,
+            is_over: wire.reset,
+        })
+    }
+
+    fn close(&mut self, fd: u32, reset: bool) {
+        if reset && self.0.descriptors.contains_key(&fd) {
+            self.0.abort(fd);
+        }
+        self.0.close(fd);
     }
 }
