@@ -332,6 +332,8 @@ impl Worker {
             ToWorker::Stop(stop) => self.stop(stop),
             // The turn that the message caused is the answer.
             ToWorker::Ping => {}
+            // This worker has no keeper.
+            ToWorker::Keep | ToWorker::Confirm => {}
             ToWorker::Serve => self.start_serving(),
             ToWorker::TakeOver(request) => self.take_over(request, descriptors),
             ToWorker::HandOver(request) => self.hand_over(request, descriptors),

@@ -10,7 +10,7 @@ use uppercased::handover::record::{Message as Handover, Packet};
 use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased::wire::{
-    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, Listen, Message, Ready, Start,
+    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, Listen, Message, Ready, Rescued, Start,
     StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
 };
 use uppercased_ctl::clock::Tick;
@@ -115,6 +115,8 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
                 drain_timeout_ms: 5,
             },
             ToWorker::Ping,
+            ToWorker::Keep,
+            ToWorker::Confirm,
         ])?,
         encoder.frames([
             FromWorker::Ready(Ready { listen, sandbox }),
@@ -130,6 +132,13 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
                 true,
             )),
             FromWorker::ListenerLost { slot },
+            FromWorker::Kept,
+            FromWorker::Rescued(Rescued {
+                connections: 4,
+                owed_bytes: 65_536,
+                reset: 1,
+                took_us: 900,
+            }),
         ])?,
         encoder.frames([
             ToAdmin::Start(Box::new(StartAdmin {

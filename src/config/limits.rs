@@ -107,6 +107,9 @@ pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 /// new iteration.
 pub const HANG_CHECKS: u32 = 4;
 
+/// Time for a keeper to report that it has become the worker; it is killed afterwards.
+pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Interval between comparisons of the workers' loads (`rebalance`).
 pub const REBALANCE_LOOK_EVERY: Duration = Duration::from_secs(1);
 

@@ -436,6 +436,10 @@ impl Fleet {
                     end: ended.end,
                 }),
                 FromWorker::ListenerLost { slot } => Event::ListenerLost { worker, slot },
+                FromWorker::Kept | FromWorker::Rescued(_) => {
+                    let cause = "it has no keeper".to_owned();
+                    return self.channel_broke(worker, cause, registry);
+                }
             };
             self.events.push_back(event);
         }

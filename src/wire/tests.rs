@@ -72,6 +72,8 @@ fn to_worker() -> Vec<ToWorker> {
             drain_timeout_ms: 5,
         },
         ToWorker::Ping,
+        ToWorker::Keep,
+        ToWorker::Confirm,
     ]
 }
 
@@ -94,6 +96,13 @@ fn from_worker() -> Vec<FromWorker> {
             part: true,
         }),
         FromWorker::ListenerLost { slot: SlotId(3) },
+        FromWorker::Kept,
+        FromWorker::Rescued(Rescued {
+            connections: 4,
+            owed_bytes: u64::MAX,
+            reset: 1,
+            took_us: 900,
+        }),
     ]
 }
 

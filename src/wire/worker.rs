@@ -50,6 +50,10 @@ pub enum ToWorker {
     },
     /// Make one iteration of the event loop, so that the worker's pulse shows.
     Ping,
+    /// Clone a keeper in place of one that has exited; answered by [`FromWorker::Kept`].
+    Keep,
+    /// The supervisor has received [`FromWorker::Rescued`] and trusts the rescued worker.
+    Confirm,
 }
 
 /// A message from a worker to the supervisor.
@@ -77,6 +81,10 @@ pub enum FromWorker {
         /// The worker's own slot, or one whose queue it serves for another.
         slot: SlotId,
     },
+    /// The worker has a new keeper, whose process ID is in its memory.
+    Kept,
+    /// A keeper has become the worker, whose process died.
+    Rescued(Rescued),
 }
 
 impl Message for ToWorker {
@@ -144,6 +152,19 @@ pub struct Stop {
     pub lame_duck_ms: u64,
     /// Milliseconds for pending replies after that.
     pub drain_timeout_ms: u64,
+}
+
+/// The result of a rescue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescued {
+    /// Connections that continue.
+    pub connections: u32,
+    /// Bytes that the dead process had received and not answered.
+    pub owed_bytes: u64,
+    /// Connections that were reset because they could not be repaired.
+    pub reset: u32,
+    /// Microseconds from the wake-up of the keeper to this message.
+    pub took_us: u64,
 }
 
 /// The receiver and the extent of a handover.

@@ -60,6 +60,10 @@ pub(crate) struct Quota {
     left: u32,
     /// Remaining reports of lost listeners: one for each set of listeners sent to it.
     reports: u32,
+    /// Remaining reports of new keepers: one for each that was requested.
+    keepers: u32,
+    /// Remaining reports of rescues: one for each death of the worker's process.
+    rescues: u32,
 }
 
 impl Quota {
@@ -68,6 +72,8 @@ impl Quota {
         starting: true,
         left: 1,
         reports: 1,
+        keepers: 0,
+        rescues: 0,
     };
 
     /// Returns the quota of a worker started by an earlier binary of this process: at most these
@@ -77,6 +83,8 @@ impl Quota {
             starting: !is_ready,
             left: 3,
             reports: 1,
+            keepers: 1,
+            rescues: 0,
         }
     }
 
@@ -87,19 +95,30 @@ impl Quota {
                 self.left = self.left.saturating_add(1);
             }
             ToWorker::Lend { .. } => self.reports = self.reports.saturating_add(1),
+            ToWorker::Keep => self.keepers = self.keepers.saturating_add(1),
             ToWorker::Start(_)
             | ToWorker::Recall { .. }
             | ToWorker::Serve
             | ToWorker::TakeOver(_)
+            | ToWorker::Confirm
             | ToWorker::Ping => {}
         }
     }
 
     /// Counts a message from the worker; returns false if it exceeds the quota.
     fn allows(&mut self, message: &FromWorker) -> bool {
-        if let FromWorker::ListenerLost { .. } = message {
-            let fits = !self.starting && self.reports > 0;
-            self.reports = self.reports.saturating_sub(1);
+        let unasked = match message {
+            FromWorker::ListenerLost { .. } => Some(&mut self.reports),
+            FromWorker::Kept => Some(&mut self.keepers),
+            FromWorker::Rescued(_) => Some(&mut self.rescues),
+            FromWorker::Ready(_)
+            | FromWorker::Failed { .. }
+            | FromWorker::Draining { .. }
+            | FromWorker::HandedOver(_) => None,
+        };
+        if let Some(left) = unasked {
+            let fits = !self.starting && *left > 0;
+            *left = left.saturating_sub(1);
             return fits;
         }
         let about_its_start = matches!(message, FromWorker::Ready(_) | FromWorker::Failed { .. });
@@ -256,7 +275,11 @@ fn with_short_texts(mut message: FromWorker) -> FromWorker {
                 *cause = one_short_line(cause);
             }
         }
-        FromWorker::Ready(_) | FromWorker::Draining { .. } | FromWorker::ListenerLost { .. } => {}
+        FromWorker::Ready(_)
+        | FromWorker::Draining { .. }
+        | FromWorker::ListenerLost { .. }
+        | FromWorker::Kept
+        | FromWorker::Rescued(_) => {}
     }
     message
 }
