@@ -5,7 +5,7 @@
 //! `SO_REUSEPORT` hides a broken handover behind a fresh bind, so reachability proves nothing: the
 //! kernel's counters of resets, aborted connections and dropped handshakes must not change at all,
 //! and every client checks every byte. It runs on loopback, over a delayed link (loopback hides the
-//! handshake race), and with one worker.
+//! handshake race), with one worker, and behind PROXY headers.
 //!
 //! `E2E_PROOF=long` runs the long version: at least 200 reloads, 20 upgrades and 50 scaling steps.
 //!
@@ -85,9 +85,12 @@ impl Place {
 
 fn start(place: &Place, workers: u16, effort: &Effort, faults: &str) -> Planned {
     let workers = format!("--workers={workers}");
+    let proxied = if place.size.is_proxied { "all" } else { "none" };
+    let proxied = format!("--proxy-protocol={proxied}");
     let args = [
         place.listen.as_str(),
         &workers,
+        &proxied,
         "--bake-time=0s",
         effort.handshake_timeout,
     ];
@@ -143,6 +146,15 @@ fn operations_lose_nothing_on_loopback() {
 fn operations_lose_nothing_with_one_worker() {
     isolated_within(patience(), || {
         prove(&Place::loopback(), 1, KernelCounters::read);
+    });
+}
+
+#[test]
+fn operations_lose_nothing_behind_proxy() {
+    isolated_within(patience(), || {
+        let mut place = Place::loopback();
+        place.size.is_proxied = true;
+        prove(&place, 2, KernelCounters::read);
     });
 }
 

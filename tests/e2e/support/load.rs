@@ -81,6 +81,8 @@ pub struct LoadSize {
     pub idle: usize,
     /// Connections that stay silent with part of an answer unread.
     pub mid_message: usize,
+    /// Whether each connection begins with a PROXY header, in two pieces.
+    pub is_proxied: bool,
     /// Time limit of a step without progress.
     pub deadline: Duration,
 }
@@ -107,6 +109,7 @@ impl LoadSize {
             half_closed_bytes: 512 * 1024,
             idle: 6,
             mid_message: 3,
+            is_proxied: false,
             deadline: DEADLINE,
         }
     }

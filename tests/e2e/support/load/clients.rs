@@ -347,6 +347,7 @@ impl Party {
             target: self.shared.target,
             source: source.map(|source| (*source).into()),
             receive_buffer,
+            is_proxied: self.shared.size.is_proxied,
             deadline: self.shared.size.deadline,
             begun: self.shared.begun,
             start: self.random.u64(0..1 << 32),

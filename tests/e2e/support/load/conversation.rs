@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use uppercased_ctl::clock::{Tick, now};
+use uppercased_ctl::proxy_header::{Version, encode};
 
 use super::super::bytes::{pattern, upper};
 use super::super::process::poll_one;
@@ -24,6 +25,9 @@ const TAPE_BYTES: usize = 1_048_583;
 
 /// Maximum bytes of one send or receive.
 const STEP_BYTES_MAX: usize = 16 * 1024;
+
+/// Pause between the two pieces of a PROXY header: the server waits for the second one.
+const HEADER_PAUSE: Duration = Duration::from_millis(5);
 
 /// POLLRDHUP of the kernel's poll.h, which the library does not name: the peer has ended its
 /// stream, read or not. When only this is requested, every event is a failure.
@@ -86,6 +90,7 @@ pub(super) struct Plan {
     pub(super) target: SocketAddr,
     pub(super) source: Option<IpAddr>,
     pub(super) receive_buffer: Option<usize>,
+    pub(super) is_proxied: bool,
     pub(super) deadline: Duration,
     /// Start of the load.
     pub(super) begun: Tick,
@@ -114,14 +119,18 @@ impl Conversation {
                 if let Ok(own) = stream.local_addr() {
                     plan.who = format!("{} at {own}", plan.who);
                 }
-                Ok(Self {
+                let connected = Self {
                     stream,
                     plan,
                     sent: 0,
                     received: 0,
                     half_closed: false,
                     ended: false,
-                })
+                };
+                if connected.plan.is_proxied {
+                    connected.send_header()?;
+                }
+                Ok(connected)
             }
             Err(error) => Err(Box::new(Failure {
                 kind: kind_of(&error),
@@ -133,6 +142,25 @@ impl Conversation {
                 detail: error.to_string(),
             })),
         }
+    }
+
+    /// Sends a PROXY header, which differs from one connection to the next.
+    fn send_header(&self) -> Result<(), Box<Failure>> {
+        let number = self.plan.start;
+        let version = [Version::V1, Version::V2][(number % 2) as usize];
+        let client = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), number as u16 | 1));
+        let header = encode(version, client, self.plan.target);
+        // At the start of a connection the socket has room for all of it.
+        let (first, second) = header.split_at(1 + number as usize % (header.len() - 1));
+        let send = |piece: &[u8]| {
+            let sent = (&self.stream).write_all(piece);
+            sent.map_err(|error| self.broken("sending a header", &error))
+        };
+        send(first)?;
+        if self.wait(PEER_ENDED, HEADER_PAUSE) {
+            self.must_go_on("sending a header")?;
+        }
+        send(second)
     }
 
     /// Returns the number of bytes sent and not answered yet.
