@@ -13,17 +13,25 @@
 //! - a connection that the receiver cannot adopt is not offered again, and does not stop the
 //!   others;
 //! - a receiver that has refused adopts nothing afterwards, so a refusal resolves everything in
-//!   flight;
+//!   flight from the refused batch on;
 //! - an invalid answer resolves nothing: the batch stays frozen until the receiver acknowledges it
-//!   or is gone, because the receiver may own it.
+//!   or is gone, because the receiver may own it;
+//! - either side may be continued by another process ([`Sender::resumed`], [`Receiver::resumed`]).
+//!   The sender then sends everything in flight again, and the receiver requests what it lost. A
+//!   batch that the receiver has answered is answered again, alike, and an answer to a batch that
+//!   the sender has resolved is dropped.
 //!
 //! Pure: no descriptor, no clock. It must not know what a connection is.
+
+mod receiver;
 
 use std::collections::VecDeque;
 
 use super::HandoverEnd;
-use super::record::{Left, Message, Packet, Record};
+use super::record::{Left, Message, Packet};
 use crate::config::HANDOVER_WINDOW;
+
+pub use receiver::{Answer, Received, Receiver, ReceiverAction, ReceiverEvent};
 
 /// An event of a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +45,8 @@ pub enum SenderEvent {
         /// Whether no more will be added to them.
         complete: bool,
     },
-    /// Result of [`SenderAction::Send`] or [`SenderAction::Retry`]: the kernel accepted the batch.
+    /// Result of [`SenderAction::Send`], [`SenderAction::Repeat`] or [`SenderAction::Retry`]: the
+    /// kernel accepted the batch.
     Sent {
         /// Connections in it.
         count: u32,
@@ -67,6 +76,12 @@ pub enum SenderEvent {
 pub enum SenderAction {
     /// Freeze a batch of at least one connection and send it.
     Send {
+        /// The batch's number.
+        sequence: u32,
+    },
+    /// Send a batch in flight again, with the same number, the same places and new descriptors. The
+    /// receiver may have it already.
+    Repeat {
         /// The batch's number.
         sequence: u32,
     },
@@ -105,6 +120,10 @@ pub struct Sender {
     in_flight: VecDeque<(u32, u32)>,
     /// The batch that the kernel has not accepted yet.
     staged: Option<u32>,
+    /// Batches in flight that are to be sent again, oldest first.
+    repeats: VecDeque<u32>,
+    /// Whether the oldest of them is being sent.
+    repeating: bool,
     /// The cause for the first connection that the receiver could not adopt.
     stuck_cause: Option<String>,
     phase: SenderPhase,
@@ -121,6 +140,19 @@ enum SenderPhase {
 }
 
 impl Sender {
+    /// Returns the sender of a handover that another process began: `in_flight` are the batches
+    /// that it had not resolved, oldest first, each with its number and its number of places, and
+    /// `last_sequence` is the number of the last batch.
+    #[must_use]
+    pub fn resumed(last_sequence: u32, in_flight: &[(u32, u32)]) -> Self {
+        Self {
+            last_sequence,
+            in_flight: in_flight.iter().copied().collect(),
+            repeats: in_flight.iter().map(|(sequence, _)| *sequence).collect(),
+            ..Self::default()
+        }
+    }
+
     /// Handles an event. After the end, events have no effect.
     pub fn handle(&mut self, event: SenderEvent) {
         if matches!(self.phase, SenderPhase::Over(_)) {
@@ -132,6 +164,14 @@ impl Sender {
                 stuck,
                 complete,
             } => self.turn(waiting, stuck, complete),
+            SenderEvent::Sent { .. } if self.repeating => {
+                self.repeats.pop_front();
+                self.repeat_next();
+            }
+            // The receiver may own it, so it is offered until the receiver is gone.
+            SenderEvent::Blocked | SenderEvent::Failed { .. } if self.repeating => {
+                self.repeating = false;
+            }
             SenderEvent::Sent { count } => {
                 let sent = self.staged.take().map(|sequence| (sequence, count));
                 self.in_flight.extend(sent);
@@ -140,6 +180,8 @@ impl Sender {
             SenderEvent::Failed { cause } => {
                 // Only this batch is known not to fit.
                 if let Some(sequence) = self.staged.take() {
+                    // The receiver expects the number.
+                    self.last_sequence = sequence.wrapping_sub(1);
                     self.stuck_cause.get_or_insert(cause);
                     self.actions.push_back(SenderAction::TakeBack { sequence });
                 }
@@ -179,17 +221,20 @@ impl Sender {
     pub fn has_room(&self) -> bool {
         matches!(self.phase, SenderPhase::Sending)
             && self.staged.is_none()
+            && self.repeats.is_empty()
             && self.in_flight.len() < HANDOVER_WINDOW
     }
 
     /// Returns whether a batch waits for the kernel to accept it.
     #[must_use]
-    pub const fn is_blocked(&self) -> bool {
-        self.staged.is_some()
+    pub fn is_blocked(&self) -> bool {
+        self.staged.is_some() || !self.repeats.is_empty()
     }
 
     fn turn(&mut self, waiting: u32, stuck: u32, complete: bool) {
-        if let Some(sequence) = self.staged {
+        if !self.repeats.is_empty() {
+            self.repeat_next();
+        } else if let Some(sequence) = self.staged {
             self.actions.push_back(SenderAction::Retry { sequence });
         } else if waiting > 0 && self.has_room() {
             let sequence = self.next_sequence();
@@ -226,7 +271,13 @@ impl Sender {
             (Message::Declined { cause }, Some(_)) => {
                 self.resolve_oldest(Some(cause), SenderAction::TakeBack { sequence });
             }
-            (Message::Refused { cause }, _) => self.finish(Some(HandoverEnd::Refused { cause })),
+            (Message::Acknowledged { .. } | Message::Declined { .. }, _)
+                if (1..=self.last_resolved()).contains(&sequence) => {}
+            (Message::Again, _) => {
+                let sent = self.in_flight.iter().map(|(sent, _)| *sent);
+                self.repeats = sent.filter(|sent| *sent > sequence).collect();
+            }
+            (Message::Refused { cause }, _) => self.take_back_from(sequence, cause),
             (
                 Message::Acknowledged { .. }
                 | Message::Declined { .. }
@@ -241,9 +292,37 @@ impl Sender {
         }
     }
 
+    /// Returns the number of the last batch that was resolved, or 0.
+    fn last_resolved(&self) -> u32 {
+        let oldest = self.in_flight.front().map(|(oldest, _)| *oldest);
+        let oldest = oldest.or(self.staged);
+        oldest.map_or(self.last_sequence, |oldest| oldest.wrapping_sub(1))
+    }
+
+    /// Takes the refused batch back and those after it. Answers to older ones, which are in flight
+    /// only if another process has read their first answers, are still to come.
+    fn take_back_from(&mut self, refused: u32, cause: String) {
+        let sent = self.in_flight.iter().map(|(sent, _)| *sent);
+        let back = sent.filter(|sent| *sent >= refused);
+        let back = back.map(|sequence| SenderAction::TakeBack { sequence });
+        self.actions.extend(back);
+        self.in_flight.retain(|(sent, _)| *sent < refused);
+        self.repeats.retain(|repeat| *repeat < refused);
+        self.stop_sending(Some(HandoverEnd::Refused { cause }));
+    }
+
+    fn repeat_next(&mut self) {
+        let next = self.repeats.front().copied();
+        self.repeating = next.is_some();
+        let next = next.map(|sequence| SenderAction::Repeat { sequence });
+        self.actions.extend(next);
+    }
+
     /// Resolves the oldest batch in flight, which was answered.
     fn resolve_oldest(&mut self, stuck_cause: Option<String>, action: SenderAction) {
-        self.in_flight.pop_front();
+        if let Some((sequence, _)) = self.in_flight.pop_front() {
+            self.repeats.retain(|repeat| *repeat != sequence);
+        }
         self.stuck_cause = self.stuck_cause.take().or(stuck_cause);
         self.actions.push_back(action);
         if self.in_flight.is_empty()
@@ -270,6 +349,7 @@ impl Sender {
     /// Takes everything in flight back, and ends. A stop remains a stop, whatever the receiver
     /// does.
     fn finish(&mut self, end: Option<HandoverEnd>) {
+        self.repeats.clear();
         let sent = self.in_flight.drain(..).map(|(sequence, _)| sequence);
         let back = sent.chain(self.staged.take());
         let back = back.map(|sequence| SenderAction::TakeBack { sequence });
@@ -306,224 +386,6 @@ fn accounts_for(taken: u32, left: Option<&Left>, count: u32) -> bool {
     let places = left.map_or(&[][..], |left| &left.places);
     let within = places.iter().all(|place| u32::from(*place) < count);
     within && taken.checked_add(places.len() as u32) == Some(count)
-}
-
-/// An event of a receiver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReceiverEvent {
-    /// The sender sent a packet with descriptors.
-    Received {
-        /// The packet.
-        packet: Packet,
-        /// Number of descriptors.
-        descriptors: usize,
-    },
-    /// Nothing more may be adopted: the sender sent bytes that are not a whole packet, or this
-    /// worker stops.
-    Unfit {
-        /// The cause, in one line.
-        cause: String,
-    },
-    /// The sender sent a batch that cannot be decoded.
-    Unreadable {
-        /// The batch's number.
-        sequence: u32,
-        /// The cause, in one line.
-        cause: String,
-    },
-    /// Result of [`ReceiverAction::Adopt`]: the batch is recorded and watched, except some whose
-    /// descriptors are closed.
-    Adopted {
-        /// Connections that are recorded and watched.
-        taken: u32,
-        /// Those that are not.
-        left: Option<Left>,
-    },
-    /// The sender is gone or has finished, and every packet from it has been handled.
-    PeerGone,
-}
-
-/// An action of a receiver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReceiverAction {
-    /// Reserve places for connections to come.
-    Expect {
-        /// Their number.
-        coming: u32,
-    },
-    /// Record and watch these connections, as many of them as possible; serve none yet.
-    Adopt {
-        /// The connections, in the order of their descriptors. There may be fewer of those.
-        connections: Vec<Record>,
-    },
-    /// Acknowledge the connections of the batch that are adopted; then serve them.
-    Acknowledge {
-        /// The batch's number.
-        sequence: u32,
-        /// Adopted connections.
-        taken: u32,
-        /// Connections that are not adopted.
-        left: Option<Left>,
-    },
-    /// Close the descriptors of the batch, if any, and answer that none of it is adopted.
-    Decline {
-        /// The batch's number.
-        sequence: u32,
-        /// The cause.
-        cause: String,
-    },
-    /// Close the descriptors of the packet, if any, and answer that nothing more is adopted.
-    Refuse {
-        /// The number of the refused packet.
-        sequence: u32,
-        /// The cause.
-        cause: String,
-    },
-    /// It is over. Comes last.
-    Finish {
-        /// Whether the sender has sent its end.
-        complete: bool,
-    },
-}
-
-/// The receiving side.
-#[derive(Debug, Default)]
-pub struct Receiver {
-    last_sequence: u32,
-    /// Whether the sender has sent the number of connections.
-    begun: bool,
-    /// Connections adopted.
-    adopted: u32,
-    phase: ReceiverPhase,
-    actions: VecDeque<ReceiverAction>,
-}
-
-#[derive(Debug, Default)]
-enum ReceiverPhase {
-    #[default]
-    Receiving,
-    /// A batch is being adopted.
-    Adopting {
-        sequence: u32,
-    },
-    /// Nothing more is adopted. Packets are dropped: the sender has been answered.
-    Refusing,
-    /// The sender has sent its end.
-    Complete,
-    Over,
-}
-
-impl Receiver {
-    /// Handles an event. After the end, events have no effect.
-    pub fn handle(&mut self, event: ReceiverEvent) {
-        match (&self.phase, event) {
-            (ReceiverPhase::Over, _) => {}
-            (phase, ReceiverEvent::PeerGone) => {
-                let complete = matches!(phase, ReceiverPhase::Complete);
-                self.phase = ReceiverPhase::Over;
-                self.actions.push_back(ReceiverAction::Finish { complete });
-            }
-            (&ReceiverPhase::Adopting { sequence }, ReceiverEvent::Adopted { taken, left }) => {
-                self.phase = ReceiverPhase::Receiving;
-                self.adopted = self.adopted.saturating_add(taken);
-                self.actions.push_back(ReceiverAction::Acknowledge {
-                    sequence,
-                    taken,
-                    left,
-                });
-            }
-            (ReceiverPhase::Receiving, ReceiverEvent::Unreadable { sequence, cause }) => {
-                if sequence == self.last_sequence.wrapping_add(1) {
-                    self.last_sequence = sequence;
-                    let action = ReceiverAction::Decline { sequence, cause };
-                    self.actions.push_back(action);
-                } else {
-                    self.refuse(sequence, cause);
-                }
-            }
-            (
-                ReceiverPhase::Receiving,
-                ReceiverEvent::Received {
-                    packet,
-                    descriptors,
-                },
-            ) => {
-                self.receive(packet, descriptors);
-            }
-            (ReceiverPhase::Receiving, ReceiverEvent::Unfit { cause }) => {
-                self.refuse(self.last_sequence.wrapping_add(1), cause);
-            }
-            // Refused already, after the end, or a result without an action: no answer is due.
-            (
-                ReceiverPhase::Receiving
-                | ReceiverPhase::Adopting { .. }
-                | ReceiverPhase::Refusing
-                | ReceiverPhase::Complete,
-                _,
-            ) => {}
-        }
-    }
-
-    /// Returns the next action. Its result must be handled before the next call.
-    pub fn poll_action(&mut self) -> Option<ReceiverAction> {
-        self.actions.pop_front()
-    }
-
-    /// Returns the number of connections adopted so far.
-    #[must_use]
-    pub const fn adopted(&self) -> u32 {
-        self.adopted
-    }
-
-    fn receive(&mut self, packet: Packet, descriptors: usize) {
-        let Packet { sequence, message } = packet;
-        if let (Message::Begin { coming }, 0, 0, false) =
-            (&message, sequence, self.last_sequence, self.begun)
-        {
-            self.begun = true;
-            let action = ReceiverAction::Expect { coming: *coming };
-            return self.actions.push_back(action);
-        }
-        let wanted = self.last_sequence.wrapping_add(1);
-        if sequence != wanted {
-            let cause = format!("packet {sequence} arrived instead of {wanted}");
-            return self.refuse(sequence, cause);
-        }
-        self.last_sequence = sequence;
-        match message {
-            // Fewer may arrive: the kernel passes them in order, as far as there are free numbers.
-            Message::Batch(connections) if connections.len() < descriptors => {
-                let count = connections.len();
-                let cause = format!("{count} connections arrived with {descriptors} descriptors");
-                self.refuse(sequence, cause);
-            }
-            Message::Batch(connections) => {
-                self.phase = ReceiverPhase::Adopting { sequence };
-                self.actions
-                    .push_back(ReceiverAction::Adopt { connections });
-            }
-            Message::End { moved } if moved == self.adopted => {
-                self.phase = ReceiverPhase::Complete;
-            }
-            Message::End { moved } => {
-                let adopted = self.adopted;
-                let cause = format!("the sender sent {moved} connections, and {adopted} arrived");
-                self.refuse(sequence, cause);
-            }
-            Message::Acknowledged { .. } | Message::Declined { .. } | Message::Refused { .. } => {
-                self.refuse(sequence, "the sender sent an answer".to_owned());
-            }
-            Message::Begin { .. } => {
-                self.refuse(sequence, "the sender began the handover twice".to_owned());
-            }
-        }
-    }
-
-    fn refuse(&mut self, sequence: u32, cause: String) {
-        self.phase = ReceiverPhase::Refusing;
-        let action = ReceiverAction::Refuse { sequence, cause };
-        self.actions.push_back(action);
-    }
 }
 
 #[cfg(test)]

@@ -80,6 +80,9 @@ pub enum Message {
         /// The cause, in one line.
         cause: String,
     },
+    /// The receiver is another process now. What it had received after the packet with this number
+    /// is lost, and is to be sent again.
+    Again,
 }
 
 /// The connections of a batch that the receiver cannot adopt.
@@ -192,6 +195,7 @@ impl Packet {
             }
             Message::Begin { coming } => head(Kind::Begin, *coming),
             Message::End { moved } => head(Kind::End, *moved),
+            Message::Again => head(Kind::Again, 0),
             Message::Acknowledged { taken, left } => {
                 head(Kind::Acknowledged, *taken);
                 if let Some(left) = left {
@@ -244,6 +248,7 @@ impl Packet {
             Kind::Batch => Message::Batch(batch(body, count)?),
             Kind::Begin => Message::Begin { coming: count },
             Kind::End => Message::End { moved: count },
+            Kind::Again => Message::Again,
             Kind::Acknowledged => Message::Acknowledged {
                 taken: count,
                 left: left(body)?,
@@ -310,6 +315,7 @@ enum Kind {
     Refused = 4,
     Declined = 5,
     Begin = 6,
+    Again = 7,
 }
 
 impl Kind {
@@ -321,13 +327,14 @@ impl Kind {
             4 => Some(Self::Refused),
             5 => Some(Self::Declined),
             6 => Some(Self::Begin),
+            7 => Some(Self::Again),
             _ => None,
         }
     }
 
     const fn has_no_body(self) -> bool {
         match self {
-            Self::End | Self::Begin => true,
+            Self::End | Self::Begin | Self::Again => true,
             Self::Batch | Self::Acknowledged | Self::Refused | Self::Declined => false,
         }
     }

@@ -1,5 +1,10 @@
 //! Simulates the two state machines of a handover over a model of their socket. At any step, either
-//! side may exit, be stopped, be delayed, or refuse.
+//! side may exit, be continued by another process, be stopped, be delayed, or refuse.
+//!
+//! A process that is continued dies between any two stores or calls, and its machine with it. The
+//! next one has the records, the committed answers and the sockets. Not simulated: a sender that is
+//! continued while its receiver dies for good, because only the receiver can repeat an answer that
+//! the dead sender had read.
 //!
 //! In half of the worlds only some of the connections migrate, and the rest stay with the sender.
 //!
@@ -18,7 +23,7 @@ use std::collections::VecDeque;
 use uppercased::config::HANDOVER_WINDOW;
 use uppercased::handover::HandoverEnd;
 use uppercased::handover::machine::{
-    Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
+    Received, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
 use uppercased::handover::record::{Left, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase};
@@ -47,8 +52,8 @@ enum Held {
 struct Connection {
     sender: Held,
     receiver: Held,
-    /// Whether an unreceived message also holds a descriptor.
-    in_message: bool,
+    /// Unreceived messages that also hold a descriptor.
+    in_message: u32,
     /// Whether its adoption has been acknowledged: then the receiver owns it.
     acknowledged: bool,
     /// Whether the receiver could not adopt it: then it is not offered again.
@@ -78,8 +83,24 @@ struct World {
     receiver_closed: bool,
     to_sender: VecDeque<Parcel>,
     to_receiver: VecDeque<Parcel>,
-    /// Batches that the sender has not resolved.
-    batches: Vec<(u32, Vec<usize>)>,
+    /// Batches that the sender has not resolved: the places and connections of each.
+    batches: Vec<(u32, Vec<(u8, usize)>)>,
+    /// The last batch that the sender has begun to resolve.
+    last_resolved: u32,
+    /// What the receiver has committed.
+    committed: Received,
+    /// The connections of its last answer, while they are not served, and whether it was sent.
+    answering: Vec<usize>,
+    answer_sent: bool,
+    /// Stores or calls until the process dies, per side.
+    sender_fuse: Option<u32>,
+    receiver_fuse: Option<u32>,
+    /// Whether the process has died and is to be continued, per side.
+    sender_down: bool,
+    receiver_down: bool,
+    /// Processes that continued another, per side.
+    sender_lives: u32,
+    receiver_lives: u32,
     staged: Option<Parcel>,
     moved: u32,
     /// Only this many served connections are still to migrate; the sender stays.
@@ -110,7 +131,7 @@ impl Connection {
         Self {
             sender: Held::Served,
             receiver: Held::No,
-            in_message: false,
+            in_message: 0,
             acknowledged: false,
             stuck: false,
             ended: false,
@@ -118,7 +139,7 @@ impl Connection {
     }
 
     fn lives(&self) -> bool {
-        self.sender != Held::No || self.receiver != Held::No || self.in_message
+        self.sender != Held::No || self.receiver != Held::No || self.in_message > 0
     }
 }
 
@@ -142,6 +163,16 @@ impl World {
             to_sender: VecDeque::new(),
             to_receiver: VecDeque::new(),
             batches: Vec::new(),
+            last_resolved: 0,
+            committed: Received::default(),
+            answering: Vec::new(),
+            answer_sent: false,
+            sender_fuse: None,
+            receiver_fuse: None,
+            sender_down: false,
+            receiver_down: false,
+            sender_lives: 0,
+            receiver_lives: 0,
             staged: None,
             moved: 0,
             part,
@@ -164,7 +195,11 @@ impl World {
     fn step(&mut self) {
         match self.random.u32(0..200) {
             0 if !self.calm => self.sender_dies(),
-            1 if !self.calm => self.receiver_dies(),
+            1 if self.may_receiver_die() => self.receiver_dies(),
+            188..192 if !self.calm => self.sender_fuse = Some(self.random.u32(0..8)),
+            192..196 if !self.calm => self.receiver_fuse = Some(self.random.u32(0..8)),
+            196..198 => self.sender_continues(),
+            198..200 => self.receiver_continues(),
             2 if !self.calm => {
                 self.trace("the sender receives a stop");
                 self.sender_handles(SenderEvent::Stop);
@@ -194,7 +229,7 @@ impl World {
 
     /// Lets the sender accept a client: no other worker empties its queue.
     fn one_comes(&mut self) {
-        if !self.sender_dead && !self.sender.is_over() {
+        if !self.sender_is_down() && !self.sender.is_over() {
             self.connections.push(Connection::of_sender());
         }
     }
@@ -214,10 +249,13 @@ impl World {
     }
 
     fn sender_hears(&mut self) {
-        if self.sender_dead || self.sender_closed {
+        if self.sender_is_down() || self.sender_closed {
             return;
         }
         if let Some(parcel) = self.to_sender.pop_front() {
+            if self.sender_burns() {
+                return;
+            }
             let packet = Packet::decode(&parcel.bytes).unwrap();
             self.trace(&format!("the sender receives {packet:?}"));
             self.sender_handles(SenderEvent::Received(packet));
@@ -228,17 +266,26 @@ impl World {
     }
 
     fn sender_handles(&mut self, event: SenderEvent) {
-        if self.sender_dead {
+        if self.sender_is_down() {
             return;
         }
         self.sender.handle(event);
         while let Some(action) = self.sender.poll_action() {
             self.trace(&format!("the sender: {action:?}"));
+            if self.sender_burns() {
+                return;
+            }
             match action {
                 SenderAction::Send { sequence } => self.send(sequence),
+                SenderAction::Repeat { sequence } => self.repeat(sequence),
                 SenderAction::Retry { .. } => self.transmit(),
                 SenderAction::Release { sequence, left } => {
-                    for (place, index) in (0..).zip(self.resolved(sequence)) {
+                    self.last_resolved = sequence;
+                    while let Some((place, index)) = self.next_of(sequence) {
+                        if self.sender_burns() {
+                            return;
+                        }
+                        self.resolve_one(sequence);
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         if left.contains(&place) {
@@ -256,14 +303,19 @@ impl World {
                     }
                 }
                 SenderAction::TakeBack { sequence } => {
-                    for index in self.resolved(sequence) {
+                    let last = self.batches.last().map(|batch| batch.0);
+                    if last != Some(sequence) || self.staged.take().is_none() {
+                        self.last_resolved = sequence;
+                    }
+                    while let Some((_, index)) = self.next_of(sequence) {
+                        if self.sender_burns() {
+                            return;
+                        }
+                        self.resolve_one(sequence);
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         one.sender = Held::Served;
                         one.stuck = true;
-                    }
-                    if self.batches.iter().all(|batch| batch.0 < sequence) {
-                        self.staged = None;
                     }
                 }
                 SenderAction::SendEnd { sequence } => {
@@ -280,13 +332,94 @@ impl World {
                 }
             }
             self.check();
+            if self.sender_down {
+                return;
+            }
         }
         assert!(self.batches.len() <= HANDOVER_WINDOW, "the window");
     }
 
-    fn resolved(&mut self, sequence: u32) -> Vec<usize> {
-        let at = self.batches.iter().position(|batch| batch.0 == sequence);
-        self.batches.remove(at.expect("resolved once")).1
+    /// Returns the first connection of a batch that is not resolved, with its place.
+    fn next_of(&self, sequence: u32) -> Option<(u8, usize)> {
+        let batch = self.batches.iter().find(|batch| batch.0 == sequence)?;
+        batch.1.first().copied()
+    }
+
+    fn resolve_one(&mut self, sequence: u32) {
+        let batch = self.batches.iter_mut().find(|batch| batch.0 == sequence);
+        batch.expect("resolved once").1.remove(0);
+        self.batches.retain(|batch| !batch.1.is_empty());
+    }
+
+    fn sender_is_down(&self) -> bool {
+        self.sender_dead || self.sender_down
+    }
+
+    fn may_receiver_die(&self) -> bool {
+        !self.calm && self.sender_lives == 0 && !self.sender_down
+    }
+
+    fn receiver_is_down(&self) -> bool {
+        self.receiver_dead || self.receiver_down
+    }
+
+    /// Counts a store or call of the sender. Returns whether it has died before it.
+    fn sender_burns(&mut self) -> bool {
+        let burnt = self.sender_fuse.take_if(|left| *left == 0).is_some();
+        self.sender_fuse = self.sender_fuse.map(|left| left - 1);
+        if burnt && !self.sender_dead && !self.receiver_dead && !self.sender.is_over() {
+            self.trace("the sender dies and will continue");
+            self.sender_down = true;
+        }
+        self.sender_down
+    }
+
+    fn receiver_burns(&mut self) -> bool {
+        let burnt = self.receiver_fuse.take_if(|left| *left == 0).is_some();
+        self.receiver_fuse = self.receiver_fuse.map(|left| left - 1);
+        if burnt && !self.receiver_dead {
+            self.trace("the receiver dies and will continue");
+            self.receiver_down = true;
+        }
+        self.receiver_down
+    }
+
+    /// Continues the sender from its records.
+    fn sender_continues(&mut self) {
+        if !std::mem::take(&mut self.sender_down) || self.sender_dead {
+            return;
+        }
+        self.trace("the sender continues");
+        self.sender_lives += 1;
+        self.staged = None;
+        for one in &mut self.connections {
+            one.stuck = false;
+        }
+        let places =
+            |batch: &Vec<(u8, usize)>| batch.last().map_or(0, |last| u32::from(last.0) + 1);
+        let in_flight = self.batches.iter();
+        let in_flight: Vec<_> = in_flight
+            .map(|(number, it)| (*number, places(it)))
+            .collect();
+        let last = in_flight.last().map_or(0, |last| last.0);
+        self.sender = Sender::resumed(last.max(self.last_resolved), &in_flight);
+    }
+
+    /// Continues the receiver from what it had committed.
+    fn receiver_continues(&mut self) {
+        if !std::mem::take(&mut self.receiver_down) || self.receiver_dead {
+            return;
+        }
+        self.trace("the receiver continues");
+        self.receiver_lives += 1;
+        for (index, one) in self.connections.iter_mut().enumerate() {
+            if one.receiver == Held::Moving {
+                let taken = self.answering.contains(&index);
+                one.receiver = if taken { Held::Served } else { Held::No };
+            }
+        }
+        self.receiver = Receiver::resumed(self.committed.clone());
+        self.receiver_executes(&[]);
     }
 
     fn send(&mut self, sequence: u32) {
@@ -301,16 +434,45 @@ impl World {
         if let Some(left) = &mut self.part {
             *left -= batch.len();
         }
-        for &index in &batch {
+        for (place, &index) in (0..).zip(&batch) {
+            if self.sender_burns() {
+                return;
+            }
             self.connections[index].sender = Held::Moving;
+            if place == 0 {
+                self.batches.push((sequence, Vec::new()));
+            }
+            self.batches.last_mut().unwrap().1.push((place, index));
         }
         let message = Message::Batch(batch.iter().map(|&index| Ok(frozen(index))).collect());
         self.staged = Some(Parcel {
             bytes: Packet { sequence, message }.encode(),
-            connections: batch.clone(),
+            connections: batch,
         });
-        self.batches.push((sequence, batch));
-        self.transmit();
+        if !self.sender_burns() {
+            self.transmit();
+        }
+    }
+
+    /// Sends a batch in flight again, as far as it is not resolved.
+    fn repeat(&mut self, sequence: u32) {
+        if self.to_receiver.len() >= QUEUE_MAX || self.receiver_closed {
+            return self.sender.handle(SenderEvent::Blocked);
+        }
+        let batch = self.batches.iter().find(|batch| batch.0 == sequence);
+        let batch = &batch.expect("it is in flight").1;
+        let connections: Vec<usize> = batch.iter().map(|(_, index)| *index).collect();
+        let copies = connections.iter().map(|&index| Ok(frozen(index)));
+        let message = Message::Batch(copies.collect());
+        let bytes = Packet { sequence, message }.encode();
+        for &index in &connections {
+            self.connections[index].in_message += 1;
+        }
+        let count = connections.len() as u32;
+        self.to_receiver.push_back(Parcel { bytes, connections });
+        if !self.sender_burns() {
+            self.sender.handle(SenderEvent::Sent { count });
+        }
     }
 
     fn transmit(&mut self) {
@@ -327,15 +489,17 @@ impl World {
             return self.sender.handle(event);
         }
         for &index in &parcel.connections {
-            self.connections[index].in_message = true;
+            self.connections[index].in_message += 1;
         }
         let count = parcel.connections.len() as u32;
         self.to_receiver.push_back(parcel);
-        self.sender.handle(SenderEvent::Sent { count });
+        if !self.sender_burns() {
+            self.sender.handle(SenderEvent::Sent { count });
+        }
     }
 
     fn receiver_hears(&mut self) {
-        if self.receiver_dead || self.receiver_closed {
+        if self.receiver_is_down() || self.receiver_closed {
             return;
         }
         let mut came = Vec::new();
@@ -346,7 +510,10 @@ impl World {
         } else if let Some(parcel) = self.to_receiver.pop_front() {
             came = parcel.connections;
             for &index in &came {
-                self.connections[index].in_message = false;
+                self.connections[index].in_message -= 1;
+            }
+            if self.receiver_burns() {
+                return;
             }
             let packet = Packet::decode(&parcel.bytes).unwrap();
             self.trace(&format!(
@@ -378,14 +545,21 @@ impl World {
             self.trace("the receiver detects the end");
             self.receiver.handle(ReceiverEvent::PeerGone);
         }
+        self.receiver_executes(&came);
+    }
+
+    fn receiver_executes(&mut self, came: &[usize]) {
         while let Some(action) = self.receiver.poll_action() {
             self.trace(&format!("the receiver: {action:?}"));
-            self.receiver_acts(action, &came);
+            if self.receiver_burns() {
+                return;
+            }
+            self.receiver_acts(action, came);
             self.check();
-            if !self.calm && self.random.u32(0..100) == 0 {
+            if self.may_receiver_die() && self.random.u32(0..100) == 0 {
                 self.receiver_dies(); // Between any two of its steps.
             }
-            if self.receiver_dead {
+            if self.receiver_is_down() {
                 return;
             }
         }
@@ -406,6 +580,10 @@ impl World {
                     let fails = !self.calm && self.random.u32(0..30) == 0;
                     match came.get(index) {
                         Some(&index) if !full && !fails => {
+                            if self.receiver_burns() {
+                                return;
+                            }
+                            assert_eq!(self.connections[index].receiver, Held::No);
                             self.connections[index].receiver = Held::Moving;
                             taken += 1;
                         }
@@ -416,7 +594,17 @@ impl World {
                 let left = (!places.is_empty()).then_some(Left { places, cause });
                 self.receiver.handle(ReceiverEvent::Adopted { taken, left });
             }
+            ReceiverAction::Repeat { sequence, answer } => {
+                self.answer(sequence, answer.message());
+                self.answer_sent = true;
+            }
+            ReceiverAction::RequestAgain { after } => self.answer(after, Message::Again),
+            ReceiverAction::Drop => {}
             ReceiverAction::Decline { sequence, cause } => {
+                self.commit(Vec::new());
+                if self.receiver_burns() {
+                    return;
+                }
                 self.answer(sequence, Message::Declined { cause });
             }
             ReceiverAction::Acknowledge {
@@ -434,19 +622,30 @@ impl World {
                     .map(|(_, index)| *index)
                     .collect();
                 assert_eq!(taken as usize, taken_in.len());
+                self.commit(taken_in.clone());
+                if self.receiver_burns() {
+                    return;
+                }
                 self.answer(sequence, Message::Acknowledged { taken, left });
+                self.answer_sent = true;
                 for index in taken_in {
+                    if self.receiver_burns() {
+                        return;
+                    }
                     let one = &mut self.connections[index];
                     assert_eq!(
                         one.receiver,
                         Held::Moving,
                         "served before it is acknowledged"
                     );
-                    one.acknowledged = true;
                     one.receiver = Held::Served;
                 }
             }
             ReceiverAction::Refuse { sequence, cause } => {
+                self.commit(Vec::new());
+                if self.receiver_burns() {
+                    return;
+                }
                 self.answer(sequence, Message::Refused { cause });
             }
             ReceiverAction::Finish { complete } => {
@@ -458,6 +657,16 @@ impl World {
                 );
             }
         }
+    }
+
+    /// Stores the next answer, with which `taken` become the receiver's.
+    fn commit(&mut self, taken: Vec<usize>) {
+        self.committed = self.receiver.received();
+        for &index in &taken {
+            self.connections[index].acknowledged = true;
+        }
+        self.answering = taken;
+        self.answer_sent = false;
     }
 
     /// Delivers a reply, unless the other side has exited.
@@ -487,9 +696,14 @@ impl World {
         self.receiver_dead = true;
         self.receiver_closed = true;
         self.to_receiver.clear();
+        if !self.answer_sent {
+            for &index in &self.answering {
+                self.connections[index].acknowledged = false;
+            }
+        }
         for one in &mut self.connections {
             one.receiver = Held::No;
-            one.in_message = false;
+            one.in_message = 0;
         }
     }
 
@@ -523,13 +737,13 @@ impl World {
 
     fn is_over(&self) -> bool {
         let sender = self.sender_dead || self.sender.is_over();
-        sender && (self.receiver_dead || self.receiver_closed)
+        sender && !self.sender_down && (self.receiver_dead || self.receiver_closed)
     }
 
     /// Checks the invariants of the end.
     fn check_end(&self) {
         for (index, one) in self.connections.iter().enumerate() {
-            assert!(!one.in_message, "{index} stays in the socket");
+            assert!(one.in_message == 0, "{index} stays in the socket");
             let moving = [one.sender, one.receiver].contains(&Held::Moving);
             assert!(!moving, "{index} never arrives");
             if one.ended {
@@ -627,6 +841,15 @@ fn every_connection_has_one_owner_under_faults() {
     assert!(ends(|end| matches!(end, HandoverEnd::Incomplete { .. })) > 10);
     let crashes = worlds.iter().filter(|world| world.sender_dead).count();
     assert!(crashes > 100, "only {crashes} senders died");
+    let continued =
+        |lives: fn(&World) -> u32| worlds.iter().filter(|world| lives(world) > 0).count();
+    let both = |world: &&World| world.sender_lives > 0 && world.receiver_lives > 0;
+    let both = worlds.iter().filter(both).count();
+    let senders = continued(|world| world.sender_lives);
+    assert!(senders > 300, "only {senders} senders continued");
+    let receivers = continued(|world| world.receiver_lives);
+    assert!(receivers > 300, "only {receivers} receivers continued");
+    assert!(both > 100, "only {both} worlds continued both");
     let stays = |world: &&World| {
         let served = |one: &Connection| one.sender == Held::Served;
         world.part.is_some() && world.moved > 0 && world.connections.iter().any(served)

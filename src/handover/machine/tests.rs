@@ -243,7 +243,13 @@ fn received(sequence: u32, message: Message) -> ReceiverEvent {
 }
 
 #[test]
-fn misplaced_packet_is_refused_once() {
+fn misplaced_packet_is_refused() {
+    let is_handled_batch = |event: &ReceiverEvent| {
+        let ReceiverEvent::Received { packet, .. } = event else {
+            return false;
+        };
+        packet.sequence == 1 && matches!(packet.message, Message::Batch(_))
+    };
     let events = [
         received(2, Message::Batch(Vec::new())),
         received(1, Message::End { moved: 1 }),
@@ -274,10 +280,79 @@ fn misplaced_packet_is_refused_once() {
             matches!(actions[..], [ReceiverAction::Refuse { .. }]),
             "{event:?}"
         );
-        assert!(answers(&mut receiver, event).is_empty());
+        // Once, unless a sender that is another process sends its batch again.
+        let again = usize::from(is_handled_batch(&event));
+        assert_eq!(answers(&mut receiver, event).len(), again);
         let over = answers(&mut receiver, ReceiverEvent::PeerGone);
         assert_eq!(over, [ReceiverAction::Finish { complete: false }]);
     }
+}
+
+#[test]
+fn resumed_sender_repeats_before_it_continues() {
+    let mut sender = Sender::resumed(3, &[(2, 2), (3, 2)]);
+    let repeat = |sequence| [SenderAction::Repeat { sequence }];
+    assert!(sender.is_blocked() && !sender.has_room());
+    assert_eq!(actions(&mut sender, turn(5)), repeat(2));
+    assert_eq!(actions(&mut sender, SENT), repeat(3));
+    let cause = "no memory".to_owned();
+    assert!(actions(&mut sender, SenderEvent::Failed { cause }).is_empty());
+    assert_eq!(actions(&mut sender, turn(5)), repeat(3));
+    assert!(actions(&mut sender, SENT).is_empty());
+    // Both answers of batch 2 arrive.
+    assert_eq!(actions(&mut sender, acknowledged(2)), [release(2)]);
+    assert!(actions(&mut sender, acknowledged(2)).is_empty());
+    let again = Packet {
+        sequence: 2,
+        message: Message::Again,
+    };
+    assert!(actions(&mut sender, SenderEvent::Received(again)).is_empty());
+    assert_eq!(actions(&mut sender, turn(5)), repeat(3));
+    assert!(actions(&mut sender, SENT).is_empty());
+    assert_eq!(actions(&mut sender, acknowledged(3)), [release(3)]);
+    assert_eq!(
+        actions(&mut sender, turn(5)),
+        [SenderAction::Send { sequence: 4 }]
+    );
+}
+
+#[test]
+fn unsendable_batch_leaves_no_gap() {
+    let mut sender = waiting();
+    actions(&mut sender, turn(5));
+    let cause = "too large".to_owned();
+    actions(&mut sender, SenderEvent::Failed { cause });
+    let next = [SenderAction::Send { sequence: 3 }];
+    assert_eq!(actions(&mut sender, turn(5)), next);
+}
+
+#[test]
+fn resumed_receiver_repeats_answers() {
+    let batch = |sequence| received(sequence, Message::Batch(Vec::new()));
+    let mut receiver = Receiver::default();
+    answers(&mut receiver, batch(1));
+    let adopted = ReceiverEvent::Adopted {
+        taken: 2,
+        left: None,
+    };
+    answers(&mut receiver, adopted);
+    let mut receiver = Receiver::resumed(receiver.received());
+    let first: Vec<_> = std::iter::from_fn(|| receiver.poll_action()).collect();
+    let answer = Answer {
+        taken: 2,
+        left: Vec::new(),
+    };
+    let repeat = ReceiverAction::Repeat {
+        sequence: 1,
+        answer,
+    };
+    let request = ReceiverAction::RequestAgain { after: 1 };
+    assert_eq!(first, [repeat.clone(), request]);
+    // The second was lost.
+    assert_eq!(answers(&mut receiver, batch(3)), [ReceiverAction::Drop]);
+    assert_eq!(answers(&mut receiver, batch(1)), [repeat]);
+    let adopt = answers(&mut receiver, batch(2));
+    assert!(matches!(adopt[..], [ReceiverAction::Adopt { .. }]));
 }
 
 #[test]

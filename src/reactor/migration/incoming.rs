@@ -138,6 +138,18 @@ impl Reactor {
                     event!(takeover_refused, error = %cause);
                     self.answer(incoming, sequence, Message::Refused { cause })
                 }
+                ReceiverAction::Repeat { sequence, answer } => {
+                    descriptors = None;
+                    // It was counted when it was given first.
+                    !incoming.link.offers(sequence, answer.message())
+                }
+                ReceiverAction::RequestAgain { after } => {
+                    !incoming.link.offers(after, Message::Again)
+                }
+                ReceiverAction::Drop => {
+                    descriptors = None;
+                    false
+                }
                 ReceiverAction::Finish { .. } => true,
             };
             if over {
@@ -152,8 +164,7 @@ impl Reactor {
     fn answer(&mut self, incoming: &mut Incoming, sequence: u32, message: Message) -> bool {
         incoming.answered += 1;
         self.memory.note_answered(incoming.answered);
-        let frame = Packet { sequence, message }.encode();
-        !matches!(incoming.link.packets.send(&frame, &[]), Ok(true))
+        !incoming.link.offers(sequence, message)
     }
 
     /// Adopts as much of a batch as it can, acknowledges it and begins to serve it. Returns whether

@@ -188,6 +188,10 @@ impl Reactor {
                     outgoing.batches.push_back((sequence, batch));
                     outgoing.transmit(sequence, frame, self.now);
                 }
+                SenderAction::Repeat { sequence } => {
+                    let frame = self.batch_again(outgoing, sequence);
+                    outgoing.repeat(sequence, &frame);
+                }
                 SenderAction::Retry { sequence } => {
                     if let Some((frame, _)) = outgoing.staged.take() {
                         outgoing.transmit(sequence, frame, self.now);
@@ -249,6 +253,18 @@ impl Reactor {
         }
         outgoing.moving += encoder.count();
         (encoder.finish(), batch)
+    }
+
+    /// Returns a batch in flight as it was sent: nothing has touched its connections since.
+    fn batch_again(&mut self, outgoing: &Outgoing, sequence: u32) -> Vec<u8> {
+        let mut encoder = BatchEncoder::new(sequence);
+        let batch = outgoing.batches.iter().find(|batch| batch.0 == sequence);
+        for fd in batch.into_iter().flat_map(|batch| &batch.1) {
+            let frozen = self.memory.record_mut(*fd).freeze();
+            // It fitted when it was sent first.
+            let _ = frozen.is_some_and(|frozen| encoder.push(&frozen));
+        }
+        encoder.finish()
     }
 
     /// Returns candidates for the next batch, as many as may fit.

@@ -14,6 +14,7 @@ use crate::config::HANDOVER_RETRY;
 use crate::fault;
 use crate::handover::Part;
 use crate::handover::machine::{Receiver, Sender, SenderEvent};
+use crate::handover::record::{Message, Packet};
 use crate::sys::socket;
 use uppercased_ctl::clock::Tick;
 
@@ -50,6 +51,12 @@ impl Link {
         let received = self.packets.receive(into);
         self.ready = matches!(received, Ok(Some(_)));
         received
+    }
+
+    /// Sends a packet without descriptors. Returns whether the kernel accepted it.
+    pub(super) fn offers(&self, sequence: u32, message: Message) -> bool {
+        let frame = Packet { sequence, message }.encode();
+        matches!(self.packets.send(&frame, &[]), Ok(true))
     }
 }
 
@@ -115,6 +122,29 @@ impl Outgoing {
         let at = self.batches.iter().position(|batch| batch.0 == sequence);
         at.and_then(|at| self.batches.remove(at))
             .map_or_else(Vec::new, |batch| batch.1)
+    }
+
+    /// Offers batch `sequence` again, which `frame` contains.
+    pub(super) fn repeat(&mut self, sequence: u32, frame: &[u8]) {
+        let batch = self.batches.iter().find(|batch| batch.0 == sequence);
+        let (Some((_, batch)), Some(link)) = (batch, &mut self.link) else {
+            return;
+        };
+        let sent = socket::lend(batch, |fds| link.packets.send(frame, fds));
+        self.machine.handle(match sent {
+            Ok(true) => SenderEvent::Sent {
+                // Bounded by the format.
+                count: batch.len() as u32,
+            },
+            Ok(false) => SenderEvent::Blocked,
+            Err(error) => {
+                // Answers that arrived before the end come first.
+                link.ready = true;
+                SenderEvent::Failed {
+                    cause: error.to_string(),
+                }
+            }
+        });
     }
 
     /// Offers the last batch to the kernel.
