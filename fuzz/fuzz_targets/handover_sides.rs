@@ -125,7 +125,7 @@ impl Leaving {
                     assert!(self.on_their_way.insert(sequence));
                     self.asked = true;
                 }
-                SenderAction::Retry { sequence } => {
+                SenderAction::Retry { sequence } | SenderAction::Repeat { sequence } => {
                     assert!(self.on_their_way.contains(&sequence));
                     self.asked = true;
                 }
@@ -154,7 +154,8 @@ struct Coming {
     receiver: Receiver,
     due: u32,
     adopting: bool,
-    refused: bool,
+    /// The refused packet.
+    refused: Option<u32>,
     over: bool,
 }
 
@@ -192,7 +193,7 @@ impl Coming {
             assert!(!self.over, "{action:?} after the end");
             match action {
                 ReceiverAction::Adopt { .. } => {
-                    assert!(!self.refused, "something is taken in after a refusal");
+                    assert!(self.refused.is_none(), "something is taken in after a refusal");
                     self.adopting = true;
                 }
                 ReceiverAction::Expect { .. } => assert_eq!(self.due, 0),
@@ -201,12 +202,16 @@ impl Coming {
                     assert_eq!(sequence, self.due + 1);
                     self.due = sequence;
                 }
-                ReceiverAction::Refuse { .. } => {
-                    assert!(!self.refused, "a second refusal");
-                    self.refused = true;
+                ReceiverAction::Repeat { sequence, .. } => assert!(sequence <= self.due),
+                ReceiverAction::RequestAgain { .. } | ReceiverAction::Drop => {
+                    panic!("{action:?} without a death");
+                }
+                ReceiverAction::Refuse { sequence, .. } => {
+                    let first = *self.refused.get_or_insert(sequence);
+                    assert!(sequence <= first, "a refusal of what was not sent");
                 }
                 ReceiverAction::Finish { complete } => {
-                    assert!(!(complete && self.refused));
+                    assert!(!complete || self.refused.is_none());
                     self.over = true;
                 }
             }
