@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use nix::libc;
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use crate::sys::keeper::CLONE_FLAGS;
+
 /// The role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -103,6 +105,18 @@ const fn socket_options(role: Role) -> &'static [libc::c_int] {
     }
 }
 
+/// Socket options that a worker may read, with their level: what tells the connections of a dead
+/// process from other sockets, and the kernel's byte counters of each.
+const READ_OPTIONS: [(libc::c_int, libc::c_int); 4] = [
+    (libc::SOL_SOCKET, libc::SO_PROTOCOL),
+    (libc::SOL_SOCKET, libc::SO_ACCEPTCONN),
+    (libc::IPPROTO_TCP, libc::TCP_INFO),
+    (libc::IPPROTO_TCP, libc::TCP_ULP),
+];
+
+/// Requests that a worker may make: bytes not read, and bytes not acknowledged, of a connection.
+const REQUESTS: [libc::Ioctl; 2] = [libc::FIONREAD, libc::TIOCOUTQ];
+
 /// Returns the filter's rules for the process with ID `pid`: a call without rules is always
 /// allowed.
 ///
@@ -145,7 +159,46 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     let current = SeccompCondition::new(3, Qword, Eq, u64::MAX)?;
     let line = SeccompRule::new(vec![current, is(5, libc::RWF_NOWAIT)?])?;
     rules.insert(libc::SYS_pwritev2, vec![line]);
+    if role == Role::Worker {
+        rules.extend(keeper_rules()?);
+    }
     Ok(rules)
+}
+
+/// Returns the rules for a worker's keeper: how it is made, how it waits, and how it repairs what a
+/// dead worker left.
+fn keeper_rules() -> Result<[(i64, Vec<SeccompRule>); 5], BackendError> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    let is = |argument, length, value: libc::c_int| {
+        let value = value.unsigned_abs().into();
+        SeccompCondition::new(argument, length, SeccompCmpOp::Eq, value)
+    };
+    let of_keeper = vec![is(0, Qword, CLONE_FLAGS)?, is(1, Qword, 0)?];
+    let options = READ_OPTIONS
+        .map(|(level, option)| SeccompRule::new(vec![is(1, Dword, level)?, is(2, Dword, option)?]));
+    let requests = REQUESTS.map(|request| {
+        let request = SeccompCondition::new(1, Dword, SeccompCmpOp::Eq, request)?;
+        SeccompRule::new(vec![request])
+    });
+    Ok([
+        (libc::SYS_clone, vec![SeccompRule::new(of_keeper)?]),
+        (
+            libc::SYS_pidfd_open,
+            vec![SeccompRule::new(vec![is(1, Dword, 0)?])?],
+        ),
+        (
+            libc::SYS_prctl,
+            vec![SeccompRule::new(vec![is(0, Dword, libc::PR_SET_NAME)?])?],
+        ),
+        (
+            libc::SYS_getsockopt,
+            options.into_iter().collect::<Result<_, _>>()?,
+        ),
+        (
+            libc::SYS_ioctl,
+            requests.into_iter().collect::<Result<_, _>>()?,
+        ),
+    ])
 }
 
 fn always(role: Role) -> impl Iterator<Item = libc::c_long> {
@@ -170,19 +223,16 @@ mod tests {
             libc::SYS_socket,
             libc::SYS_socketpair,
             libc::SYS_kill,
-            libc::SYS_ioctl,
             libc::SYS_memfd_create,
             libc::SYS_connect,
             libc::SYS_bind,
             libc::SYS_listen,
             libc::SYS_execve,
             libc::SYS_execveat,
-            libc::SYS_clone,
             libc::SYS_clone3,
             libc::SYS_setresuid,
             libc::SYS_ptrace,
             libc::SYS_process_vm_readv,
-            libc::SYS_prctl,
             libc::SYS_seccomp,
             libc::SYS_io_uring_setup,
             libc::SYS_unlinkat,
@@ -207,9 +257,27 @@ mod tests {
             libc::SYS_setsockopt,
             libc::SYS_shutdown,
             libc::SYS_pwritev2,
+            libc::SYS_clone,
+            libc::SYS_pidfd_open,
+            libc::SYS_prctl,
+            libc::SYS_getsockopt,
+            libc::SYS_ioctl,
         ] {
             assert_ne!(rules[&call].len(), 0, "{call}");
         }
+    }
+
+    #[test]
+    fn only_workers_clone_keepers() {
+        let [worker, admin] = ROLES.map(|role| rules(role, 7).unwrap());
+        for call in [libc::SYS_clone, libc::SYS_prctl, libc::SYS_ioctl] {
+            assert!(worker.contains_key(&call) && !admin.contains_key(&call));
+        }
+        // Nothing that a thread or a program with its own table would need.
+        assert_eq!(
+            CLONE_FLAGS,
+            libc::CLONE_FILES | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD
+        );
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! Reads the length of a listener's accept queue from the kernel (`TCP_INFO`).
-#![expect(unsafe_code, reason = "a socket option that no safe wrapper reads")]
 
 use std::io;
-use std::mem::size_of_val;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use nix::libc;
+use super::tcp;
 
 /// A snapshot of an accept queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,30 +34,11 @@ const SACKED: usize = 7;
 /// # Errors
 /// The error of `getsockopt`: it is not a TCP socket.
 pub fn accept_queue(listener: BorrowedFd<'_>) -> io::Result<AcceptQueue> {
-    let mut info = [0_u32; WORDS];
-    let whole = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
-    let mut len = whole;
-    let into = info.as_mut_ptr().cast();
-    let number = listener.as_raw_fd();
-    // SAFETY: the descriptor is open; `into` points to `len` bytes that may be written, and the
-    // kernel writes at most that many of them, whatever its own structure's size is.
-    let done = unsafe {
-        libc::getsockopt(
-            number,
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            into,
-            &raw mut len,
-        )
-    };
-    match done {
-        0 if len == whole => Ok(AcceptQueue {
-            length: info[UNACKED],
-            limit: info[SACKED],
-        }),
-        0 => Err(io::ErrorKind::Unsupported.into()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let info: [u32; WORDS] = tcp::info(listener)?;
+    Ok(AcceptQueue {
+        length: info[UNACKED],
+        limit: info[SACKED],
+    })
 }
 
 #[cfg(test)]
