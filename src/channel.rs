@@ -141,6 +141,12 @@ impl<Out: Message, In: Message> Channel<Out, In> {
         self.queue.is_empty()
     }
 
+    /// Forgets the queued messages and does not close their descriptors: in the copy of a process
+    /// that has gone on, their numbers may be others' by now.
+    pub fn forget_queued(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.queue));
+    }
+
     /// Discards messages that the other end sent before it exited: see [`Packets::purge`].
     pub fn purge(&self) {
         self.packets.purge();

@@ -18,6 +18,10 @@
 //! else is a value that [`value`] returns: it replaces a version, as `version=9.9.9`, or selects
 //! what a compromised worker does. It must not steer any other branch of the program.
 //!
+//! `store=N` and `rescue.store=N` kill a worker's process after the N-th store to its working memory:
+//! in its first life, once it has reported Ready, and in a later one, from the first store of its
+//! rescue on. `store.death` is how: `kill`, `panic`, `abort` or `violate`; `kill` without it.
+//!
 //! A plan must not be consulted on the serving path: a worker passes a point a few times in all.
 
 /// The environment variable with a plan.
@@ -38,6 +42,12 @@ mod plan {
     }
 
     #[inline(always)]
+    pub(crate) fn count_stores(_: &str) {}
+
+    #[inline(always)]
+    pub(crate) fn stored() {}
+
+    #[inline(always)]
     pub(crate) fn value(_: &str) -> Option<&'static str> {
         None
     }
@@ -51,16 +61,16 @@ mod plan {
     use std::os::fd::AsRawFd as _;
     use std::process::Command;
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use memmap2::MmapOptions;
     use nix::errno::Errno;
     use nix::fcntl::{FallocateFlags, fallocate};
-    use nix::sys::signal::{Signal, raise};
+    use nix::sys::signal::{Signal, kill, raise};
     use nix::sys::socket::{
         MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockopt, recv, shutdown, sockopt,
     };
-    use nix::unistd::{Uid, getppid};
+    use nix::unistd::{Pid, Uid, getppid};
     use rustix::io::{ReadWriteFlags, pwritev2};
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -78,8 +88,8 @@ mod plan {
             return;
         };
         match action {
-            // Neither returns; if it were refused, the requesting test would fail.
-            "kill" => drop(raise(Signal::SIGKILL)),
+            "kill" => kill_process(),
+            // It does not return; if it were refused, the requesting test would fail.
             "stop" => drop(raise(Signal::SIGSTOP)),
             "panic" => panic!("fault point {name}"),
             "exit" => exit_now(),
@@ -90,6 +100,36 @@ mod plan {
                     violate(what);
                 } else if let Some(path) = other.strip_prefix("hold:") {
                     drop(File::open(path));
+                }
+            }
+        }
+    }
+
+    /// Kills this process. The C library may send the signal to the process that this one is a clone
+    /// of, which has ended; the second way is forbidden in a sandbox, which then kills it.
+    fn kill_process() {
+        let _ = raise(Signal::SIGKILL);
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    }
+
+    /// Stores until the process is killed; 0: never.
+    static STORES_LEFT: AtomicU64 = AtomicU64::new(0);
+
+    pub(crate) fn count_stores(name: &str) {
+        let left = value(name).and_then(|number| number.parse().ok());
+        STORES_LEFT.store(left.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    pub(crate) fn stored() {
+        let left = STORES_LEFT.load(Ordering::Relaxed);
+        if left > 0 {
+            STORES_LEFT.store(left - 1, Ordering::Relaxed);
+            if left == 1 {
+                match value("store.death") {
+                    Some("panic") => panic!("fault point store"),
+                    Some("abort") => std::process::abort(),
+                    Some("violate") => violate("open"),
+                    _ => kill_process(),
                 }
             }
         }
@@ -116,7 +156,7 @@ mod plan {
                 .status()
                 .map(drop),
             "setuid" => nix::unistd::setuid(Uid::from_raw(1)).map_err(io::Error::from),
-            "signal" => nix::sys::signal::kill(getppid(), None).map_err(io::Error::from),
+            "signal" => kill(getppid(), None).map_err(io::Error::from),
             // Of a socket shared with other processes; the filter does not distinguish them.
             "unlisten" => shutdown(CHANNEL_NUMBER, Shutdown::Both).map_err(io::Error::from),
             "unlisten_all" => (0..1024).try_for_each(|number| {
@@ -221,6 +261,18 @@ mod plan {
 #[inline]
 pub fn point(name: &str) {
     plan::point(name);
+}
+
+/// Counts stores to the working memory from now on, up to the number that the plan has for `name`.
+#[inline]
+pub fn count_stores(name: &str) {
+    plan::count_stores(name);
+}
+
+/// Counts a store to the working memory; the process ends with the last one of the plan.
+#[inline(always)]
+pub fn stored() {
+    plan::stored();
 }
 
 /// Fails if the plan lets the call at the point `name` fail: to test the recovery from it.

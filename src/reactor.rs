@@ -25,6 +25,7 @@ mod header;
 mod lines;
 mod measure;
 mod migration;
+mod rescue;
 mod serve;
 mod spin;
 pub mod timers;
@@ -45,6 +46,7 @@ use crate::handover::HandedOver;
 use crate::log::event;
 use crate::memory::Memory;
 use crate::memory::layout::{Flags, State};
+use crate::memory::life::Listener;
 use crate::sys::socket::{AcceptFailure, Socket};
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity::SlotId;
@@ -57,6 +59,7 @@ use migration::state::{Incoming, Outgoing};
 use spin::Spin;
 use timers::Timers;
 
+pub use rescue::Descriptors;
 pub use wait::Reports;
 
 /// Reports with this generation are not about connections.
@@ -115,9 +118,13 @@ impl Reactor {
     /// # Errors
     /// What creating the epoll instance returned.
     pub fn new(memory: Memory, config: &Config, max_connections: u32) -> io::Result<Self> {
+        Ok(Self::over(Poll::new()?, memory, config, max_connections))
+    }
+
+    fn over(poll: Poll, memory: Memory, config: &Config, max_connections: u32) -> Self {
         let now = clock::now();
-        Ok(Self {
-            poll: Poll::new()?,
+        Self {
+            poll,
             timers: Timers::new(memory.layout().descriptors, now),
             memory,
             ready: VecDeque::new(),
@@ -148,7 +155,7 @@ impl Reactor {
             sampling: Sampling::default(),
             has_chores: false,
             now,
-        })
+        }
     }
 
     /// Watches the worker's channel; [`Reactor::handle_reports`] returns whether it is to be read.
@@ -167,7 +174,7 @@ impl Reactor {
     /// header.
     ///
     /// # Errors
-    /// What `epoll_ctl` returned; the descriptor is then closed.
+    /// What `epoll_ctl` returned, or the memory has no entry left; the descriptor is then closed.
     pub fn add_listener(
         &mut self,
         owner: SlotId,
@@ -175,8 +182,15 @@ impl Reactor {
         proxied: bool,
     ) -> io::Result<()> {
         let mut acceptor = Acceptor::new(owner, listener, self.next_token(), proxied);
-        if self.is_accepting() {
-            acceptor.watch(self.poll.registry(), true)?;
+        let fd = acceptor.number().cast_unsigned();
+        let entry = Listener { fd, owner, proxied };
+        let entered = self.memory.enter_listener(entry);
+        entered.map_err(io::Error::other)?;
+        if self.is_accepting()
+            && let Err(error) = acceptor.watch(self.poll.registry(), true)
+        {
+            self.memory.clear_listener(fd);
+            return Err(error);
         }
         self.acceptors.push(acceptor);
         Ok(())
@@ -239,7 +253,7 @@ impl Reactor {
     /// Stops accepting for good and closes every listener.
     pub fn drop_listeners(&mut self) {
         self.set_gate(Gate::Ended);
-        self.acceptors.clear();
+        self.release_where(|_| true);
     }
 
     /// Accepts the connections in the queues, if this worker is to accept; then stops accepting for
@@ -461,6 +475,8 @@ impl Reactor {
         for acceptor in self.acceptors.iter_mut().filter(|one| gone(one)) {
             // Fails only if it was not watched; closing it is all that matters then.
             let _ = acceptor.watch(self.poll.registry(), false);
+            self.memory
+                .clear_listener(acceptor.number().cast_unsigned());
         }
         self.acceptors.retain(|acceptor| !gone(acceptor));
     }

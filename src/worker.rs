@@ -6,14 +6,17 @@
 //!
 //! Invariants: it reports Ready only when every step that can fail has succeeded and it is
 //! sandboxed; it never outlives its supervisor by more than `drain_timeout`; it does not exit while
-//! connections migrate from it or to it, unless its time is over; a panic ends it at once, without
-//! unwinding, because destructors would close connections that could still be saved.
+//! connections migrate from it or to it, unless its time is over; a panic ends its process at once,
+//! without unwinding, because destructors would close connections that its keeper continues; its
+//! phase, and whether it ends by itself, are in the working memory before it acts on them.
 //!
 //! It must not import the supervisor: they share `wire` and `memory`.
 
+mod keeper;
 mod migration;
 #[cfg(debug_assertions)]
 mod misbehaviour;
+mod phase;
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,12 +35,19 @@ use crate::reactor::{Reactor, Reports};
 use crate::sandbox::{self, calls::Role};
 use crate::sys::cpus;
 use crate::sys::fd::inherited_channel;
+use crate::sys::keeper::{grow_table, own_pidfd};
 use crate::sys::limits::be_killed_before_parent;
+use crate::sys::signals::end_process;
 use crate::wire::{Envelope, FromWorker, Listen, Ready, Start, Stop, ToWorker};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::stderr;
+
+use phase::Phase;
+
+/// The exit code of a process that has panicked: the standard library's.
+const PANIC_EXIT_CODE: i32 = 101;
 
 /// This worker's end of its channel.
 type SupervisorChannel = Channel<FromWorker, ToWorker>;
@@ -51,6 +61,10 @@ struct Worker {
     /// Whether the supervisor still runs.
     supervised: bool,
     reactor: Reactor,
+    /// Of this process; its keeper waits for it.
+    pidfd: OwnedFd,
+    /// Whether the supervisor requests another keeper.
+    needs_keeper: bool,
     phase: Phase,
     /// Requests that wait until a partial handover is resolved.
     deferred: VecDeque<(ToWorker, Vec<OwnedFd>)>,
@@ -58,51 +72,19 @@ struct Worker {
     misbehaviour: misbehaviour::Misbehaviour,
 }
 
-/// The worker's phase of life.
-#[derive(Clone, Copy, Debug)]
-enum Phase {
-    /// Ready, and not accepting: another worker of the slot is active.
-    StandingBy,
-    Serving,
-    /// Stopping; accepting continues for a while, so that load balancers notice first.
-    LameDuck {
-        until: Tick,
-        drain_timeout: Duration,
-    },
-    /// Its connections migrate to another worker.
-    HandingOver {
-        /// No other worker accepts from its listeners.
-        last: bool,
-    },
-    /// Some connections could not migrate. They are served until the supervisor decides about them.
-    Undecided {
-        last: bool,
-    },
-    /// No longer accepting; established connections are served until they end, or until then.
-    Leaving {
-        until: Tick,
-    },
-    /// Sending pending output, then ending each stream.
-    Draining {
-        until: Tick,
-    },
-    Done,
+/// What a worker reports when it can serve.
+#[derive(Debug)]
+struct Announcement {
+    ready: Ready,
+    /// Duplicates of its listeners, for the supervisor.
+    deposit: Vec<OwnedFd>,
 }
 
-impl Phase {
-    /// Returns the name used in log lines.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::StandingBy => "standing_by",
-            Self::Serving => "serving",
-            Self::LameDuck { .. } => "lame_duck",
-            Self::HandingOver { .. } => "handing_over",
-            Self::Undecided { .. } => "undecided",
-            Self::Leaving { .. } => "leaving",
-            Self::Draining { .. } => "draining",
-            Self::Done => "done",
-        }
-    }
+/// Why serving ended.
+enum ServingEnd {
+    Exit(ExitCode),
+    /// The supervisor requests another keeper.
+    Keep,
 }
 
 /// Runs the worker role in a process that a supervisor started for it.
@@ -127,13 +109,13 @@ pub fn run() -> ExitCode {
     if let Err(error) = log::init(start.config.log_level, start.config.log_format) {
         return report_failure(channel, id, &error.to_string());
     }
-    let _life = log::worker_span(id.slot.0, id.generation.0).entered();
+    let span = log::worker_span(id.slot.0, id.generation.0).entered();
     if let Err(error) = be_killed_before_parent(OOM_SCORE_STEP) {
         event!(oom_score_not_raised, %error);
     }
-    abort_on_panic();
+    end_on_panic();
     match Worker::prepare(id, *start, descriptors, channel) {
-        Ok(worker) => worker.run_loop(),
+        Ok((worker, announcement)) => worker.run(announcement, span),
         Err((channel, cause)) => report_failure(channel, id, &cause),
     }
 }
@@ -146,7 +128,7 @@ impl Worker {
         start: Start,
         descriptors: Vec<OwnedFd>,
         channel: SupervisorChannel,
-    ) -> Result<Self, (SupervisorChannel, String)> {
+    ) -> Result<(Self, Announcement), (SupervisorChannel, String)> {
         fault::point("worker.starting");
         fault::point(&format!("worker.starting.slot{}", id.slot));
         let fail = |channel, cause: &dyn std::fmt::Display| (channel, cause.to_string());
@@ -162,10 +144,10 @@ impl Worker {
         };
         let reactor = reactor_over(memory, &start).and_then(|reactor| {
             reactor.watch_control(&channel)?;
-            Ok(reactor)
+            Ok((reactor, own_pidfd()?))
         });
-        let reactor = match reactor {
-            Ok(reactor) => reactor,
+        let (reactor, pidfd) = match reactor {
+            Ok(both) => both,
             Err(error) => {
                 return Err(fail(
                     channel,
@@ -173,35 +155,42 @@ impl Worker {
                 ));
             }
         };
+        if start.config.crash_rescue {
+            // It only takes longer later if this fails.
+            let _ = grow_table(&pidfd, start.descriptors);
+        }
         let mut worker = Self {
             id,
             config: start.config,
             channel,
             supervised: true,
             reactor,
+            pidfd,
+            needs_keeper: false,
             phase: Phase::Serving,
             deferred: VecDeque::new(),
             #[cfg(debug_assertions)]
             misbehaviour: misbehaviour::Misbehaviour::default(),
         };
         if start.standby {
-            worker.phase = Phase::StandingBy;
+            worker.enter(Phase::StandingBy);
             worker.reactor.pause_accepting();
+        } else {
+            worker.enter(Phase::Serving);
         }
         match worker.start(&start.listen, start.adopt, descriptors.collect()) {
-            Ok(()) => Ok(worker),
+            Ok(announcement) => Ok((worker, announcement)),
             Err(cause) => Err((worker.channel, cause)),
         }
     }
 
-    /// Binds the slot's listeners or adopts them, sandboxes the process and reports Ready with the
-    /// bound listeners.
+    /// Binds the slot's listeners or adopts them, and sandboxes the process.
     fn start(
         &mut self,
         listen: &[Listen],
         adopt: bool,
         adopted: Vec<OwnedFd>,
-    ) -> Result<(), String> {
+    ) -> Result<Announcement, String> {
         let (listeners, listen) = if adopt {
             if adopted.len() != listen.len() {
                 let (got, wanted) = (adopted.len(), listen.len());
@@ -231,45 +220,69 @@ impl Worker {
         }
         let sandbox = sandbox::begin(&self.config)?.finish(Role::Worker)?;
         fault::point("worker.sandboxed");
+        Ok(Announcement {
+            ready: Ready { listen, sandbox },
+            deposit,
+        })
+    }
+
+    /// Reports Ready with the bound listeners. From now on the worker's keeper continues it.
+    fn announce(&mut self, announcement: Announcement) -> Result<(), String> {
         let ready = Envelope {
             worker: self.id,
-            message: FromWorker::Ready(Ready { listen, sandbox }),
+            message: FromWorker::Ready(announcement.ready),
         };
-        let deposit: Vec<_> = deposit.iter().map(AsFd::as_fd).collect();
+        let deposit: Vec<_> = announcement.deposit.iter().map(AsFd::as_fd).collect();
         fault::point("worker.ready");
         self.channel
             .send(&ready, &deposit)
             .map_err(|error| error.to_string())?;
+        fault::count_stores("store");
+        self.reactor.memory_mut().set_ready();
         if matches!(self.phase, Phase::StandingBy) {
             fault::point("worker.standing_by");
         }
         Ok(())
     }
 
-    fn run_loop(mut self) -> ExitCode {
-        let mut reports = Reports::default();
+    /// Serves until the worker's end, or until another keeper is needed.
+    fn serve(&mut self, reports: &mut Reports) -> ServingEnd {
         while !matches!(self.phase, Phase::Done) {
-            if let Err(error) = self.reactor.wait(&mut reports, self.deadline()) {
+            if let Err(error) = self.turn(reports, self.deadline()) {
                 event!(event_loop_failed, %error);
-                leave_open(self.channel);
-                return ExitCode::FAILURE;
+                return ServingEnd::Exit(ExitCode::FAILURE);
             }
-            if self.reactor.handle_reports(&reports) {
-                self.receive_messages();
+            if std::mem::take(&mut self.needs_keeper) {
+                return ServingEnd::Keep;
             }
-            if self.reactor.work() {
-                while let Some(slot) = self.reactor.next_lost_listener() {
-                    self.send(FromWorker::ListenerLost { slot });
-                }
-                self.advance();
-            }
-            #[cfg(debug_assertions)]
-            self.misbehaviour
-                .act(self.id, &mut self.channel, &self.reactor);
         }
+        self.reactor.memory_mut().retire();
         self.log_totals();
-        leave_open(self.channel);
-        ExitCode::SUCCESS
+        ServingEnd::Exit(ExitCode::SUCCESS)
+    }
+
+    /// Makes one turn of the event loop, which waits no longer than until `deadline`.
+    fn turn(&mut self, reports: &mut Reports, deadline: Option<Tick>) -> io::Result<()> {
+        self.reactor.wait(reports, deadline)?;
+        if self.reactor.handle_reports(reports) {
+            self.receive_messages();
+        }
+        if self.reactor.work() {
+            while let Some(slot) = self.reactor.next_lost_listener() {
+                self.send(FromWorker::ListenerLost { slot });
+            }
+            self.advance();
+        }
+        #[cfg(debug_assertions)]
+        self.misbehaviour
+            .act(self.id, &mut self.channel, &self.reactor);
+        Ok(())
+    }
+
+    /// Changes the phase.
+    fn enter(&mut self, phase: Phase) {
+        self.reactor.memory_mut().set_standing(phase.standing());
+        self.phase = phase;
     }
 
     const fn deadline(&self) -> Option<Tick> {
@@ -287,6 +300,20 @@ impl Worker {
 
     /// Reads the channel until it is empty.
     fn receive_messages(&mut self) {
+        // A message may bring descriptors that nothing names before it was handled.
+        self.reactor.memory_mut().set_migrating(true);
+        self.handle_messages();
+        self.note_migration();
+    }
+
+    /// Stores whether descriptors may be in transit, so that a process that dies meanwhile is not
+    /// continued.
+    fn note_migration(&mut self) {
+        let is_migrating = self.reactor.is_moving() || !self.deferred.is_empty();
+        self.reactor.memory_mut().set_migrating(is_migrating);
+    }
+
+    fn handle_messages(&mut self) {
         while self.supervised {
             match self.channel.receive() {
                 Ok(None) => return,
@@ -332,8 +359,8 @@ impl Worker {
             ToWorker::Stop(stop) => self.stop(stop),
             // The turn that the message caused is the answer.
             ToWorker::Ping => {}
-            // This worker has no keeper.
-            ToWorker::Keep | ToWorker::Confirm => {}
+            ToWorker::Keep => self.needs_keeper = true,
+            ToWorker::Confirm => self.reactor.memory_mut().confirm_rescues(),
             ToWorker::Serve => self.start_serving(),
             ToWorker::TakeOver(request) => self.take_over(request, descriptors),
             ToWorker::HandOver(request) => self.hand_over(request, descriptors),
@@ -351,10 +378,10 @@ impl Worker {
             0 => self.drain(drain_timeout),
             lame_duck_ms => {
                 let until = self.reactor.now() + Duration::from_millis(lame_duck_ms);
-                self.phase = Phase::LameDuck {
+                self.enter(Phase::LameDuck {
                     until,
                     drain_timeout,
-                };
+                });
             }
         }
     }
@@ -378,9 +405,9 @@ impl Worker {
         self.reactor.finish_connections();
         let connections = self.reactor.open_connections();
         event!(drain_started, connections);
-        self.phase = Phase::Draining {
+        self.enter(Phase::Draining {
             until: self.reactor.now() + drain_timeout,
-        };
+        });
         self.send(FromWorker::Draining { connections });
     }
 
@@ -401,6 +428,7 @@ impl Worker {
     fn advance(&mut self) {
         self.conclude_handover();
         self.handle_deferred();
+        self.note_migration();
         let now = self.reactor.now();
         let connections = self.reactor.open_connections();
         let ended = connections == 0 && !self.reactor.is_moving();
@@ -409,18 +437,18 @@ impl Worker {
                 until,
                 drain_timeout,
             } if until <= now => self.drain(drain_timeout),
-            Phase::Leaving { .. } | Phase::Draining { .. } if ended => self.phase = Phase::Done,
+            Phase::Leaving { .. } | Phase::Draining { .. } if ended => self.enter(Phase::Done),
             Phase::Leaving { until } if until <= now => {
                 event!(leave_timed_out, connections);
                 self.reactor.finish_connections();
-                self.phase = Phase::Draining {
+                self.enter(Phase::Draining {
                     until: now + self.config.linger_timeout,
-                };
+                });
             }
             Phase::Draining { until } if until <= now => {
                 event!(drain_timed_out, connections);
                 self.reactor.cut_connections();
-                self.phase = Phase::Done;
+                self.enter(Phase::Done);
             }
             Phase::StandingBy
             | Phase::Serving
@@ -507,10 +535,11 @@ fn leave_open(channel: SupervisorChannel) {
     std::mem::forget(channel);
 }
 
-/// Makes a panic log an error and abort, in every build.
-fn abort_on_panic() {
+/// Makes a panic log an error and end the process, in every build. Not by an abort: that is a signal
+/// to the process by its number, which the sandbox has fixed for the first life of a worker.
+fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         event!(worker_panicked, error = %panic);
-        std::process::abort();
+        end_process(PANIC_EXIT_CODE);
     }));
 }

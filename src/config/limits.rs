@@ -16,6 +16,10 @@ pub const HANDS: usize = 16;
 /// exits instead of continuing it.
 pub const RESCUES_UNCONFIRMED_MAX: u64 = 5;
 
+/// Connections of a dead process that are watched again in one iteration of the event loop; between
+/// two batches all are served.
+pub const REARM_BATCH: usize = 250;
+
 /// Maximum number of listeners that a worker accepts from, its own and those lent by siblings.
 pub const LISTENERS_MAX: usize = 1024;
 

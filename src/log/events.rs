@@ -295,6 +295,12 @@ events! {
             "That connection is closed (`system_error`).";
         listener_watch_failed: ERROR "listener watch failed" [error, fd, times]
             "The event loop refuses it; tried again after `accept_retry`.";
+        connection_not_continued: WARN "connection reset by rescue" [peer, fd, reason, error]
+            "A process died, and what it left of this connection cannot be continued; `error` is the contradiction.";
+        keeper_ended: DEBUG "keeper ended" [reason]
+            "The process that would have continued the worker is not needed, or cannot do so.";
+        keeper_not_cloned: WARN "keeper not cloned" [error]
+            "The worker has no process that would continue it; its death would close its connections.";
         listeners_replaced: INFO "listeners replaced" []
             "The worker has the replacement of a lost listener.";
         sibling_queue_served: INFO "serving queue of sibling" [from_slot]

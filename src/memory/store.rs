@@ -2,22 +2,25 @@
 
 use std::sync::atomic::Ordering;
 
+use crate::fault;
 use crate::sys::shared::Line;
 
 /// Observes every store, so that a test can stop execution after each. The product uses
-/// [`Unprobed`], which compiles to nothing.
+/// [`Unprobed`], which compiles to nothing in a release build.
 pub trait Probe {
     /// Called after each store.
     fn stored(&mut self);
 }
 
-/// No probe.
+/// No probe. In a debug build a fault plan may end the process after a store.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unprobed;
 
 impl Probe for Unprobed {
     #[inline(always)]
-    fn stored(&mut self) {}
+    fn stored(&mut self) {
+        fault::stored();
+    }
 }
 
 /// Stores one word. `Release` keeps the store behind everything before it in program order; on

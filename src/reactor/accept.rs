@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use mio::net::TcpListener;
+use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::config::LIMIT_PAUSE;
@@ -173,7 +174,20 @@ impl Acceptor {
         }
     }
 
-    /// Returns the descriptor's number, for logs.
+    /// Ends a watch that a dead process may have begun.
+    pub fn forget_watch(&self, registry: &Registry) {
+        let number = self.number();
+        // Fails if there is none.
+        let _ = registry.deregister(&mut SourceFd(&number));
+    }
+
+    /// Returns the address that it is bound to.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
+    /// Returns the descriptor's number.
     #[must_use]
     pub fn number(&self) -> i32 {
         self.listener.as_raw_fd()
@@ -181,7 +195,7 @@ impl Acceptor {
 }
 
 /// Maps an IPv4 client of a dual-stack listener to its IPv4 address.
-fn canonical(peer: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
             Some(v4) => (v4, v6.port()).into(),

@@ -106,7 +106,7 @@ impl Reactor {
     }
 
     /// Resumes a connection that was migrating.
-    fn resume_connection(&mut self, fd: u32) {
+    pub(super) fn resume_connection(&mut self, fd: u32) {
         let mut record = self.memory.record_mut(fd);
         if self.finishing {
             record.finish();

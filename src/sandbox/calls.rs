@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use nix::libc;
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-use crate::sys::keeper::CLONE_FLAGS;
-
 /// The role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -61,7 +59,12 @@ const COMMON: &[libc::c_long] = &[
 ];
 
 /// The event loop; seen, where the architecture has no older call.
-const WORKER: &[libc::c_long] = &[libc::SYS_epoll_pwait, libc::SYS_epoll_ctl];
+const WORKER: &[libc::c_long] = &[
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    // Which listener a connection of a dead process came from.
+    libc::SYS_getsockname,
+];
 
 const ADMIN: &[libc::c_long] = &[
     // The supervisor's answers; seen.
@@ -104,6 +107,10 @@ const fn socket_options(role: Role) -> &'static [libc::c_int] {
         Role::Admin => &[libc::SO_LINGER, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO],
     }
 }
+
+/// How a worker clones its keeper: sharing descriptors and parent, in no other way.
+const CLONE_FLAGS: libc::c_int =
+    libc::CLONE_FILES | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
 
 /// Socket options that a worker may read, with their level: what tells the connections of a dead
 /// process from other sockets, and the kernel's byte counters of each.
@@ -273,11 +280,7 @@ mod tests {
         for call in [libc::SYS_clone, libc::SYS_prctl, libc::SYS_ioctl] {
             assert!(worker.contains_key(&call) && !admin.contains_key(&call));
         }
-        // Nothing that a thread or a program with its own table would need.
-        assert_eq!(
-            CLONE_FLAGS,
-            libc::CLONE_FILES | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD
-        );
+        assert_eq!(CLONE_FLAGS, crate::sys::keeper::CLONE_FLAGS);
     }
 
     #[test]

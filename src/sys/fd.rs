@@ -188,6 +188,23 @@ pub(crate) fn inherited_channel() -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL_NUMBER) })
 }
 
+/// Returns the listening TCP socket at `number`, which a dead process with the same descriptor
+/// table owned; `None` if there is none.
+///
+/// To be called once for each number, by the process that takes the dead one's place.
+#[must_use]
+pub(crate) fn inherited_listener(number: u32) -> Option<OwnedFd> {
+    let number = RawFd::try_from(number).ok()?;
+    // SAFETY: the number is not -1; it is only queried here, which fails if it is not open.
+    let listener = unsafe { BorrowedFd::borrow_raw(number) };
+    if getsockopt(&listener, sockopt::AcceptConn) != Ok(true) {
+        return None;
+    }
+    // SAFETY: it is open; the values that owned it are the dead process's, or copies of them that
+    // this process forgets.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::IntoRawFd;

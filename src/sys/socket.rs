@@ -21,7 +21,9 @@ use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, send, shutdown};
+use nix::sys::socket::{
+    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, recv, send, shutdown,
+};
 use socket2::SockRef;
 use std::time::Duration;
 
@@ -56,6 +58,16 @@ impl Socket {
     pub fn watch(self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         SourceFd(&self.0).register(registry, token, interest)
+    }
+
+    /// Registers it as [`Socket::watch`] does, whether it is registered or not; its readiness is
+    /// reported again.
+    ///
+    /// # Errors
+    /// The error of `epoll_ctl`.
+    pub fn watch_again(self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        watch_again(self.0, registry, token, interest)
     }
 
     /// Ends the registration. Call it before sending the descriptor to another process: the
@@ -116,9 +128,13 @@ impl Socket {
     /// Returns the peer's address from the kernel; `None` if the connection has ended.
     #[must_use]
     pub fn peer(self) -> Option<SocketAddr> {
-        let name: SockaddrStorage = getpeername(self.0).ok()?;
-        let v4 = name.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
-        v4.or_else(|| Some(SocketAddr::V6((*name.as_sockaddr_in6()?).into())))
+        address(getpeername(self.0).ok()?)
+    }
+
+    /// Returns the address that the peer connected to.
+    #[must_use]
+    pub fn local(self) -> Option<SocketAddr> {
+        address(getsockname(self.0).ok()?)
     }
 
     /// Closes the socket gracefully, at once; the number may be reused from now on. Closing also
@@ -145,6 +161,29 @@ impl Socket {
         // Linux releases the number whatever close returns.
         let _ = nix::unistd::close(self.0);
     }
+}
+
+/// Registers descriptor `number`, whether it is registered or not; its readiness is reported again.
+///
+/// # Errors
+/// The error of `epoll_ctl`.
+pub fn watch_again(
+    number: RawFd,
+    registry: &Registry,
+    token: Token,
+    interest: Interest,
+) -> io::Result<()> {
+    match SourceFd(&number).reregister(registry, token, interest) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            SourceFd(&number).register(registry, token, interest)
+        }
+        result => result,
+    }
+}
+
+fn address(name: SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = name.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+    v4.or_else(|| Some(SocketAddr::V6((*name.as_sockaddr_in6()?).into())))
 }
 
 /// Passes the descriptors of `numbers`, whose records mark them as open, to `work`.

@@ -49,58 +49,36 @@ pub struct Counters {
     pub is_over: bool,
 }
 
-/// The reason why the counters of a socket do not describe its stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Uncountable {
-    /// The kernel refused a call, or the descriptor is not open.
-    #[error("the kernel returned no counters: {0}")]
-    Refused(rustix::io::Errno),
-    /// Not a TCP connection: another protocol, MPTCP included, or a listener.
-    #[error("not a TCP connection")]
-    NotTcp,
-    /// An upper-layer protocol, such as TLS in the kernel, changes the stream.
-    #[error("an upper-layer protocol changes the stream")]
-    UpperLayer,
-    /// The counters changed during each sample, or contradict each other.
-    #[error("the counters do not agree")]
-    Unsteady,
-}
-
-impl From<io::Error> for Uncountable {
-    fn from(error: io::Error) -> Self {
-        Self::Refused(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
-    }
-}
-
-impl From<rustix::io::Errno> for Uncountable {
-    fn from(errno: rustix::io::Errno) -> Self {
-        Self::Refused(errno)
-    }
-}
-
 /// Returns the counters of the connection `fd` at one instant.
 ///
 /// # Errors
-/// [`Uncountable`].
-pub fn counters(fd: BorrowedFd<'_>) -> Result<Counters, Uncountable> {
+/// Why they are unknown, or do not describe the stream.
+pub fn counters(fd: BorrowedFd<'_>) -> Result<Counters, &'static str> {
+    // MPTCP is a protocol of its own, and counts otherwise.
     if !is_connection(fd) {
-        return Err(Uncountable::NotTcp);
+        return Err("it is not a TCP connection");
     }
-    if has_upper_layer(fd)? {
-        return Err(Uncountable::UpperLayer);
+    match has_upper_layer(fd) {
+        Ok(false) => {}
+        // TLS in the kernel, for example.
+        Ok(true) => return Err("an upper-layer protocol changes its stream"),
+        Err(_) => return Err(NO_COUNTERS),
     }
-    let mut before = Info::of(fd)?;
+    let mut before = Info::of(fd).map_err(|_| NO_COUNTERS)?;
     for _ in 0..SAMPLES_MAX {
-        let unread = ioctl_fionread(fd)?;
-        let unsent = bytes_queued(fd)?;
-        let after = Info::of(fd)?;
+        let unread = ioctl_fionread(fd).map_err(|_| NO_COUNTERS)?;
+        let unsent = bytes_queued(fd).map_err(|_| NO_COUNTERS)?;
+        let after = Info::of(fd).map_err(|_| NO_COUNTERS)?;
         if before == after {
-            return after.count(unread, unsent).ok_or(Uncountable::Unsteady);
+            let counters = after.count(unread, unsent);
+            return counters.ok_or("its counters contradict each other");
         }
         before = after;
     }
-    Err(Uncountable::Unsteady)
+    Err("its counters do not settle")
 }
+
+const NO_COUNTERS: &str = "the kernel returns no counters for it";
 
 /// Returns whether `fd` is a TCP socket that does not listen.
 #[must_use]
@@ -275,12 +253,12 @@ mod tests {
         let (unix, _) = std::os::unix::net::UnixStream::pair().unwrap();
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for fd in [listener.as_fd(), unix.as_fd(), udp.as_fd()] {
-            assert_eq!(counters(fd), Err(Uncountable::NotTcp));
+            assert_eq!(counters(fd), Err("it is not a TCP connection"));
         }
         let (server, _client) = pair();
         // Not every kernel has TLS.
         if setsockopt(&server, sockopt::TcpUlp::default(), b"tls").is_ok() {
-            assert_eq!(counters(server.as_fd()), Err(Uncountable::UpperLayer));
+            counters(server.as_fd()).unwrap_err();
         }
     }
 }

@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::{Phase, Worker};
+use super::Worker;
+use super::phase::Phase;
 use crate::fault;
 use crate::handover::{HandedOver, HandoverEnd, Part};
 use crate::log::event;
@@ -20,7 +21,7 @@ impl Worker {
     /// Starts accepting, if it was a standby or could not hand over every connection.
     pub(super) fn start_serving(&mut self) {
         if matches!(self.phase, Phase::StandingBy | Phase::Undecided { .. }) {
-            self.phase = Phase::Serving;
+            self.enter(Phase::Serving);
             self.reactor.begin_accepting();
         }
     }
@@ -92,7 +93,7 @@ impl Worker {
                     to_generation = request.to.generation.0,
                     connections
                 );
-                self.phase = Phase::HandingOver { last: request.last };
+                self.enter(Phase::HandingOver { last: request.last });
             }
             Err(error) => {
                 event!(handover_not_begun, %error, to_slot = request.to.slot.0, to_generation = request.to.generation.0);
@@ -163,12 +164,12 @@ impl Worker {
         );
         match end {
             HandoverEnd::Done => {
-                self.phase = Phase::Done;
+                self.enter(Phase::Done);
                 fault::point("sender.done");
             }
-            HandoverEnd::PeerGone => self.phase = Phase::Serving,
+            HandoverEnd::PeerGone => self.enter(Phase::Serving),
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
-                self.phase = Phase::Undecided { last };
+                self.enter(Phase::Undecided { last });
             }
         }
         self.send(FromWorker::HandedOver(result));
@@ -200,9 +201,9 @@ impl Worker {
                 return;
             }
         }
-        self.phase = Phase::Leaving {
+        self.enter(Phase::Leaving {
             until: self.reactor.now() + drain_timeout,
-        };
+        });
         let connections = self.reactor.open_connections();
         event!(worker_leaving, connections);
         self.send(FromWorker::Draining { connections });

@@ -32,6 +32,7 @@ mod rebalance;
 mod rebind;
 mod reload;
 mod requests;
+mod rescue;
 mod runbooks;
 mod sandbox;
 mod scale;

@@ -306,8 +306,16 @@ impl Server {
 
     /// Returns the PIDs of the running workers, in order.
     pub fn worker_pids(&self) -> Vec<u32> {
-        let children = self.running.note_children();
-        children.into_iter().filter(|pid| is_worker(*pid)).collect()
+        let mut children = self.running.note_children();
+        children.retain(|pid| is_worker(*pid) && !is_keeper(*pid));
+        children
+    }
+
+    /// Returns the PIDs of the workers' keepers, in order.
+    pub fn keeper_pids(&self) -> Vec<u32> {
+        let mut children = self.running.note_children();
+        children.retain(|pid| is_keeper(*pid));
+        children
     }
 
     /// Returns the PIDs of the server and all its running descendants, including orphans.
@@ -648,6 +656,11 @@ fn reachable(announced: &str) -> SocketAddr {
         IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
     addr
+}
+
+/// Returns whether a process keeps a worker: it has the worker's arguments and a name of its own.
+fn is_keeper(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name == b"uppercased-keep\n")
 }
 
 /// Returns whether a child of the supervisor runs in the worker role, by its name or first

@@ -1,0 +1,133 @@
+//! The phase of a worker's life, and how the working memory has it.
+//!
+//! Pure. It must not act on a phase: the worker does.
+
+use std::time::Duration;
+
+use crate::memory::life::Standing;
+use uppercased_ctl::clock::Tick;
+
+/// The worker's phase of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Ready, and not accepting: another worker of the slot is active.
+    StandingBy,
+    Serving,
+    /// Stopping; accepting continues for a while, so that load balancers notice first.
+    LameDuck {
+        until: Tick,
+        drain_timeout: Duration,
+    },
+    /// Its connections migrate to another worker.
+    HandingOver {
+        /// No other worker accepts from its listeners.
+        last: bool,
+    },
+    /// Some connections could not migrate. They are served until the supervisor decides about them.
+    Undecided {
+        last: bool,
+    },
+    /// No longer accepting; established connections are served until they end, or until then.
+    Leaving {
+        until: Tick,
+    },
+    /// Sending pending output, then ending each stream.
+    Draining {
+        until: Tick,
+    },
+    Done,
+}
+
+impl Phase {
+    /// Returns the phase as the working memory has it.
+    pub(super) const fn standing(self) -> Standing {
+        let (phase, until, drain_timeout) = match self {
+            Self::StandingBy => (1, Tick::ZERO, Duration::ZERO),
+            Self::Serving => (2, Tick::ZERO, Duration::ZERO),
+            Self::LameDuck {
+                until,
+                drain_timeout,
+            } => (3, until, drain_timeout),
+            Self::HandingOver { last: false } => (4, Tick::ZERO, Duration::ZERO),
+            Self::HandingOver { last: true } => (5, Tick::ZERO, Duration::ZERO),
+            Self::Undecided { last: false } => (6, Tick::ZERO, Duration::ZERO),
+            Self::Undecided { last: true } => (7, Tick::ZERO, Duration::ZERO),
+            Self::Leaving { until } => (8, until, Duration::ZERO),
+            Self::Draining { until } => (9, until, Duration::ZERO),
+            Self::Done => (10, Tick::ZERO, Duration::ZERO),
+        };
+        Standing {
+            phase,
+            until,
+            drain_timeout,
+        }
+    }
+
+    /// Returns the phase that the working memory names; `None` if it names none.
+    pub(super) const fn of(standing: Standing) -> Option<Self> {
+        let until = standing.until;
+        Some(match standing.phase {
+            1 => Self::StandingBy,
+            2 => Self::Serving,
+            3 => Self::LameDuck {
+                until,
+                drain_timeout: standing.drain_timeout,
+            },
+            4 => Self::HandingOver { last: false },
+            5 => Self::HandingOver { last: true },
+            6 => Self::Undecided { last: false },
+            7 => Self::Undecided { last: true },
+            8 => Self::Leaving { until },
+            9 => Self::Draining { until },
+            10 => Self::Done,
+            _ => return None,
+        })
+    }
+
+    /// Returns the name used in log lines.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::StandingBy => "standing_by",
+            Self::Serving => "serving",
+            Self::LameDuck { .. } => "lame_duck",
+            Self::HandingOver { .. } => "handing_over",
+            Self::Undecided { .. } => "undecided",
+            Self::Leaving { .. } => "leaving",
+            Self::Draining { .. } => "draining",
+            Self::Done => "done",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phase_survives_its_standing() {
+        let (until, drain_timeout) = (Tick::from_millis(7), Duration::from_secs(3));
+        let phases = [
+            Phase::StandingBy,
+            Phase::Serving,
+            Phase::LameDuck {
+                until,
+                drain_timeout,
+            },
+            Phase::HandingOver { last: false },
+            Phase::HandingOver { last: true },
+            Phase::Undecided { last: false },
+            Phase::Undecided { last: true },
+            Phase::Leaving { until },
+            Phase::Draining { until },
+            Phase::Done,
+        ];
+        for phase in phases {
+            assert_eq!(Phase::of(phase.standing()), Some(phase));
+        }
+        let unknown = Standing {
+            phase: 0,
+            ..Phase::Done.standing()
+        };
+        assert_eq!(Phase::of(unknown), None);
+    }
+}

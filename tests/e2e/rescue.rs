@@ -1,0 +1,241 @@
+//! The death of a worker's process, by any cause, in every state of its connections: its keeper
+//! continues all of them, and no client notices.
+//!
+//! The supervisor is stopped meanwhile: no step of a rescue needs it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use uppercased_ctl::metrics::{CloseReason, Counter};
+use uppercased_ctl::proxy_header::{Version, encode};
+
+use crate::support::observe::{
+    OWED_BYTES, become_owed, descriptors, freeze, until, until_some, worker_of, workers_of,
+};
+use crate::support::usage::Counters;
+use crate::support::{Client, Server, Watched, pattern};
+
+/// Starts one worker with a keeper.
+#[track_caller]
+fn server(args: &[&str], faults: &str) -> Server {
+    let given = ["--listen=127.0.0.1:0", "--workers=1", "--crash-rescue=true"];
+    Server::builder()
+        .args(given)
+        .args(args)
+        .env("FAULT_POINTS", faults)
+        .start()
+}
+
+/// Stops the supervisor, which is to take no part.
+#[track_caller]
+fn freeze_supervisor(server: &Server) {
+    freeze(&Watched::open(server.pid()).expect("the supervisor runs"));
+}
+
+/// Kills the worker's process; returns the process that has taken its place.
+#[track_caller]
+fn kill_worker(server: &Server) -> u32 {
+    let worker = worker_of(server, 0);
+    // It has its name a moment after its worker is ready.
+    let keepers = until_some("the worker has a keeper", || {
+        Some(server.keeper_pids()).filter(|keepers| !keepers.is_empty())
+    });
+    worker.signal(Signal::SIGKILL);
+    until_some("the keeper is the worker", || {
+        let workers = workers_of(server, 0);
+        workers.into_iter().find(|pid| keepers.contains(pid))
+    })
+}
+
+/// One client in each state.
+struct Clients {
+    idle: Client,
+    halfway: Client,
+    owed: Client,
+    half_closed: Client,
+}
+
+impl Clients {
+    #[track_caller]
+    fn of(server: &Server) -> Self {
+        let connect = || Client::connect(server.addr());
+        let (mut idle, mut halfway) = (connect(), connect());
+        idle.roundtrip(b"before");
+        halfway.roundtrip(b"half of a ");
+        let (mut owed, mut half_closed) = (connect(), connect());
+        become_owed(server, &mut owed);
+        become_owed(server, &mut half_closed);
+        half_closed.half_close();
+        Self {
+            idle,
+            halfway,
+            owed,
+            half_closed,
+        }
+    }
+
+    /// Asserts that each gets exactly what it is owed.
+    #[track_caller]
+    fn expect_served(mut self, server: &Server) {
+        self.idle.roundtrip(b"and after");
+        self.halfway.roundtrip(b"message");
+        let answer = pattern(0, OWED_BYTES).to_ascii_uppercase();
+        self.owed.expect(&answer);
+        self.owed.roundtrip(b"and more");
+        assert_eq!(self.half_closed.read_to_end(), answer);
+        Client::connect(server.addr()).roundtrip(b"a new client");
+    }
+}
+
+/// In the middle of a turn, after a store that some client has caused.
+#[test]
+fn clients_survive_any_death_of_worker() {
+    for death in ["kill", "panic", "abort", "violate"] {
+        let server = server(&[], &format!("store=100;store.death={death}"));
+        let first = worker_of(&server, 0);
+        freeze_supervisor(&server);
+        let mut clients: Vec<_> = (0..10).map(|_| Client::connect(server.addr())).collect();
+        for round in 0..10 {
+            for client in &mut clients {
+                client.roundtrip(format!("{death} {round}").as_bytes());
+            }
+        }
+        assert_ne!(worker_of(&server, 0).pid(), first.pid(), "{death}");
+    }
+}
+
+#[test]
+fn clients_survive_kill_in_any_state() {
+    let server = server(&[], "");
+    let clients = Clients::of(&server);
+    freeze_supervisor(&server);
+    kill_worker(&server);
+    clients.expect_served(&server);
+}
+
+#[test]
+fn clients_survive_death_of_each_process() {
+    let server = server(&[], "");
+    let clients = Clients::of(&server);
+    let counters = Counters::of(&server);
+    let open = counters.open();
+    let before = descriptors(worker_of(&server, 0).pid());
+    freeze_supervisor(&server);
+    for _ in 0..4 {
+        let pid = kill_worker(&server);
+        until("its own keeper waits", || server.keeper_pids().len() == 1);
+        until("it has the descriptors of the first", || {
+            descriptors(pid).len() == before.len()
+        });
+        Client::connect(server.addr()).roundtrip(b"served by each");
+        counters.wait_open(open);
+    }
+    clients.expect_served(&server);
+}
+
+#[test]
+fn clients_survive_stop_before_kill() {
+    let server = server(&[], "");
+    let mut clients = Clients::of(&server);
+    freeze_supervisor(&server);
+    freeze(&worker_of(&server, 0));
+    clients.idle.send_all(b"sent to a stopped worker");
+    let mut queued = Client::connect(server.addr());
+    queued.send_all(b"queued");
+    kill_worker(&server);
+    clients.idle.expect(b"SENT TO A STOPPED WORKER");
+    queued.expect(b"QUEUED");
+    clients.expect_served(&server);
+}
+
+/// The death of the rescuer at each of its steps: the next keeper begins again.
+#[test]
+fn clients_survive_death_during_rescue() {
+    for point in ["rescue.keeper_cloned", "rescue.repaired", "rescue.rearmed"] {
+        let server = server(&[], &format!("{point}=kill"));
+        let clients = Clients::of(&server);
+        freeze_supervisor(&server);
+        worker_of(&server, 0).signal(Signal::SIGKILL);
+        // Each life dies there, until the keeper gives up: nothing hangs.
+        until("no process continues the worker", || {
+            server.worker_pids().is_empty() && server.keeper_pids().is_empty()
+        });
+        drop(clients);
+    }
+}
+
+#[test]
+fn rescue_keeps_limits_per_source() {
+    let server = server(&["--max-connections-per-source=2"], "");
+    let mut held = [
+        Client::connect(server.addr()),
+        Client::connect(server.addr()),
+    ];
+    for client in &mut held {
+        client.roundtrip(b"held");
+    }
+    Client::connect(server.addr()).expect_reset();
+    freeze_supervisor(&server);
+    kill_worker(&server);
+    held[0].roundtrip(b"still held");
+    Client::connect(server.addr()).expect_reset();
+    let [first, _second] = held;
+    drop(first);
+    until("its place is available", || {
+        Client::connect(server.addr()).is_served(b"free?")
+    });
+}
+
+#[test]
+fn rescue_keeps_deadlines() {
+    let server = server(&["--idle-timeout=2s", "--linger-timeout=1m"], "");
+    let counters = Counters::of(&server);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"then silence");
+    freeze_supervisor(&server);
+    kill_worker(&server);
+    // The stream is ended by the new process, and lingers across another death.
+    client.expect_eof();
+    kill_worker(&server);
+    counters.wait_open(1);
+    client.send_all(b"discarded");
+    counters.wait(Counter::BytesDiscarded, 9);
+    drop(client);
+    counters.wait(Counter::Closed(CloseReason::IdleTimeout), 1);
+}
+
+#[test]
+fn rescue_keeps_awaited_proxy_header() {
+    let server = server(&["--proxy-protocol=all"], "");
+    let client: SocketAddr = "192.0.2.7:4000".parse().unwrap();
+    let header = encode(Version::V2, client, "10.0.0.1:9999".parse().unwrap());
+    let mut after = Client::connect(server.addr());
+    after.send_all(&header);
+    after.roundtrip(b"before");
+    let mut halfway = Client::connect(server.addr());
+    halfway.send_all(&header[..10]);
+    let counters = Counters::of(&server);
+    counters.wait_open(2);
+    freeze_supervisor(&server);
+    kill_worker(&server);
+    halfway.expect_silence(Duration::from_millis(50));
+    halfway.send_all(&header[10..]);
+    halfway.roundtrip(b"its header is not echoed");
+    after.roundtrip(b"after");
+    // The bytes of a header are none of the connection's, at a second death as well.
+    kill_worker(&server);
+    halfway.roundtrip(b"again");
+    after.roundtrip(b"and again");
+    let mut new = Client::connect(server.addr());
+    new.send_all(&header);
+    new.roundtrip(b"and a new one");
+}
+
+#[test]
+fn stopped_worker_takes_its_keeper_along() {
+    let server = server(&[], "");
+    until("it has a keeper", || server.keeper_pids().len() == 1);
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}
