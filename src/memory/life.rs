@@ -237,12 +237,15 @@ impl<P: Probe> Memory<P> {
     }
 
     /// Starts the next life. Returns its number.
+    ///
+    /// The life that ended is stored before its culprit: a process that dies between the two must
+    /// not leave the culprit of this life as that of the life before.
     pub(super) fn begin_life(&mut self, culprit: u64) -> u64 {
         let ended = lives(&self.shared);
         let unconfirmed = unconfirmed(&self.shared).saturating_add(1);
         self.store(Layout::LIFE, UNCONFIRMED, unconfirmed);
-        self.store(Layout::LIFE, CULPRIT, culprit);
         self.store(Layout::LIFE, CULPRIT_LIFE, ended);
+        self.store(Layout::LIFE, CULPRIT, culprit);
         self.store(Layout::LIFE, LIVES, ended.wrapping_add(1));
         ended.wrapping_add(1)
     }
