@@ -8,7 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::model::script::{Memory, Op, Terms, World};
-use crate::model::server::{Rescuer, fresh_memory};
+use crate::model::server::{Fault, Rescuer, fresh_memory};
 use crate::model::{Event, Kernel, Meanwhile, NOTHING, Stopped, Stops, Wire};
 use crate::strategy;
 use proptest::prelude::*;
@@ -254,7 +254,7 @@ fn rescue_at(terms: Terms, ops: &[Op], point: u64) {
         world.countdown.arm(u64::MAX);
         return world.conclude();
     };
-    world.replace(|dead, kernel, _| dead.rescued(kernel));
+    world.rescue(Fault::None);
     if ops[index] == Op::Finish {
         world.step(Op::Finish); // The stop request is repeated to the successor.
     }
@@ -283,7 +283,11 @@ fn repair_in_place(terms: Terms, ops: &[Op], point: u64) {
 }
 
 fn repair(world: &mut World) {
-    let (memory, kernel) = (&mut world.server.memory, &mut Rescuer(&mut world.kernel));
+    let memory = &mut world.server.memory;
+    let kernel = &mut Rescuer {
+        kernel: &mut world.kernel,
+        lengths: BTreeMap::new(),
+    };
     let rescue = memory.begin_rescue().unwrap();
     memory.finish_closes(kernel);
     memory.repair(rescue, kernel);

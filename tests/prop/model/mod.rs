@@ -137,6 +137,8 @@ pub struct Kernel {
     pub queue: VecDeque<usize>,
     /// Faults of the next calls, one each.
     pub meanwhile: VecDeque<Meanwhile>,
+    /// The worker's other descriptors.
+    pub others: BTreeSet<u32>,
     /// Lowest number of a new descriptor.
     pub first_fd: u32,
     /// Time of this turn, for the true deadlines.
@@ -285,6 +287,7 @@ impl Kernel {
         Self {
             wires: Vec::new(),
             descriptors: BTreeMap::new(),
+            others: BTreeSet::new(),
             queue: VecDeque::new(),
             meanwhile: VecDeque::new(),
             first_fd,
@@ -370,9 +373,11 @@ impl Kernel {
 
     /// Registers a descriptor; existing readiness is reported.
     pub fn watch(&mut self, fd: u32, generation: u32) {
+        self.countdown.step();
         let wire = self.wire(fd);
         wire.generation = generation;
         wire.edge = true;
+        self.countdown.step();
     }
 
     /// Makes the next close a reset.
@@ -388,7 +393,15 @@ impl Kernel {
         if let Some(client) = self.descriptors.remove(&fd) {
             self.wires[client].closed = true;
         }
+        self.others.remove(&fd);
         self.countdown.step();
+    }
+
+    /// Opens a descriptor that is no connection.
+    pub fn open_other(&mut self) -> u32 {
+        let fd = self.free_number();
+        self.others.insert(fd);
+        fd
     }
 
     /// Gives a connection another number, unregistered, as if another process had received it.
@@ -414,7 +427,7 @@ impl Kernel {
 
     fn free_number(&self) -> u32 {
         let mut free = self.first_fd..;
-        free.find(|fd| !self.descriptors.contains_key(fd))
+        free.find(|fd| !self.descriptors.contains_key(fd) && !self.others.contains(fd))
             .expect("there are free numbers")
     }
 

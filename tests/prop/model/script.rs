@@ -8,7 +8,7 @@ use uppercased::memory::layout::{Flags, State};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::CloseReason;
 
-use super::server::{Server, fresh_memory};
+use super::server::{Fault, Server, fresh_memory};
 use super::{Countdown, Event, Kernel, Meanwhile, Stops};
 
 /// Maximum number of turns until an undisturbed server is idle.
@@ -117,6 +117,11 @@ impl World {
         let stopgap = Server::new(memory(), self.server.rules);
         let old = std::mem::replace(&mut self.server, stopgap);
         self.server = succeed(old, &mut self.kernel, memory());
+    }
+
+    /// Rescues the worker after its death.
+    pub fn rescue(&mut self, fault: Fault) {
+        self.server.rescue(&mut self.kernel, fault);
     }
 
     /// Lets every client read all output and end its stream, until every connection has ended, and

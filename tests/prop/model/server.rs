@@ -3,11 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
 
 use uppercased::connection::{self, ORDINARY, Outcome, Rules, Stream};
 use uppercased::handover::record::{BatchEncoder, Message, Packet};
 use uppercased::memory::frozen::Frozen;
-use uppercased::memory::layout::{Flags, Layout, State};
+use uppercased::memory::layout::{Flags, HANDS, InHand, Layout, State};
 use uppercased::memory::rescue::{self, Counters};
 use uppercased::memory::{self, Memory};
 use uppercased_ctl::clock::Tick;
@@ -194,12 +195,27 @@ impl Server {
         }
     }
 
-    /// Returns the next life of a killed worker: it repairs the memory and continues with the same
-    /// descriptors.
-    pub fn rescued(mut self, kernel: &mut Kernel) -> Self {
+    /// Continues the worker after its death: repairs the memory and goes on with the same
+    /// descriptors. To be repeated if this life dies, too.
+    pub fn rescue(&mut self, kernel: &mut Kernel, fault: Fault) {
+        fault.spoil(&self.memory);
+        let lengths = fault.lengths(&self.memory);
         let rescue = self.memory.begin_rescue().unwrap();
-        self.memory.finish_closes(&mut Rescuer(kernel));
-        let repaired = self.memory.repair(rescue, &mut Rescuer(kernel));
+        let mut pidfd = None;
+        if fault == Fault::OpenFirst {
+            pidfd = Some(kernel.open_other());
+        }
+        let mut rescuer = Rescuer { kernel, lengths };
+        self.memory.finish_closes(&mut rescuer);
+        if fault != Fault::OpenFirst {
+            rescuer.kernel.others.clear();
+        }
+        let pidfd = pidfd.unwrap_or_else(|| rescuer.kernel.open_other());
+        let repaired = self.memory.repair(rescue, &mut rescuer);
+        assert!(
+            kernel.others.contains(&pidfd),
+            "a new descriptor was closed"
+        );
         self.ready.clear();
         self.shares.clear();
         self.in_hand = 0;
@@ -218,6 +234,10 @@ impl Server {
         }
         self.memory.end_accept();
         for fd in recorded {
+            assert!(
+                kernel.descriptors.contains_key(&fd),
+                "{fd} is recorded and closed"
+            );
             // Its deadline may restart: the time of the last progress is stored before the state
             // that it belongs to.
             kernel.wire(fd).last_moved = kernel.now;
@@ -232,7 +252,7 @@ impl Server {
                 self.enqueue(fd);
             }
         }
-        self
+        self.memory.confirm_rescues();
     }
 
     /// Accepts the connections in the queue.
@@ -409,26 +429,109 @@ impl Server {
 
 /// The kernel as a repair asks it.
 #[derive(Debug)]
-pub struct Rescuer<'a>(pub &'a mut Kernel);
+pub struct Rescuer<'a> {
+    /// The kernel.
+    pub kernel: &'a mut Kernel,
+    /// Bytes owed by descriptor number, instead of the counters.
+    pub lengths: BTreeMap<u32, u64>,
+}
 
 impl rescue::Kernel for Rescuer<'_> {
     fn counters(&mut self, fd: u32) -> Result<Counters, &'static str> {
-        let Some(&client) = self.0.descriptors.get(&fd) else {
+        let Some(&client) = self.kernel.descriptors.get(&fd) else {
             return Err("it is no connection");
         };
-        let wire = &self.0.wires[client];
+        let wire = &self.kernel.wires[client];
+        let (read, written) = (wire.consumed as u64, wire.written.len() as u64);
+        let length = self.lengths.get(&fd);
         Ok(Counters {
             received: wire.arrived.len() as u64,
-            read: wire.consumed as u64,
-            written: wire.written.len() as u64,
+            read,
+            written: length.map_or(written, |length| read - length),
             is_over: wire.reset,
         })
     }
 
     fn close(&mut self, fd: u32, reset: bool) {
-        if reset && self.0.descriptors.contains_key(&fd) {
-            self.0.abort(fd);
+        if reset && self.kernel.descriptors.contains_key(&fd) {
+            self.kernel.abort(fd);
         }
-        self.0.close(fd);
+        self.kernel.close(fd);
+    }
+}
+
+/// A rule that a rescue or the stores before it omit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// None.
+    None,
+    /// The words in hand are ignored.
+    HandsIgnored,
+    /// The stored length is taken for what is owed.
+    LengthTrusted,
+    /// The store before a receive is missing (rule 1).
+    NoReceiveMark,
+    /// The store of pending output is missing (rule 2).
+    NoPending,
+    /// The store before a flush is missing (rule 3).
+    NoFlushMark,
+    /// The accepting mark is missing (rule 4).
+    NoAcceptMark,
+    /// The state before a close is missing (rule 5).
+    NoCloseMark,
+    /// The state before an end of stream is missing (rule 6).
+    NoLingerMark,
+    /// A descriptor is opened before the closes are finished.
+    OpenFirst,
+}
+
+impl Fault {
+    /// Changes the memory of a dead worker as if the fault had been there before.
+    fn spoil(self, memory: &Memory<Stops>) {
+        let word = |line: usize, word: usize| &memory.shared().line(line).0[word];
+        for (line, at) in (0..HANDS).map(Layout::in_hand) {
+            let in_hand = InHand::unpack(word(line, at).load(Ordering::Relaxed));
+            let unmarked = matches!(in_hand, Some(InHand::Recv { len: 0, .. }));
+            let flushed = matches!(in_hand, Some(InHand::Flush { .. }));
+            if self == Self::HandsIgnored
+                || (self == Self::NoReceiveMark && unmarked)
+                || (self == Self::NoFlushMark && flushed)
+            {
+                word(line, at).store(0, Ordering::Relaxed);
+            }
+        }
+        if self == Self::NoAcceptMark {
+            word(Layout::ACCEPTING, 0).store(0, Ordering::Relaxed);
+        }
+        for fd in memory.occupied() {
+            let line = Layout::record(fd);
+            if self == Self::NoPending {
+                word(line, 1).store(0, Ordering::Relaxed);
+            }
+            let is_missing = match memory.record(fd).state() {
+                State::Closing => self == Self::NoCloseMark,
+                State::LingeringIdle | State::LingeringStop => self == Self::NoLingerMark,
+                _ => false,
+            };
+            if is_missing {
+                let head = word(line, 0).load(Ordering::Relaxed) & !0xff;
+                word(line, 0).store(head | State::Open as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Returns the lengths in hand, if they are trusted.
+    fn lengths(self, memory: &Memory<Stops>) -> BTreeMap<u32, u64> {
+        if self != Self::LengthTrusted {
+            return BTreeMap::new();
+        }
+        let words = (0..HANDS).map(Layout::in_hand).filter_map(|(line, at)| {
+            let word = memory.shared().line(line).0[at].load(Ordering::Relaxed);
+            match InHand::unpack(word)? {
+                InHand::Recv { fd, len, .. } => Some((fd, len.into())),
+                InHand::Nothing | InHand::Flush { .. } => None,
+            }
+        });
+        words.collect()
     }
 }
