@@ -55,7 +55,7 @@ use admin::Admin;
 use control::Control;
 use fleet::Fleet;
 use locks::PortLocks;
-use machine::{Event, Machine, Queue, Verdict};
+use machine::{Event, Machine, Queue, Rescue, Verdict};
 use reaper::Reaper;
 use reaper::orphans::reap_orphans;
 use signals::Signals;
@@ -281,6 +281,10 @@ impl Supervisor {
                 self.fleet.on_channel(serial, registry);
                 self.take_fleet_events();
             }
+            Some(Source::Keeper(serial)) => {
+                self.fleet.on_keeper_exit(serial, registry);
+                self.take_fleet_events();
+            }
             Some(Source::Process(serial)) => {
                 self.fleet.on_exit(serial, registry);
                 self.take_fleet_events();
@@ -301,6 +305,23 @@ impl Supervisor {
                         exit,
                         cause,
                     });
+                }
+                fleet::Event::Rescued {
+                    worker,
+                    exit,
+                    is_hang,
+                    rescued,
+                } => {
+                    let cause = self.reaper.cause_of(exit, clock::now());
+                    let rescue = Rescue {
+                        exit,
+                        is_hang,
+                        cause,
+                        connections: rescued.connections,
+                        reset: rescued.reset,
+                        took: Duration::from_micros(rescued.took_us),
+                    };
+                    self.apply(Event::Rescued { worker, rescue });
                 }
                 fleet::Event::Draining {
                     worker,

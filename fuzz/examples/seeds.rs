@@ -231,6 +231,7 @@ fn handover() -> Vec<Vec<u8>> {
         bytes_out: 0,
         last_progress: Tick::from_millis(5),
         opened: Tick::from_millis(1),
+        header_bytes: 0,
     };
     let waiting = Frozen {
         unsent: Vec::new(),

@@ -111,8 +111,18 @@ pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 /// new iteration.
 pub const HANG_CHECKS: u32 = 4;
 
+/// Crashes of one worker within [`CRASH_WINDOW`] that are rescued; the next one ends the worker, and
+/// the slot is restarted with a delay. Signals from outside do not count.
+pub const CRASHES_RESCUED_MAX: usize = 5;
+
+/// Time in which crashes of a worker are counted.
+pub const CRASH_WINDOW: Duration = Duration::from_secs(10);
+
 /// Time for a keeper to report that it has become the worker; it is killed afterwards.
 pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Minimum time between two requests for a keeper of the same worker.
+pub const KEEPER_RETRY: Duration = Duration::from_secs(1);
 
 /// Interval between comparisons of the workers' loads (`rebalance`).
 pub const REBALANCE_LOOK_EVERY: Duration = Duration::from_secs(1);

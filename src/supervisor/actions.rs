@@ -37,6 +37,8 @@ impl Supervisor {
                 self.fleet.spawn(spawn, self.poll.registry());
             }
             Action::Kill { worker } => self.fleet.kill(worker),
+            Action::KillProcess { worker } => self.fleet.kill_process(worker),
+            Action::Confirm { worker } => self.fleet.send(worker, ToWorker::Confirm, &[]),
             Action::Abandon { worker } => self.fleet.abandon(worker),
             Action::EndCustody => self.fleet.release_all_listeners(),
             Action::StopWorker { worker } => {

@@ -8,6 +8,7 @@
 mod capacity;
 pub(crate) mod children;
 mod handover;
+mod keepers;
 mod placement;
 mod queues;
 pub(crate) mod releases;
@@ -29,7 +30,7 @@ use crate::fault;
 use crate::log::event;
 use crate::memory;
 use crate::sys::fd::{Inherited, Kept};
-use crate::wire::{FromWorker, Listen, ToWorker};
+use crate::wire::{FromWorker, Listen, Rescued, ToWorker};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, SlotId, WorkerId};
 use uppercased_ctl::status::Sandboxed;
@@ -40,7 +41,7 @@ use crate::sys::shared::SharedMemory;
 use super::machine;
 use super::machine::ExitStatus;
 use super::subprocess;
-use children::{Child, Unusable};
+use children::{Child, Keeper, SavedKeeper, Unusable};
 use releases::{Release, Releases};
 use resources::{Rebind, SlotResources};
 use totals::{Former, Totals};
@@ -59,6 +60,8 @@ pub(crate) struct Fleet {
     activated: u16,
     /// Slot `i` is at index `i`.
     slots: Vec<SlotResources>,
+    /// The processes that wait for the end of a worker's.
+    keepers: Vec<Keeper>,
     /// The counters of slots that have left.
     former: Former,
     next_serial: u64,
@@ -78,6 +81,7 @@ pub(crate) struct Saved {
     addresses: Vec<Listen>,
     activated: u16,
     slots: Vec<resources::Saved>,
+    keepers: Vec<SavedKeeper>,
     former: Former,
     rebinds: Vec<Rebind>,
 }
@@ -99,16 +103,20 @@ impl Saved {
 
 /// An event of the workers.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an event is handled as soon as it is returned"
-)]
 pub(crate) enum Event {
     /// An event for the machine.
     Machine(machine::Event),
     Exited {
         worker: WorkerId,
         exit: ExitStatus,
+    },
+    /// A keeper has become a worker, whose process ended so.
+    Rescued {
+        worker: WorkerId,
+        exit: ExitStatus,
+        /// Whether the process was killed because it hung.
+        is_hang: bool,
+        rescued: Rescued,
     },
     /// A worker has begun to stop with these connections open.
     Draining {
@@ -145,6 +153,7 @@ impl Fleet {
             nofile,
             activated,
             slots: slots.collect(),
+            keepers: Vec::new(),
             former: Former::default(),
             next_serial: 0,
             rebinds: Vec::new(),
@@ -179,18 +188,32 @@ impl Fleet {
         let Some(exit) = child.process.reap() else {
             return;
         };
+        if self.succeed(worker, exit, registry) {
+            return;
+        }
+        let Some(child) = self.child(worker) else {
+            return;
+        };
         child.process.unwatch(registry);
+        let exit = child.life.exit_of_last(exit);
+        self.kill_keepers(serial);
         self.slots[worker.slot.index()].remove(worker);
         self.events.push_back(Event::Exited { worker, exit });
     }
 
     pub(crate) fn deadline(&self) -> Option<Tick> {
-        self.rebind_at.into_iter().chain([self.queues_due]).min()
+        let own = [
+            self.rebind_at,
+            Some(self.queues_due),
+            self.keepers_deadline(),
+        ];
+        own.into_iter().flatten().min()
     }
 
     /// Acts on due deadlines. `is_lent` returns whether a slot's queue is lent to a worker.
     pub(crate) fn handle_timeout(&mut self, now: Tick, is_lent: impl Fn(SlotId, WorkerId) -> bool) {
         self.rebind_due(now, is_lent);
+        self.keepers_timeout(now);
         self.check_queues(now);
     }
 
@@ -207,8 +230,9 @@ impl Fleet {
         }
     }
 
-    /// Kills a worker, if it still exists. Its pidfd reports the exit.
-    pub(crate) fn kill(&self, worker: WorkerId) {
+    /// Kills a worker, if it still exists, and its keeper. Its pidfd reports the exit.
+    pub(crate) fn kill(&mut self, worker: WorkerId) {
+        self.doom(worker);
         if let Some(child) = self.child(worker) {
             child.kill();
         }
@@ -216,6 +240,7 @@ impl Fleet {
 
     /// Removes a worker that was killed and has not exited from its slot.
     pub(crate) fn abandon(&mut self, worker: WorkerId) {
+        self.doom(worker);
         let slot = self.slots.get_mut(worker.slot.index());
         if let Some(process) = slot.and_then(|slot| slot.abandon(worker)) {
             self.events.push_back(Event::Ended(process));
@@ -335,7 +360,8 @@ impl Fleet {
 
     /// Returns the process numbers of the workers.
     pub(crate) fn pids(&self) -> impl Iterator<Item = i32> + '_ {
-        self.children().map(Child::pid)
+        let keepers = self.keepers.iter().map(Keeper::pid);
+        self.children().map(Child::pid).chain(keepers)
     }
 
     pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
@@ -344,6 +370,7 @@ impl Fleet {
             addresses: self.addresses.clone(),
             activated: self.activated,
             slots: self.slots.iter().map(|slot| slot.save(kept)).collect(),
+            keepers: self.keepers.iter().map(|it| it.save(kept)).collect(),
             former: self.former.clone(),
             rebinds: self.rebinds.clone(),
         }
@@ -365,6 +392,7 @@ impl Fleet {
             nofile,
             activated: saved.activated,
             slots: Vec::new(),
+            keepers: Vec::new(),
             former: saved.former,
             next_serial: 0,
             rebind_at: saved.rebinds.first().map(|_| now),
@@ -380,6 +408,7 @@ impl Fleet {
             fault::fail("resume.watch_child")?;
             child.watch(registry)?;
         }
+        restored.restore_keepers(saved.keepers, inherited, registry)?;
         Ok(restored)
     }
 
@@ -393,7 +422,7 @@ impl Fleet {
                     // now); a running one could not receive any more messages.
                     if let Some(child) = self.child(worker) {
                         child.process.unwatch_channel(registry);
-                        child.kill();
+                        self.kill(worker);
                     }
                     return self.machine(machine::Event::ChannelClosed { worker });
                 }
@@ -413,6 +442,7 @@ impl Fleet {
                         self.set_options(worker.slot);
                     }
                     self.note_sandbox(worker, ready.sandbox);
+                    self.find_keeper(worker, registry);
                     Event::Machine(machine::Event::Ready { worker })
                 }
                 FromWorker::Failed { cause } => {
@@ -436,10 +466,14 @@ impl Fleet {
                     end: ended.end,
                 }),
                 FromWorker::ListenerLost { slot } => Event::ListenerLost { worker, slot },
-                FromWorker::Kept | FromWorker::Rescued(_) => {
-                    let cause = "it has no keeper".to_owned();
-                    return self.channel_broke(worker, cause, registry);
+                FromWorker::Kept => {
+                    self.find_keeper(worker, registry);
+                    continue;
                 }
+                FromWorker::Rescued(rescued) => match self.rescued(worker, rescued, registry) {
+                    Ok(event) => event,
+                    Err(cause) => return self.channel_broke(worker, cause, registry),
+                },
             };
             self.events.push_back(event);
         }

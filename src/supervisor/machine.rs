@@ -43,6 +43,7 @@ mod policy;
 mod pulse;
 mod queue;
 mod reactions;
+mod rescue;
 mod roll;
 mod scale;
 mod slot;
@@ -58,7 +59,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::handover::HandoverEnd;
 pub use exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, ScaleTo, Verdict, Wanted,
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, Rescue, ScaleTo, Verdict, Wanted,
 };
 pub(super) use phase::Phase;
 use plan::Operation;
@@ -188,6 +189,8 @@ impl Machine {
                 exit,
                 cause,
             } => self.exited(*worker, *exit, cause.as_deref(), now),
+            Event::Kept { worker, kept } => self.kept(*worker, *kept),
+            Event::Rescued { worker, rescue } => self.rescued(*worker, rescue, now),
             Event::ChannelBroken { worker, cause } => self.channel_broken(*worker, cause, now),
             Event::ChannelClosed { worker } => self.channel_closed(*worker, now),
             Event::Stop { by } => self.stop(by, now),

@@ -163,6 +163,20 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
                 lost_connections = lost(worker)
             );
         }
+        Notice::WorkerRescued {
+            worker,
+            exit,
+            cause,
+            connections,
+            reset,
+            took,
+        } => {
+            event!(
+                worker_rescued; worker, worker_pid = pid(worker),
+                exit_code = exit.exit_code(), signal = exit.signal(), error = cause,
+                connections, reset, duration_ms = took.as_millis()
+            );
+        }
         Notice::WorkerStopped {
             worker,
             exit: ExitStatus::Exited(0),

@@ -93,8 +93,22 @@ impl<S: AsFd> Subprocess<S> {
 
     /// Watches the exit of the process.
     pub(crate) fn watch_end(&self, registry: &Registry, source: Source) -> io::Result<()> {
-        let number = self.process.as_fd().as_raw_fd();
-        registry.register(&mut SourceFd(&number), source.token(), Interest::READABLE)
+        watch_process(&self.process, registry, source)
+    }
+
+    /// Stops watching the exit of the process.
+    pub(crate) fn unwatch_end(&self, registry: &Registry) {
+        unwatch_process(&self.process, registry);
+    }
+
+    /// Continues with another process at the other end of the channel; the former has been reaped.
+    pub(crate) fn continue_as(&mut self, process: Process) {
+        self.process = process;
+    }
+
+    /// Returns whether the process has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.process.has_ended()
     }
 
     /// Rearms the report of the channel's readiness.
@@ -117,8 +131,7 @@ impl<S: AsFd> Subprocess<S> {
     /// Stops watching the channel and the process, if they are watched.
     pub(crate) fn unwatch(&self, registry: &Registry) {
         self.unwatch_channel(registry);
-        let number = self.process.as_fd().as_raw_fd();
-        let _ = registry.deregister(&mut SourceFd(&number));
+        self.unwatch_end(registry);
     }
 
     pub(crate) const fn pid(&self) -> i32 {
@@ -174,6 +187,22 @@ impl<S: AsFd> Subprocess<S> {
         let channel = over(inherited.take(saved.channel)?);
         Ok(Self { process, channel })
     }
+}
+
+/// Watches the exit of a process.
+pub(crate) fn watch_process(
+    process: &Process,
+    registry: &Registry,
+    source: Source,
+) -> io::Result<()> {
+    let number = process.as_fd().as_raw_fd();
+    registry.register(&mut SourceFd(&number), source.token(), Interest::READABLE)
+}
+
+/// Stops watching the exit of a process, if it is watched.
+pub(crate) fn unwatch_process(process: &Process, registry: &Registry) {
+    let number = process.as_fd().as_raw_fd();
+    let _ = registry.deregister(&mut SourceFd(&number));
 }
 
 /// Sends the failure of an exec, in the child, over its end of the channel.

@@ -34,6 +34,8 @@ pub(crate) enum Source {
     Channel(u64),
     /// A worker's pidfd.
     Process(u64),
+    /// The pidfd of a worker's keeper, by the worker's serial number.
+    Keeper(u64),
 }
 
 /// First of the control socket's tokens; one for itself and one for each client.
@@ -55,8 +57,9 @@ impl Source {
             Self::Announcement => 7,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
-            Self::Channel(serial) => CHILDREN_FIRST + 2 * serial as usize,
-            Self::Process(serial) => CHILDREN_FIRST + 2 * serial as usize + 1,
+            Self::Channel(serial) => CHILDREN_FIRST + 3 * serial as usize,
+            Self::Process(serial) => CHILDREN_FIRST + 3 * serial as usize + 1,
+            Self::Keeper(serial) => CHILDREN_FIRST + 3 * serial as usize + 2,
         })
     }
 
@@ -73,11 +76,11 @@ impl Source {
             7 => Self::Announcement,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
-                let serial = ((number - CHILDREN_FIRST) / 2) as u64;
-                if number.is_multiple_of(2) {
-                    Self::Channel(serial)
-                } else {
-                    Self::Process(serial)
+                let serial = ((number - CHILDREN_FIRST) / 3) as u64;
+                match (number - CHILDREN_FIRST) % 3 {
+                    0 => Self::Channel(serial),
+                    1 => Self::Process(serial),
+                    _ => Self::Keeper(serial),
                 }
             }
             number if number >= LOCKS_FIRST => Self::Lock(number - LOCKS_FIRST),
@@ -108,6 +111,8 @@ mod tests {
             Source::Process(0),
             Source::Channel(u64::from(u32::MAX)),
             Source::Process(u64::from(u32::MAX)),
+            Source::Keeper(0),
+            Source::Keeper(u64::from(u32::MAX)),
         ];
         for source in sources {
             assert_eq!(Source::of(source.token()), Some(source));

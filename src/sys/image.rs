@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use uppercased_ctl::process::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
 
@@ -152,6 +152,27 @@ impl Process {
             pid: Pid::from_raw(pid),
             pidfd,
         }
+    }
+
+    /// Returns the child of this process with the ID `pid`, which was not forked here.
+    ///
+    /// # Errors
+    /// There is no such child, or it has been reaped; or the error of `pidfd_open`.
+    pub fn of_child(pid: i32) -> io::Result<Self> {
+        let number = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty())?;
+        // Fails for a process of another parent.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        waitid(Id::PIDFd(pidfd.as_fd()), flags)?;
+        Ok(Self::inherited(pid, pidfd))
+    }
+
+    /// Returns whether it has ended; it may be reaped then.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let state = waitid(Id::PIDFd(self.pidfd.as_fd()), flags);
+        !matches!(state, Ok(WaitStatus::StillAlive))
     }
 
     /// Returns the process ID, for display.

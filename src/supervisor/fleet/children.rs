@@ -14,13 +14,14 @@ use crate::channel::{self, Channel, Received};
 use crate::config::WORKER_WORDS_MAX_CHARS;
 use crate::handover::HandoverEnd;
 use crate::log::event;
-use crate::supervisor::machine::ListenerSource;
+use crate::supervisor::machine::{ExitStatus, ListenerSource};
 use crate::supervisor::subprocess::{self, Subprocess};
 use crate::supervisor::tokens::Source;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
-use crate::sys::image::Image;
+use crate::sys::image::{Image, Process};
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Envelope, FromWorker, Start, ToWorker};
+use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, WorkerId};
 use uppercased_ctl::status::Sandboxed;
 
@@ -39,6 +40,7 @@ pub(crate) struct Child {
     /// Its sandbox, once it is Ready.
     pub(crate) sandbox: Option<Sandboxed>,
     pub(crate) quota: Quota,
+    pub(crate) life: Life,
 }
 
 /// A worker in a saved state.
@@ -49,6 +51,7 @@ pub(crate) struct Saved {
     process: subprocess::Saved,
     memory: Descriptor,
     sandbox: Option<Sandboxed>,
+    life: Life,
 }
 
 /// The messages that a worker may still send.
@@ -62,8 +65,6 @@ pub(crate) struct Quota {
     reports: u32,
     /// Remaining reports of new keepers: one for each that was requested.
     keepers: u32,
-    /// Remaining reports of rescues: one for each death of the worker's process.
-    rescues: u32,
 }
 
 impl Quota {
@@ -73,7 +74,6 @@ impl Quota {
         left: 1,
         reports: 1,
         keepers: 0,
-        rescues: 0,
     };
 
     /// Returns the quota of a worker started by an earlier binary of this process: at most these
@@ -84,7 +84,6 @@ impl Quota {
             left: 3,
             reports: 1,
             keepers: 1,
-            rescues: 0,
         }
     }
 
@@ -108,9 +107,10 @@ impl Quota {
     /// Counts a message from the worker; returns false if it exceeds the quota.
     fn allows(&mut self, message: &FromWorker) -> bool {
         let unasked = match message {
+            // Allowed once for each process that ends, which the fleet knows.
+            FromWorker::Rescued(_) => return !self.starting,
             FromWorker::ListenerLost { .. } => Some(&mut self.reports),
             FromWorker::Kept => Some(&mut self.keepers),
-            FromWorker::Rescued(_) => Some(&mut self.rescues),
             FromWorker::Ready(_)
             | FromWorker::Failed { .. }
             | FromWorker::Draining { .. }
@@ -127,6 +127,67 @@ impl Quota {
         // A worker that exceeds its quota may not send again.
         self.left = if fits { self.left - 1 } else { 0 };
         fits
+    }
+}
+
+/// A process that waits for the end of a worker's process.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(super) worker: WorkerId,
+    /// The worker's serial number.
+    pub(super) serial: u64,
+    pub(super) process: Process,
+}
+
+/// A keeper in a saved state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedKeeper {
+    pub(super) worker: WorkerId,
+    pub(super) pid: i32,
+    pub(super) process: Descriptor,
+}
+
+impl Keeper {
+    pub(super) const fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    pub(super) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> SavedKeeper {
+        SavedKeeper {
+            worker: self.worker,
+            pid: self.process.pid(),
+            process: kept.keep(&self.process),
+        }
+    }
+}
+
+/// How a worker's processes are succeeded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Life {
+    /// Processes of this worker that have ended.
+    pub(super) ended: u64,
+    /// The last of them, while its keeper has not reported: its exit, and the keeper's deadline.
+    pub(super) pending: Option<(ExitStatus, Tick)>,
+    /// Whether it was killed because it hung.
+    pub(super) hung: bool,
+    /// Whether it is not to be rescued any more.
+    pub(super) doomed: bool,
+    /// Time of the next request for a keeper.
+    pub(super) keep_at: Option<Tick>,
+    /// Time of the last.
+    pub(super) kept_at: Option<Tick>,
+}
+
+impl Life {
+    /// Returns whether a keeper has taken the place of a process, and has not reported.
+    pub(crate) const fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Returns the exit status to report for a worker that is not continued: the first process ended
+    /// by itself, and its keeper only because it could not continue.
+    pub(crate) fn exit_of_last(&self, exit: ExitStatus) -> ExitStatus {
+        self.pending.map_or(exit, |(first, _)| first)
     }
 }
 
@@ -242,6 +303,7 @@ impl Child {
             process: self.process.save(kept),
             memory: kept.keep(&self.memory),
             sandbox: self.sandbox.clone(),
+            life: self.life,
         }
     }
 
@@ -259,6 +321,7 @@ impl Child {
             process: Subprocess::restore(saved.process, inherited, Channel::over)?,
             memory: SharedMemory::map(inherited.take(saved.memory)?)?,
             quota: Quota::resumed(saved.sandbox.is_some()),
+            life: saved.life,
             sandbox: saved.sandbox,
         })
     }

@@ -9,7 +9,7 @@ use crate::supervisor::machine::{self, ListenerSource};
 use crate::sys::limits::explain;
 use uppercased_ctl::identity::WorkerId;
 
-use super::children::{Child, NewWorker, Quota, Spawn};
+use super::children::{Child, Life, NewWorker, Quota, Spawn};
 use super::placement::cpu_of;
 use super::resources::SlotResources;
 use super::{Event, Fleet};
@@ -74,6 +74,7 @@ impl Fleet {
             memory,
             sandbox: None,
             quota: Quota::NEW,
+            life: Life::default(),
         };
         self.next_serial += 1;
         let watched = child.watch(registry);

@@ -24,6 +24,7 @@ impl Fleet {
         SlotStatus {
             slot,
             pid,
+            keeper_pid: self.keeper_of(worker),
             cpu: pid.and_then(cpus::only_cpu_of),
             sandbox: child.and_then(|child| child.sandbox.clone()),
             lost_listener_ms: self.lost_since(slot).map(|at| millis(now.since(at))),

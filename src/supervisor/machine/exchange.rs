@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use answer::Answer;
-pub use event::{Event, ListenerSource, Load, Wanted};
+pub use event::{Event, ListenerSource, Load, Rescue, Wanted};
 pub use notice::Notice;
 
 use crate::handover::Part;
@@ -37,6 +37,17 @@ pub enum Action {
     },
     /// SIGKILL, by pidfd. It is no error if the process has exited, or its spawn has failed.
     Kill {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// SIGKILL to its process, but not to its keeper, which continues it. [`Event::Rescued`] or
+    /// [`Event::Exited`] follows.
+    KillProcess {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Tell a rescued worker that its rescue is known.
+    Confirm {
         /// The worker.
         worker: WorkerId,
     },

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::worker::Pulse;
-use super::{Action, Effect, KillReason, Machine, Notice, Phase, WorkerId};
+use super::{Action, Effect, Machine, Notice, Phase, WorkerId};
 use crate::config::{HANG_CHECKS, STALL_CHECKS};
 use uppercased_ctl::clock::Tick;
 
@@ -133,7 +133,7 @@ impl Machine {
             return Effect::Applied;
         }
         self.notice(Notice::WorkerHung { worker, after });
-        self.kill(worker, KillReason::Hung, now);
+        self.end_hang(worker, now);
         Effect::Applied
     }
 }

@@ -358,6 +358,8 @@ impl Slot {
             since: now,
             served_since: None,
             pulse: None,
+            kept: false,
+            crashed: Vec::new(),
         });
         if !standby {
             self.activate(generation, now);

@@ -591,4 +591,5 @@ mod cancel;
 mod held;
 mod pending;
 mod planned;
+mod rescued;
 mod scaling;

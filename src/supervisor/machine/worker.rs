@@ -28,6 +28,9 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
+    /// The end by SIGKILL, which is sent from outside.
+    pub const KILLED: Self = Self::Signalled(Signal::SIGKILL as i32);
+
     /// Returns the exit code of a process that exited by itself.
     #[must_use]
     pub const fn exit_code(self) -> Option<i32> {
@@ -89,6 +92,8 @@ pub enum KillReason {
     PeerGone,
     /// It did not exit by its deadline.
     LeaveTimedOut,
+    /// It crashed too often in a short time.
+    CrashLoop,
     /// The supervisor stops, and this worker did not serve, did not finish in time, or was to exit
     /// at once.
     Stop,
@@ -107,6 +112,7 @@ impl fmt::Display for KillReason {
             Self::HandoverTimedOut => write!(f, "its handover stalled"),
             Self::PeerGone => write!(f, "its predecessor lost the connection to it"),
             Self::LeaveTimedOut => write!(f, "it did not exit in time"),
+            Self::CrashLoop => write!(f, "it crashed too often"),
             Self::Stop => write!(f, "the server is stopping"),
         }
     }
@@ -257,6 +263,10 @@ pub(super) struct Worker {
     /// Time at which it became Ready.
     pub(super) served_since: Option<Tick>,
     pub(super) pulse: Option<Pulse>,
+    /// Whether it has a keeper, which continues it if its process dies.
+    pub(super) kept: bool,
+    /// Times of its latest crashes that its keepers continued.
+    pub(super) crashed: Vec<Tick>,
 }
 
 impl Worker {

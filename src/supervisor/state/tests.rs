@@ -25,7 +25,7 @@ use crate::port::lock_bound;
 use crate::supervisor::admin::Admin;
 use crate::supervisor::control::Control;
 use crate::supervisor::fleet::Fleet;
-use crate::supervisor::fleet::children::{Child, Quota};
+use crate::supervisor::fleet::children::{Child, Life, Quota};
 use crate::supervisor::locks::PortLocks;
 use crate::supervisor::machine::Policy;
 use crate::supervisor::policy::policy;
@@ -89,6 +89,7 @@ impl Parts {
             memory: memory(),
             sandbox: None,
             quota: Quota::NEW,
+            life: Life::default(),
         };
         let left_behind = memory();
         let listener = || TcpListener::bind(("127.0.0.1", 0)).unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use uppercased::supervisor::machine::{
     Action, Boot, Event, ExitStatus, Generation, HandoverEnd, KILL_GRACE, Load, Notice, Policy,
-    Progress, ReleaseId, ReloadConnections, SlotId, WorkerId,
+    Progress, ReleaseId, ReloadConnections, Rescue, SlotId, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -205,6 +205,9 @@ impl Kernel {
                 }
                 self.die(*worker, ExitStatus::Signalled(9), rng);
             }
+            // Its keeper, if it has one, reports the rescue.
+            Action::KillProcess { worker } => self.die(*worker, ExitStatus::KILLED, rng),
+            Action::Confirm { .. } => {}
             Action::Abandon { worker } => {
                 let process = self.processes.remove(worker);
                 law!(
@@ -606,7 +609,19 @@ impl Kernel {
         };
         let worker = WorkerId { slot, generation };
         let cause = "stale".to_owned();
-        match rng.u8(0..11) {
+        match rng.u8(0..13) {
+            11 => Event::Kept { worker, kept: true },
+            12 => Event::Rescued {
+                worker,
+                rescue: Rescue {
+                    exit: ExitStatus::KILLED,
+                    is_hang: false,
+                    cause: None,
+                    connections: 1,
+                    reset: 0,
+                    took: ms(1),
+                },
+            },
             10 => Event::Rebalanced {
                 worker,
                 moved: 1,

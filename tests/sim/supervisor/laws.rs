@@ -203,6 +203,14 @@ impl Laws {
                 self.awaited.insert(*worker, now);
                 self.killed(*worker, now);
             }
+            Action::KillProcess { worker } => {
+                let missed = self.pulses.get(worker).is_some_and(|it| it.misses > 0);
+                law!(
+                    missed,
+                    "the process of {worker} is killed although it makes turns"
+                );
+            }
+            Action::Confirm { .. } => {}
             Action::Abandon { worker } => self.abandoned(*worker, now),
             Action::EndCustody => self.custody_ends(now),
             Action::StopWorker { worker } => self.asked_to_stop(*worker),

@@ -182,6 +182,8 @@ pub struct SlotStatus {
     pub slot: SlotId,
     /// The worker's process ID; `None` without a process.
     pub pid: Option<u32>,
+    /// The process ID of its keeper, which continues it if its process dies; `None` without one.
+    pub keeper_pid: Option<u32>,
     /// The generation of the current worker, or of the latest one.
     pub generation: Generation,
     /// The worker's release.

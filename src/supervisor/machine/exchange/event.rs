@@ -1,5 +1,7 @@
 //! The events that the machine handles.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::policy::Policy;
@@ -44,6 +46,20 @@ pub enum Event {
         exit: ExitStatus,
         /// The cause derived from the exit status, if the worker reported none.
         cause: Option<String>,
+    },
+    /// Whether a worker has a keeper has changed.
+    Kept {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether it has one.
+        kept: bool,
+    },
+    /// The worker's process ended, and its keeper has become the worker.
+    Rescued {
+        /// The worker.
+        worker: WorkerId,
+        /// The report.
+        rescue: Rescue,
     },
     /// The channel failed or carried an invalid message; the process may still run.
     ChannelBroken {
@@ -188,6 +204,23 @@ pub enum Event {
         /// Turns of its loop since its start. If unchanged since the last answer, it has made none.
         turns: u64,
     },
+}
+
+/// A rescue, as the keeper reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// The exit status of the process.
+    pub exit: ExitStatus,
+    /// Whether it was killed because it hung.
+    pub is_hang: bool,
+    /// The cause derived from the exit status.
+    pub cause: Option<String>,
+    /// Connections that continue.
+    pub connections: u32,
+    /// Connections that were reset.
+    pub reset: u32,
+    /// Time from the wake-up of the keeper to its report.
+    pub took: Duration,
 }
 
 /// The work that a worker has done since its start.

@@ -199,6 +199,21 @@ pub enum Notice {
         /// The cause, if it is known.
         cause: Option<String>,
     },
+    /// The process of a worker ended, and its keeper continues the worker.
+    WorkerRescued {
+        /// The worker.
+        worker: WorkerId,
+        /// The exit status of the process.
+        exit: ExitStatus,
+        /// The cause, if it is known.
+        cause: Option<String>,
+        /// Connections that continue.
+        connections: u32,
+        /// Connections that were reset.
+        reset: u32,
+        /// Time from the wake-up of the keeper to its report.
+        took: Duration,
+    },
     /// A worker that was to stop exited, normally or not.
     WorkerStopped {
         /// The worker.

@@ -47,6 +47,8 @@ impl Laws {
                 };
                 self.gone(worker.slot, served, now);
             }
+            // Nothing else changes: the worker is the same.
+            Event::Kept { .. } | Event::Rescued { .. } => {}
             Event::ChannelBroken { worker, .. } => {
                 if let Some(other) = self.other(*worker) {
                     if matches!(other.part, Part::Starting { .. } | Part::HandingOver { .. }) {

@@ -325,7 +325,7 @@ proptest! {
             unserved_ms: 0,
             stalled_ms: None,
             lost_listener_ms: None,
-            slot: SlotId(small.0), pid: Some(small.1), cpu: extras.then_some(small.0),
+            slot: SlotId(small.0), pid: Some(small.1), keeper_pid: extras.then_some(small.1), cpu: extras.then_some(small.0),
             accepted_percent: 100, open_percent: 100, generation: Generation(small.2),
             release: ReleaseId(small.3), state: text.clone(), age_ms: numbers[0],
             sandbox: extras.then(|| Sandboxed {

@@ -1,0 +1,155 @@
+//! Workers whose keepers continue them.
+
+use super::planned::{calm, handed_over, reload};
+use super::*;
+use crate::config::CRASHES_RESCUED_MAX;
+
+const fn kept(slot: u16, generation: u32) -> Event {
+    Event::Kept {
+        worker: worker(slot, generation),
+        kept: true,
+    }
+}
+
+const fn rescued(slot: u16, generation: u32, exit: ExitStatus) -> Event {
+    Event::Rescued {
+        worker: worker(slot, generation),
+        rescue: Rescue {
+            exit,
+            is_hang: false,
+            cause: None,
+            connections: 3,
+            reset: 0,
+            took: ms(2),
+        },
+    }
+}
+
+const fn confirm(slot: u16, generation: u32) -> Action {
+    Action::Confirm {
+        worker: worker(slot, generation),
+    }
+}
+
+const fn serve(slot: u16, generation: u32) -> Action {
+    Action::Serve {
+        worker: worker(slot, generation),
+    }
+}
+
+#[test]
+fn rescued_worker_goes_on() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(1, kept(0, 1));
+    let again = [confirm(0, 1), serve(0, 1)];
+    assert_eq!(stage.at(10, rescued(0, 1, ExitStatus::KILLED)), again);
+    let view = stage.machine.slots().next().expect("a slot");
+    assert_eq!((view.crashes, view.generation.0), (1, 1));
+    assert!(
+        stage
+            .notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::WorkerRescued { connections: 3, .. }))
+    );
+    // Without a keeper that continues it, the next end is an exit.
+    assert_eq!(stage.at(20, killed(0, 1)), [adopt(0, 2)]);
+}
+
+#[test]
+fn rescued_worker_gets_lent_queues_again() {
+    let mut stage = Stage::booted(calm(2), 0);
+    stage.at(10, killed(0, 1));
+    stage.at(11, killed(0, 2));
+    let lent = lend(0, worker(1, 1));
+    while !stage.next_timeout().1.contains(&lent) {}
+    let (at, _) = stage.next_timeout();
+    let again = [confirm(1, 1), serve(1, 1), lent];
+    assert_eq!(stage.at(at, rescued(1, 1, ExitStatus::KILLED)), again);
+}
+
+#[test]
+fn stopping_worker_is_stopped_again() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(10, stop("SIGTERM"));
+    let again = [confirm(0, 1), stop_worker(0, 1)];
+    assert_eq!(stage.at(20, rescued(0, 1, ExitStatus::KILLED)), again);
+    assert_eq!(stage.at(30, exited(0, 1, 0)), [CLEAN]);
+}
+
+#[test]
+fn hang_ends_only_kept_process() {
+    let policy = Policy {
+        hang_timeout: Some(ms(400)),
+        ..calm(1)
+    };
+    let mut stage = Stage::booted(policy, 0);
+    stage.at(0, kept(0, 1));
+    let pulse = || Event::Pulse {
+        worker: worker(0, 1),
+        turns: 5,
+    };
+    let process = Action::KillProcess {
+        worker: worker(0, 1),
+    };
+    let mut ended = Vec::new();
+    while !ended.contains(&process) {
+        let (at, _) = stage.next_timeout();
+        ended = stage.at(at, pulse());
+        assert!(at < 1_000 && !ended.contains(&kill(0, 1)));
+    }
+    // The keeper hangs, too: it is not waited for again.
+    while !ended.contains(&kill(0, 1)) {
+        let (at, _) = stage.next_timeout();
+        ended = stage.at(at, pulse());
+        assert!(at < 2_000);
+    }
+}
+
+#[test]
+fn crash_loop_is_not_rescued() {
+    let mut stage = Stage::booted(calm(1), 0);
+    let crash = || rescued(0, 1, ExitStatus::Signalled(11));
+    // Kills from outside are no crashes.
+    for at in 0..20 {
+        let killed = stage.at(at, rescued(0, 1, ExitStatus::KILLED));
+        assert_eq!(killed, [confirm(0, 1), serve(0, 1)]);
+    }
+    for at in 0..CRASHES_RESCUED_MAX as u64 {
+        assert_eq!(stage.at(100 + at, crash()), [confirm(0, 1), serve(0, 1)]);
+    }
+    assert_eq!(stage.at(200, crash()), [kill(0, 1)]);
+    assert_eq!(stage.at(201, crash()), [], "it was killed");
+    assert_eq!(stage.at(202, killed(0, 1)), [adopt(0, 2)]);
+    // Crashes that are far apart are rescued for ever.
+    stage.at(203, ready(0, 2));
+    for at in 1..20 {
+        let rescue = rescued(0, 2, ExitStatus::Signalled(11));
+        assert_eq!(stage.at(at * 60_000, rescue), [confirm(0, 2), serve(0, 2)]);
+    }
+}
+
+#[test]
+fn new_release_that_dies_rolls_back() {
+    let policy = Policy {
+        bake_time: ms(1_000),
+        ..calm(1)
+    };
+    let mut stage = Stage::booted(policy.clone(), 0);
+    stage.at(10, reload(policy));
+    stage.at(20, ready(0, 2));
+    stage.at(30, handed_over(0, 1, HandoverEnd::Done));
+    stage.at(31, exited(0, 1, 0));
+    let actions = stage.at(40, rescued(0, 2, ExitStatus::Signalled(11)));
+    assert_eq!(actions[..2], [confirm(0, 2), serve(0, 2)]);
+    let back = Action::Spawn {
+        worker: worker(0, 3),
+        listener: ListenerSource::Adopt,
+        release: ReleaseId::FIRST,
+        standby: true,
+    };
+    assert!(actions.contains(&back), "{actions:?}");
+    assert!(stage.notices.iter().any(|notice| matches!(
+        notice,
+        Notice::RollingBack { cause, .. } if cause.contains("died and was rescued")
+    )));
+}
