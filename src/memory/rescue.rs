@@ -91,7 +91,8 @@ pub struct Repaired {
     pub owed_bytes: u64,
     /// Connections that were reset.
     pub reset: Vec<Reset>,
-    /// The highest generation of a record.
+    /// The highest generation of a record, free ones included: a new connection with the number
+    /// and generation of one that is closed would be taken for it, and for its deaths.
     pub last_generation: u32,
     /// Whether a connection may have been accepted and not recorded.
     pub was_accepting: bool,
@@ -216,11 +217,9 @@ impl<P: Probe> Memory<P> {
             let (line, word) = Layout::in_hand(word);
             self.store(line, word, 0);
         }
-        for fd in self.occupied() {
-            repaired.connections += 1;
-            let generation = self.record(fd).generation();
-            repaired.last_generation = repaired.last_generation.max(generation);
-        }
+        repaired.connections = self.occupied().count() as u32;
+        let generations = (0..self.used).map(|fd| self.record(fd).generation());
+        repaired.last_generation = generations.max().unwrap_or(0);
         self.correct_counters(repaired.connections);
         repaired
     }

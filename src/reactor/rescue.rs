@@ -64,9 +64,10 @@ impl Reactor {
         &mut self.memory
     }
 
-    /// Returns the event loop for the repaired memory. It accepts, but has no listeners yet.
+    /// Returns the event loop for the repaired memory, whose next connection has a generation above
+    /// `last_generation`. It accepts, but has no listeners yet.
     #[must_use]
-    pub fn continued(self, config: &Config) -> Self {
+    pub fn continued(self, config: &Config, last_generation: u32) -> Self {
         let Self {
             poll,
             memory,
@@ -78,11 +79,11 @@ impl Reactor {
         } = self;
         mem::forget((acceptors, outgoing, incoming));
         let mut reactor = Self::over(poll, memory, config, max_connections);
+        reactor.last_generation = last_generation;
         for fd in reactor.local_connections() {
             reactor.open += 1;
-            let record = reactor.memory.record(fd);
-            reactor.last_generation = reactor.last_generation.max(record.generation());
-            if matches!(record.state(), State::LingeringIdle | State::LingeringStop) {
+            let state = reactor.memory.record(fd).state();
+            if matches!(state, State::LingeringIdle | State::LingeringStop) {
                 // The dead process may not have come to it; it may be done twice.
                 let _ = Socket::numbered(fd).end_output();
             }

@@ -146,7 +146,9 @@ impl Worker {
             );
         }
         fault::point("rescue.repaired");
-        self.reactor = self.reactor.continued(&self.config);
+        self.reactor = self
+            .reactor
+            .continued(&self.config, repaired.last_generation);
         self.continue_phase();
         self.reactor.adopt_listeners(self.id.slot);
         if repaired.was_accepting {

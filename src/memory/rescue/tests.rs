@@ -138,6 +138,15 @@ fn kills_from_outside_are_not_poison() {
 }
 
 #[test]
+fn closed_connection_keeps_its_generation() {
+    let (mut memory, mut model) = serving();
+    memory.record_mut(9).begin_close();
+    memory.record_mut(9).end_close();
+    let repaired = rescue(&mut memory, &mut model);
+    assert_eq!((repaired.connections, repaired.last_generation), (6, 109));
+}
+
+#[test]
 fn contradictions_reset_one_connection() {
     type Spoil = fn(&mut Memory, &mut Model);
     let cases: [(u32, Spoil); 6] = [
