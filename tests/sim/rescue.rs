@@ -2,18 +2,24 @@
 //! kernel with random clients. The process dies at random stores and calls, also during a rescue.
 //!
 //! Laws: the model checks every byte sent, every deadline and every lost report; each connection
-//! ends as its client caused it; a rescue resets nothing that its peer had not reset; records and
-//! descriptors agree at the end of every turn. Each rule of the memory that is omitted breaks one.
+//! ends as its client caused it; a rescue resets nothing but what its peer had reset and what was in
+//! hand at two deaths in a row, one of them a crash; a worker is given up only if its rescues were
+//! not confirmed; records and descriptors agree at the end of every turn. Each rule of the memory
+//! that is omitted breaks one.
 //!
 //! `SIM_SEED=42` replays one run; `SIM_SEEDS=10000` sets the number of runs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use crate::model::script::{Op, Terms, World};
 use crate::model::server::Fault;
 use crate::model::{Event, Meanwhile, Stopped};
+use uppercased::config::RESCUES_UNCONFIRMED_MAX;
 use uppercased::connection::Rules;
+use uppercased::memory::life::{lives, note_crash};
+use uppercased::memory::rescue::NoRescue;
 
 /// Number of runs in a plain `cargo test`.
 const SEEDS: u64 = 10_000;
@@ -76,18 +82,110 @@ fn terms(random: &mut fastrand::Rng) -> Terms {
     terms
 }
 
-/// Runs one seed; returns the number of deaths.
-fn run(seed: u64, fault: Fault) -> u32 {
+/// The supervisor, as far as it takes part in rescues: it takes some deaths for crashes, and
+/// confirms most rescues.
+#[derive(Default)]
+struct Supervisor {
+    /// Deaths.
+    deaths: u32,
+    /// Clients in hand at the deaths of each life.
+    in_hand: BTreeMap<u64, BTreeSet<usize>>,
+    /// Lives that it has noted as crashed.
+    crashed: BTreeSet<u64>,
+    /// Rescues begun since the last confirmation, or since one that may not have been stored.
+    unconfirmed: u64,
+    /// Clients that were reset as poison.
+    poisoned: BTreeSet<usize>,
+    /// Whether the worker was given up.
+    has_given_up: bool,
+}
+
+impl Supervisor {
+    /// Records a death.
+    fn note(&mut self, world: &World, random: &mut fastrand::Rng) {
+        self.deaths += 1;
+        let shared = world.server.memory.shared();
+        let life = lives(shared);
+        let in_hand = world.server.clients_in_hand(&world.kernel);
+        self.in_hand.entry(life).or_default().extend(in_hand);
+        if random.u32(0..4) == 0 {
+            note_crash(shared, life);
+            self.crashed.insert(life);
+        }
+    }
+
+    /// Rescues the worker of `world` until a rescuer survives, or none is allowed.
+    fn rescue(&mut self, world: &mut World, fault: Fault, random: &mut fastrand::Rng) {
+        self.note(world, random);
+        for death in 0.. {
+            let ended = lives(world.server.memory.shared());
+            let is_last = death == DEATHS_IN_ROW_MAX;
+            let points = if is_last { u64::MAX } else { random.u64(0..60) };
+            let mut poisoned = BTreeSet::new();
+            let mut rescued = Ok(());
+            let begun = self.unconfirmed;
+            self.unconfirmed += 1;
+            world.countdown.arm(points);
+            let died = dies(|| {
+                let (server, kernel) = (&mut world.server, &mut world.kernel);
+                rescued = server.rescue(kernel, fault, &mut poisoned);
+                if rescued.is_ok() && random.u32(0..8) > 0 {
+                    server.memory.confirm_rescues();
+                    self.unconfirmed = 0;
+                }
+            });
+            world.countdown.arm(u64::MAX);
+            self.check_poison(ended, poisoned);
+            if rescued.is_err() {
+                assert_eq!(rescued, Err(NoRescue::Unconfirmed));
+                assert!(
+                    begun >= RESCUES_UNCONFIRMED_MAX,
+                    "given up after {begun} rescues"
+                );
+                self.has_given_up = true;
+            }
+            if !died {
+                return;
+            }
+            self.note(world, random);
+        }
+    }
+
+    /// Checks that each of `poisoned` was in hand when life `ended` and the one before it died, and
+    /// that one of these deaths was a crash.
+    fn check_poison(&mut self, ended: u64, poisoned: BTreeSet<usize>) {
+        for client in poisoned {
+            for life in [ended - 1, ended] {
+                let in_hand = self.in_hand.get(&life);
+                assert!(
+                    in_hand.is_some_and(|clients| clients.contains(&client)),
+                    "client {client} was reset, and was not in hand when life {life} ended"
+                );
+            }
+            let is_crash = [ended - 1, ended]
+                .iter()
+                .any(|life| self.crashed.contains(life));
+            assert!(is_crash, "client {client} was reset without a crash");
+            self.poisoned.insert(client);
+        }
+    }
+}
+
+/// Runs one seed; returns what its supervisor saw.
+fn run(seed: u64, fault: Fault) -> Supervisor {
     let random = &mut fastrand::Rng::with_seed(seed);
     let mut world = World::new(terms(random));
-    let mut deaths = 0;
+    let mut supervisor = Supervisor::default();
     world.countdown.arm(random.u64(0..POINTS_MAX));
     for _ in 0..random.usize(1..=STEPS_MAX) {
         let op = op(random);
         if !dies(|| world.step(op)) {
             continue;
         }
-        deaths += 1 + rescue(&mut world, fault, random);
+        supervisor.rescue(&mut world, fault, random);
+        if supervisor.has_given_up {
+            return supervisor;
+        }
         if op == Op::Finish {
             world.step(Op::Finish); // The supervisor repeats the request.
         }
@@ -95,21 +193,7 @@ fn run(seed: u64, fault: Fault) -> u32 {
     }
     world.countdown.arm(u64::MAX);
     world.conclude();
-    deaths
-}
-
-/// Rescues the worker of `world`; returns the number of rescuers that died.
-fn rescue(world: &mut World, fault: Fault, random: &mut fastrand::Rng) -> u32 {
-    for death in 0..DEATHS_IN_ROW_MAX {
-        world.countdown.arm(random.u64(0..60));
-        let died = dies(|| world.rescue(fault));
-        world.countdown.arm(u64::MAX);
-        if !died {
-            return death;
-        }
-    }
-    world.rescue(fault);
-    DEATHS_IN_ROW_MAX
+    supervisor
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -122,10 +206,14 @@ fn rescued_worker_answers_every_byte_once() {
         Some(seed) => seed..seed + 1,
         None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
     };
-    let (mut runs, mut deaths) = (0, 0);
+    let (mut runs, mut deaths, mut poisoned, mut given_up) = (0, 0, 0, 0);
     for seed in seeds {
         match catch_unwind(|| run(seed, Fault::None)) {
-            Ok(died) => deaths += died,
+            Ok(supervisor) => {
+                deaths += u64::from(supervisor.deaths);
+                poisoned += supervisor.poisoned.len();
+                given_up += u64::from(supervisor.has_given_up);
+            }
             Err(failure) => {
                 eprintln!("replay it with SIM_SEED={seed}");
                 resume_unwind(failure);
@@ -133,7 +221,8 @@ fn rescued_worker_answers_every_byte_once() {
         }
         runs += 1;
     }
-    assert!(runs < SEEDS || u64::from(deaths) > runs, "{deaths} deaths");
+    println!("{runs} runs, {deaths} deaths, {poisoned} poisoned, {given_up} given up");
+    assert!(runs < SEEDS || (deaths > runs && poisoned > 0 && given_up > 0));
 }
 
 /// Returns the law that run `seed` breaks with `fault`.

@@ -1,5 +1,6 @@
 //! A script of events for a server, and the invariants during and after it.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -119,9 +120,13 @@ impl World {
         self.server = succeed(old, &mut self.kernel, memory());
     }
 
-    /// Rescues the worker after its death.
+    /// Rescues the worker after its death, which nobody takes for a crash.
     pub fn rescue(&mut self, fault: Fault) {
-        self.server.rescue(&mut self.kernel, fault);
+        let poisoned = &mut BTreeSet::new();
+        let rescued = self.server.rescue(&mut self.kernel, fault, poisoned);
+        assert_eq!(rescued, Ok(()));
+        assert!(poisoned.is_empty(), "reset without a crash: {poisoned:?}");
+        self.server.memory.confirm_rescues();
     }
 
     /// Lets every client read all output and end its stream, until every connection has ended, and

@@ -2,14 +2,14 @@
 //! and `close` over the model kernel; and its replacement after a crash.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 
 use uppercased::connection::{self, ORDINARY, Outcome, Rules, Stream};
 use uppercased::handover::record::{BatchEncoder, Message, Packet};
 use uppercased::memory::frozen::Frozen;
 use uppercased::memory::layout::{Flags, HANDS, InHand, Layout, State};
-use uppercased::memory::rescue::{self, Counters};
+use uppercased::memory::rescue::{self, Counters, NoRescue};
 use uppercased::memory::{self, Memory};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::CloseReason;
@@ -196,11 +196,20 @@ impl Server {
     }
 
     /// Continues the worker after its death: repairs the memory and goes on with the same
-    /// descriptors. To be repeated if this life dies, too.
-    pub fn rescue(&mut self, kernel: &mut Kernel, fault: Fault) {
+    /// descriptors. To be repeated if this life dies, too. Adds to `poisoned` the clients that it
+    /// resets, since processes died serving them.
+    ///
+    /// # Errors
+    /// Why the worker is not rescued.
+    pub fn rescue(
+        &mut self,
+        kernel: &mut Kernel,
+        fault: Fault,
+        poisoned: &mut BTreeSet<usize>,
+    ) -> Result<(), NoRescue> {
         fault.spoil(&self.memory);
         let lengths = fault.lengths(&self.memory);
-        let rescue = self.memory.begin_rescue().unwrap();
+        let rescue = self.memory.begin_rescue()?;
         let mut pidfd = None;
         if fault == Fault::OpenFirst {
             pidfd = Some(kernel.open_other());
@@ -211,6 +220,7 @@ impl Server {
             rescuer.kernel.others.clear();
         }
         let pidfd = pidfd.unwrap_or_else(|| rescuer.kernel.open_other());
+        let clients = rescuer.kernel.descriptors.clone();
         let repaired = self.memory.repair(rescue, &mut rescuer);
         assert!(
             kernel.others.contains(&pidfd),
@@ -222,7 +232,13 @@ impl Server {
         self.last_generation = repaired.last_generation;
         for reset in repaired.reset {
             // The kernel has forgotten a connection that its peer reset; nothing else is reset.
-            assert_eq!(reset.reason, CloseReason::PeerReset, "{reset:?}");
+            match reset.reason {
+                CloseReason::PeerReset => {}
+                CloseReason::Poisoned => {
+                    poisoned.insert(clients[&reset.fd]);
+                }
+                _ => panic!("{reset:?}"),
+            }
         }
         let recorded: Vec<u32> = self.memory.occupied().collect();
         let open: Vec<u32> = kernel.descriptors.keys().copied().collect();
@@ -252,7 +268,16 @@ impl Server {
                 self.enqueue(fd);
             }
         }
-        self.memory.confirm_rescues();
+        Ok(())
+    }
+
+    /// Returns the clients of the connections in hand.
+    pub fn clients_in_hand(&self, kernel: &Kernel) -> BTreeSet<usize> {
+        let words = (0..HANDS).map(Layout::in_hand).filter_map(|(line, at)| {
+            let word = self.memory.shared().line(line).0[at].load(Ordering::Relaxed);
+            kernel.descriptors.get(&InHand::unpack(word)?.fd()?)
+        });
+        words.copied().collect()
     }
 
     /// Accepts the connections in the queue.
