@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::model::script::{Op, Terms, World};
@@ -18,6 +19,7 @@ use crate::model::server::Fault;
 use crate::model::{Event, Meanwhile, Stopped};
 use uppercased::config::RESCUES_UNCONFIRMED_MAX;
 use uppercased::connection::Rules;
+use uppercased::memory::layout::{HANDS, InHand, Layout};
 use uppercased::memory::life::{lives, note_crash};
 use uppercased::memory::rescue::NoRescue;
 
@@ -106,7 +108,11 @@ impl Supervisor {
         self.deaths += 1;
         let shared = world.server.memory.shared();
         let life = lives(shared);
-        let in_hand = world.server.clients_in_hand(&world.kernel);
+        let in_hand = (0..HANDS).map(Layout::in_hand).filter_map(|(line, at)| {
+            let word = shared.line(line).0[at].load(Ordering::Relaxed);
+            let fd = InHand::unpack(word)?.fd()?;
+            world.kernel.descriptors.get(&fd).copied()
+        });
         self.in_hand.entry(life).or_default().extend(in_hand);
         if random.u32(0..4) == 0 {
             note_crash(shared, life);

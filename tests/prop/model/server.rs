@@ -271,15 +271,6 @@ impl Server {
         Ok(())
     }
 
-    /// Returns the clients of the connections in hand.
-    pub fn clients_in_hand(&self, kernel: &Kernel) -> BTreeSet<usize> {
-        let words = (0..HANDS).map(Layout::in_hand).filter_map(|(line, at)| {
-            let word = self.memory.shared().line(line).0[at].load(Ordering::Relaxed);
-            kernel.descriptors.get(&InHand::unpack(word)?.fd()?)
-        });
-        words.copied().collect()
-    }
-
     /// Accepts the connections in the queue.
     fn accept(&mut self, kernel: &mut Kernel) {
         if kernel.queue.is_empty() {
