@@ -55,7 +55,7 @@ use admin::Admin;
 use control::Control;
 use fleet::Fleet;
 use locks::PortLocks;
-use machine::{Event, Machine, Queue, Rescue, Verdict};
+use machine::{Event, Machine, Outcome, Queue, Rescue};
 use reaper::Reaper;
 use reaper::orphans::reap_orphans;
 use signals::Signals;
@@ -93,7 +93,7 @@ pub struct Supervisor {
     signals: Signals,
     locks: PortLocks,
     reaper: Reaper,
-    verdict: Option<Verdict>,
+    outcome: Option<Outcome>,
     /// Time at which the process exits even if children have not been reaped.
     closing: Option<Tick>,
 }
@@ -152,14 +152,14 @@ fn return_to_earlier(cause: &str) -> ExitCode {
 
 impl Supervisor {
     fn run(mut self) -> ExitCode {
-        let verdict = self.supervise();
+        let outcome = self.supervise();
         if let Some(cause) = self.reaper.unreaped() {
             write_error(self.config().log_format, &cause);
             return ExitCode::FAILURE;
         }
-        match verdict {
-            Ok(Verdict::Clean) => ExitCode::SUCCESS,
-            Ok(Verdict::Failed { cause }) => {
+        match outcome {
+            Ok(Outcome::Clean) => ExitCode::SUCCESS,
+            Ok(Outcome::Failed { cause }) => {
                 write_error(self.config().log_format, &cause);
                 ExitCode::FAILURE
             }
@@ -175,7 +175,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The error of `epoll_wait`.
-    pub fn supervise(&mut self) -> io::Result<Verdict> {
+    pub fn supervise(&mut self) -> io::Result<Outcome> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN);
         let mut more_orphans = false;
         let mut timers = Timers::default();
@@ -183,7 +183,7 @@ impl Supervisor {
             self.execute();
             self.notify();
             if self.is_over() {
-                return Ok(self.verdict.take().unwrap_or(Verdict::Clean));
+                return Ok(self.outcome.take().unwrap_or(Outcome::Clean));
             }
             self.keep_admin();
             let began = clock::now();
@@ -216,7 +216,7 @@ impl Supervisor {
 
     /// Returns whether the supervisor is done. Starts closing once the machine has ended.
     fn is_over(&mut self) -> bool {
-        if self.verdict.is_none() {
+        if self.outcome.is_none() {
             return false;
         }
         let process = self.admin.close();

@@ -125,10 +125,10 @@ pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
 pub const KEEPER_RETRY: Duration = Duration::from_secs(1);
 
 /// Interval between comparisons of the workers' loads (`rebalance`).
-pub const REBALANCE_LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const REBALANCE_SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Consecutive samples that must show the same worker overloaded before connections migrate.
-pub const REBALANCE_LOOKS: u32 = 3;
+pub const REBALANCE_SAMPLES: u32 = 3;
 
 /// Calls per second of the busiest worker below which no connection migrates: it is not overloaded.
 pub const REBALANCE_LEAST_CALLS: u64 = 500;

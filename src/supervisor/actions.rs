@@ -8,7 +8,7 @@ use uppercased_ctl::clock::{self, millis};
 use uppercased_ctl::identity::SlotId;
 
 use super::fleet::Spawn;
-use super::machine::{Action, Event, Life, Verdict};
+use super::machine::{Action, Event, Life, Outcome};
 use super::systemd::notify::{View, unhealthy};
 use super::{Supervisor, report};
 
@@ -110,11 +110,11 @@ impl Supervisor {
                 self.telemetry.announce(lines, self.poll.registry());
                 self.shed_surplus();
             }
-            Action::Exit(verdict) => {
-                if verdict == Verdict::Clean {
+            Action::Exit(outcome) => {
+                if outcome == Outcome::Clean {
                     report::ended(&self.fleet.totals());
                 }
-                self.verdict = Some(verdict);
+                self.outcome = Some(outcome);
             }
         }
     }

@@ -99,7 +99,7 @@ impl Supervisor {
             signals,
             locks,
             reaper: Reaper::new(),
-            verdict: None,
+            outcome: None,
             closing: None,
         };
         supervisor.apply(Event::Boot);

@@ -59,7 +59,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::handover::HandoverEnd;
 pub use exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, Rescue, ScaleTo, Verdict, Wanted,
+    Action, Answer, Done, Event, ListenerSource, Load, Notice, Outcome, Rescue, ScaleTo, Wanted,
 };
 pub(super) use phase::Phase;
 use plan::Operation;
@@ -412,20 +412,20 @@ impl Machine {
             Phase::Booting { .. } | Phase::Serving => self.lend_due(now),
             Phase::BootFailed { cause } => {
                 let cause = cause.clone();
-                self.end_if_empty(Verdict::Failed { cause });
+                self.end_if_empty(Outcome::Failed { cause });
             }
-            Phase::Draining { .. } | Phase::Forced => self.end_if_empty(Verdict::Clean),
+            Phase::Draining { .. } | Phase::Forced => self.end_if_empty(Outcome::Clean),
             Phase::Idle | Phase::Ended => {}
         }
         self.request_exec();
         self.check_invariants();
     }
 
-    fn end_if_empty(&mut self, verdict: Verdict) {
+    fn end_if_empty(&mut self, outcome: Outcome) {
         if self.slots.iter().all(|slot| slot.workers.is_empty()) {
             self.refuse_beginning("the server is stopping");
             self.phase = Phase::Ended;
-            self.actions.push_back(Action::Exit(verdict));
+            self.actions.push_back(Action::Exit(outcome));
         }
     }
 

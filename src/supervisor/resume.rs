@@ -106,7 +106,7 @@ impl Supervisor {
             signals,
             locks,
             reaper,
-            verdict: None,
+            outcome: None,
             closing: None,
         })
     }

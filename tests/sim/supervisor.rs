@@ -533,7 +533,7 @@ const KINDS: [&str; 68] = [
 ];
 
 fn kind(action: &Action) -> &'static str {
-    use uppercased::supervisor::machine::{ListenerSource, Verdict};
+    use uppercased::supervisor::machine::{ListenerSource, Outcome};
     match action {
         Action::Spawn { standby: true, .. } => "StandBy",
         Action::Spawn {
@@ -576,8 +576,8 @@ fn kind(action: &Action) -> &'static str {
             Answer::Failed { .. } => "Failed",
         },
         Action::Announce => "Announce",
-        Action::Exit(Verdict::Clean) => "Clean",
-        Action::Exit(Verdict::Failed { .. }) => "BootFailed",
+        Action::Exit(Outcome::Clean) => "Clean",
+        Action::Exit(Outcome::Failed { .. }) => "BootFailed",
         Action::Notice(notice) => match notice {
             Notice::WorkerStarting { .. } => "WorkerStarting",
             Notice::WorkerStandingBy { .. } => "WorkerStandingBy",

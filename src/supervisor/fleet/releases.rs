@@ -394,10 +394,10 @@ mod tests {
             leaving.contains("2 workers that stay have room for 18 more"),
             "{leaving}"
         );
-        let renewed = too_many([10, 12, 10], 11, 3).unwrap();
+        let replaced = too_many([10, 12, 10], 11, 3).unwrap();
         assert!(
-            renewed.contains("slot 1 would have room for 11 of its 12"),
-            "{renewed}"
+            replaced.contains("slot 1 would have room for 11 of its 12"),
+            "{replaced}"
         );
     }
 

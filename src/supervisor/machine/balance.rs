@@ -2,8 +2,8 @@
 //!
 //! New connections are spread evenly, load is not: long-lived connections stay where they are, and
 //! one worker may have all the busy ones. So the workers' counters are compared every
-//! [`REBALANCE_LOOK_EVERY`]. When the same worker exceeds the idlest by the threshold
-//! [`REBALANCE_LOOKS`] times in a row, it hands over as many of its active connections as would
+//! [`REBALANCE_SAMPLE_EVERY`]. When the same worker exceeds the idlest by the threshold
+//! [`REBALANCE_SAMPLES`] times in a row, it hands over as many of its active connections as would
 //! balance the two if all connections were alike.
 //!
 //! They are not alike, and the load of each is unknown, so each move is a trial. A trial fails if
@@ -24,8 +24,8 @@ use super::slot::Slot;
 use super::trials::{Balance, Move, Sample, Trials};
 use super::{Action, Effect, HandoverEnd, Load, Machine, Notice, Phase, WorkerId};
 use crate::config::{
-    REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_LOOK_EVERY,
-    REBALANCE_LOOKS, REBALANCE_REST, REBALANCE_REST_MAX,
+    REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LEAST_CALLS, REBALANCE_REST,
+    REBALANCE_REST_MAX, REBALANCE_SAMPLE_EVERY, REBALANCE_SAMPLES,
 };
 use crate::handover::Part;
 use uppercased_ctl::clock::Tick;
@@ -58,7 +58,7 @@ impl Machine {
             && serving > 1;
         let balance = &mut self.balance;
         if may {
-            balance.due.get_or_insert(now + REBALANCE_LOOK_EVERY);
+            balance.due.get_or_insert(now + REBALANCE_SAMPLE_EVERY);
         } else if balance.due.is_some() {
             balance.due = None;
             balance.awaited = false;
@@ -82,7 +82,7 @@ impl Machine {
             self.notice(Notice::RebalanceTimedOut { from, to, after });
         }
         if self.balance.due.is_some_and(|due| due <= now) {
-            self.balance.due = Some(now + REBALANCE_LOOK_EVERY);
+            self.balance.due = Some(now + REBALANCE_SAMPLE_EVERY);
             self.balance.awaited = true;
             self.actions.push_back(Action::TakeLoads);
         }
@@ -92,15 +92,15 @@ impl Machine {
         if !std::mem::take(&mut self.balance.awaited) {
             return Effect::Stale;
         }
-        let look = Sample {
+        let sample = Sample {
             at: now,
             loads: self
                 .serving_workers()
                 .filter_map(|worker| loads.iter().find(|it| it.worker == worker).copied())
                 .collect(),
         };
-        let skew = self.skew(&look);
-        let before = self.balance.seen.replace(look);
+        let skew = self.skew(&sample);
+        let before = self.balance.seen.replace(sample);
         let Some(skew) = skew else {
             self.balance.suspect = None;
             return Effect::Applied;
@@ -110,7 +110,7 @@ impl Machine {
             Some(_) | None => 1,
         };
         self.balance.suspect = Some((skew.from, times));
-        if times < REBALANCE_LOOKS || !self.has_turned_since(before.as_ref(), skew.to) {
+        if times < REBALANCE_SAMPLES || !self.has_turned_since(before.as_ref(), skew.to) {
             self.actions.push_back(Action::Ping { worker: skew.to });
         } else {
             let trials = self.balance.trials.clone();
@@ -176,8 +176,8 @@ impl Machine {
 
     /// Returns whether the worker's loop made a turn between an earlier sample and the latest one.
     fn has_turned_since(&self, before: Option<&Sample>, worker: WorkerId) -> bool {
-        let turns = |look: &Sample| {
-            let load = look.loads.iter().find(|it| it.worker == worker)?;
+        let turns = |sample: &Sample| {
+            let load = sample.loads.iter().find(|it| it.worker == worker)?;
             Some(load.turns)
         };
         let latest = self.balance.seen.as_ref();
@@ -185,9 +185,9 @@ impl Machine {
     }
 
     /// Returns the skew between the latest sample and this one, if it exceeds the threshold.
-    fn skew(&self, look: &Sample) -> Option<Skew> {
+    fn skew(&self, sample: &Sample) -> Option<Skew> {
         let before = self.balance.seen.as_ref()?;
-        let nanos = look.at.since(before.at).as_nanos();
+        let nanos = sample.at.since(before.at).as_nanos();
         let rate = |now: &Load| {
             let earlier = before.loads.iter().find(|it| it.worker == now.worker)?;
             let calls = u128::from(now.calls.saturating_sub(earlier.calls));
@@ -195,7 +195,7 @@ impl Machine {
             Some((u64::try_from(rate).unwrap_or(u64::MAX), now.worker))
         };
         // A worker is new: its load is not known yet.
-        let rates: Vec<(u64, WorkerId)> = look.loads.iter().map(rate).collect::<Option<_>>()?;
+        let rates: Vec<(u64, WorkerId)> = sample.loads.iter().map(rate).collect::<Option<_>>()?;
         let &(from_calls, from) = rates.iter().max()?;
         let &(to_calls, to) = rates.iter().min()?;
         let threshold = u128::from(100 + u32::from(self.policy.rebalance?));

@@ -197,12 +197,12 @@ pub enum Action {
     /// Every slot has been Ready once: print the addresses. Happens once.
     Announce,
     /// Exit: no process is left. The last action.
-    Exit(Verdict),
+    Exit(Outcome),
 }
 
 /// The result of the supervisor's run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Verdict {
+pub enum Outcome {
     /// It stopped on request.
     Clean,
     /// It could not start.

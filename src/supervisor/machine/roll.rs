@@ -106,18 +106,18 @@ impl Machine {
         }
         let Some(it) = self.slots.get(slot.index()) else {
             // A worker that is being killed has not failed the roll yet; its exit will.
-            let renewed = |slot: &&Slot| slot.serves_release(target);
+            let replaced = |slot: &&Slot| slot.serves_release(target);
             let all = self
                 .slots
                 .iter()
-                .all(|slot| renewed(&slot) || self.was_tried(slot.id));
-            let renewed = self.slots.iter().filter(renewed).count();
-            if all && renewed == 0 {
+                .all(|slot| replaced(&slot) || self.was_tried(slot.id));
+            let replaced = self.slots.iter().filter(replaced).count();
+            if all && replaced == 0 {
                 let cause = "no slot serves with the new release, and none did before";
                 self.roll_back(cause.to_owned(), now);
             } else if all {
                 if let Some(operation) = &mut self.operation {
-                    operation.replaced = u16::try_from(renewed).unwrap_or(u16::MAX);
+                    operation.replaced = u16::try_from(replaced).unwrap_or(u16::MAX);
                 }
                 self.end_roll(now);
             }
@@ -322,13 +322,13 @@ impl Machine {
             return self.repair("a roll that does not exist ends");
         };
         let to = roll.policy.workers.clamp(1, WORKERS_MAX);
-        let looks = (self.policy.hang_timeout, self.policy.stall_check);
+        let intervals = (self.policy.hang_timeout, self.policy.stall_check);
         self.policy = Policy {
             workers: self.policy.workers,
             ..roll.policy
         };
         self.release = roll.target;
-        if looks != (self.policy.hang_timeout, self.policy.stall_check) {
+        if intervals != (self.policy.hang_timeout, self.policy.stall_check) {
             self.reset_pulses();
         }
         self.actions.push_back(Action::Commit {

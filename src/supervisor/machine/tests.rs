@@ -139,10 +139,10 @@ const fn spread(slots: u16) -> Action {
     Action::Spread { slots }
 }
 
-const CLEAN: Action = Action::Exit(Verdict::Clean);
+const CLEAN: Action = Action::Exit(Outcome::Clean);
 
 fn failed(cause: &str) -> Action {
-    Action::Exit(Verdict::Failed {
+    Action::Exit(Outcome::Failed {
         cause: cause.to_owned(),
     })
 }

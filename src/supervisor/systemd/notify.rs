@@ -240,14 +240,14 @@ impl Notifier {
         }
     }
 
-    fn send_serving(&mut self, renewing: bool, now: Tick) -> bool {
-        let asked = std::mem::take(&mut self.reload_requested);
-        let begins = asked || (renewing && self.sent == Sent::Ready);
+    fn send_serving(&mut self, reloading: bool, now: Tick) -> bool {
+        let requested = std::mem::take(&mut self.reload_requested);
+        let begins = requested || (reloading && self.sent == Sent::Ready);
         if begins {
             self.replace_state(Message::Reloading { at: now });
             self.sent = Sent::Reloading;
         }
-        let ends = !renewing && self.sent != Sent::Ready;
+        let ends = !reloading && self.sent != Sent::Ready;
         if ends {
             self.take_back_extension();
             self.outbox.push_back(Message::Ready);

@@ -37,7 +37,7 @@ impl Person {
     /// Asserts that exactly `text` follows on the screen, where a line ends with `\r\n`.
     #[track_caller]
     fn sees(&mut self, text: &str) {
-        while self.screen.len() < text.len() && self.look() {}
+        while self.screen.len() < text.len() && self.read_more() {}
         let len = self.screen.len().min(text.len());
         let next: Vec<u8> = self.screen.drain(..len).collect();
         assert_eq!(String::from_utf8_lossy(&next), text);
@@ -46,7 +46,7 @@ impl Person {
     /// Asserts that the client exits with `code` and prints nothing more.
     #[track_caller]
     fn sees_the_end(mut self, code: i32) {
-        while self.look() {}
+        while self.read_more() {}
         assert_eq!(String::from_utf8_lossy(&self.screen), "");
         let watched = Watched::open(self.child.id()).unwrap();
         let status = watched.exit_status(DEADLINE).expect("the client ends");
@@ -55,7 +55,7 @@ impl Person {
 
     /// Waits for more output; returns false when the client has closed the terminal.
     #[track_caller]
-    fn look(&mut self) -> bool {
+    fn read_more(&mut self) -> bool {
         if !poll_one(&self.terminal, PollFlags::POLLIN, DEADLINE) {
             let screen = String::from_utf8_lossy(&self.screen);
             panic!("nothing more comes after {screen:?}");
@@ -82,7 +82,7 @@ impl Drop for Person {
 #[track_caller]
 fn sees_greeting(person: &mut Person, addr: SocketAddr) {
     person.sees(&format!("connected to {addr} from 127.0.0.1:"));
-    while !person.screen.contains(&b' ') && person.look() {}
+    while !person.screen.contains(&b' ') && person.read_more() {}
     let digits = person
         .screen
         .iter()

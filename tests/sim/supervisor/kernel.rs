@@ -65,15 +65,15 @@ struct Process {
 #[derive(Debug)]
 enum Due {
     /// The supervisor receives the event.
-    Tell(Event),
+    Deliver(Event),
     /// A process sends the event, if it is still running.
-    Say(WorkerId, Event),
+    Send(WorkerId, Event),
     /// A process exits, if it is still running.
     Die(WorkerId, ExitStatus),
     /// A handover ends with this result, if it has not ended yet.
     Finish(WorkerId, HandoverEnd),
     /// The pre-flight check of a new binary ends, if that check is still awaited.
-    Verdict(u64, Event),
+    Outcome(u64, Event),
 }
 
 #[derive(Debug)]
@@ -165,7 +165,7 @@ impl Kernel {
         let ((at, _), due) = self.due.pop_first()?;
         self.advance(at);
         match due {
-            Due::Tell(event) => {
+            Due::Deliver(event) => {
                 if let Event::Exited { worker, .. } = &event {
                     let reaped = self.processes.remove(worker);
                     law!(
@@ -177,17 +177,17 @@ impl Kernel {
                 return Some(event);
             }
             Due::Finish(from, end) => self.finish(from, end, rng),
-            Due::Verdict(trial, event) => {
+            Due::Outcome(trial, event) => {
                 if self.trial == Some(trial) {
                     self.trial = None;
                     self.remember(&event);
                     return Some(event);
                 }
             }
-            Due::Say(worker, event) => {
+            Due::Send(worker, event) => {
                 if self.is_well(worker) {
                     let delay = self.delay(rng);
-                    self.schedule(delay, Due::Tell(event));
+                    self.schedule(delay, Due::Deliver(event));
                 }
             }
             Due::Die(worker, exit) => self.die(worker, exit, rng),
@@ -242,13 +242,13 @@ impl Kernel {
                 let trial = self.scheduled;
                 self.trial = Some(trial);
                 let cause = "it does not start".to_owned();
-                let verdict = if lucky(self.weather.preflight_fails, rng) {
+                let outcome = if lucky(self.weather.preflight_fails, rng) {
                     (rng.bool()).then_some(Event::PreflightFailed { cause })
                 } else {
                     Some(Event::PreflightPassed)
                 };
-                if let Some(event) = verdict {
-                    self.schedule(ms(rng.u64(0..200)), Due::Verdict(trial, event));
+                if let Some(event) = outcome {
+                    self.schedule(ms(rng.u64(0..200)), Due::Outcome(trial, event));
                 }
             }
             Action::AbortPreflight => self.trial = None,
@@ -343,7 +343,7 @@ impl Kernel {
         let cause = "no".to_owned();
         if lucky(self.weather.spawn_fails, rng) {
             let delay = self.delay(rng);
-            self.schedule(delay, Due::Tell(Event::SpawnFailed { worker, cause }));
+            self.schedule(delay, Due::Deliver(Event::SpawnFailed { worker, cause }));
             return;
         }
         self.processes.insert(
@@ -366,7 +366,7 @@ impl Kernel {
         if lucky(self.weather.start_fails, rng) {
             self.schedule(
                 start,
-                Due::Say(worker, Event::StartFailed { worker, cause }),
+                Due::Send(worker, Event::StartFailed { worker, cause }),
             );
             // Some workers report that and then do not exit.
             if rng.u8(0..4) > 0 {
@@ -379,10 +379,10 @@ impl Kernel {
             self.schedule(start, Due::Die(worker, ExitStatus::Exited(101)));
             return;
         }
-        self.schedule(start, Due::Say(worker, Event::Ready { worker }));
+        self.schedule(start, Due::Send(worker, Event::Ready { worker }));
         if lucky(self.weather.says_twice, rng) {
             let again = start + ms(rng.u64(0..500));
-            self.schedule(again, Due::Say(worker, Event::Ready { worker }));
+            self.schedule(again, Due::Send(worker, Event::Ready { worker }));
         }
         let life = start + ms(rng.u64(0..self.weather.lifetime_ms));
         match rng.u8(0..4) {
@@ -390,13 +390,13 @@ impl Kernel {
             1 => self.schedule(life, Due::Die(worker, ExitStatus::Exited(rng.i32(0..3)))),
             2 if rng.bool() => {
                 let closed = Event::ChannelClosed { worker };
-                self.schedule(life, Due::Say(worker, closed));
+                self.schedule(life, Due::Send(worker, closed));
             }
             2 => {
                 let cause = "end of file".to_owned();
                 self.schedule(
                     life,
-                    Due::Say(worker, Event::ChannelBroken { worker, cause }),
+                    Due::Send(worker, Event::ChannelBroken { worker, cause }),
                 );
             }
             // Runs until it is killed.
@@ -421,7 +421,7 @@ impl Kernel {
         for from in bereft {
             let after = ms(rng.u64(0..20));
             let event = handed_over(from, 0, HandoverEnd::PeerGone);
-            self.schedule(after, Due::Say(from, event));
+            self.schedule(after, Due::Send(from, event));
         }
         if self.processes.get(&worker).is_some_and(|it| it.held) {
             return;
@@ -429,7 +429,7 @@ impl Kernel {
         let delay = self.delay(rng);
         self.schedule(
             delay,
-            Due::Tell(Event::Exited {
+            Due::Deliver(Event::Exited {
                 worker,
                 exit,
                 cause: None,
@@ -445,7 +445,7 @@ impl Kernel {
         );
         if !self.is_alive(to) {
             let event = handed_over(from, 0, HandoverEnd::PeerGone);
-            self.schedule(ms(1), Due::Say(from, event));
+            self.schedule(ms(1), Due::Send(from, event));
             return;
         }
         self.handovers.insert(from, to);
@@ -485,9 +485,9 @@ impl Kernel {
         };
         let event = handed_over(from, left, end.clone());
         let delay = self.delay(rng);
-        self.schedule(delay, Due::Tell(event.clone()));
+        self.schedule(delay, Due::Deliver(event.clone()));
         if lucky(self.weather.says_twice, rng) {
-            self.schedule(delay + ms(1), Due::Tell(event));
+            self.schedule(delay + ms(1), Due::Deliver(event));
         }
         match end {
             HandoverEnd::PeerGone
@@ -529,7 +529,7 @@ impl Kernel {
             answered,
         };
         let event = Event::Progress { from, to, progress };
-        self.schedule(Duration::ZERO, Due::Tell(event));
+        self.schedule(Duration::ZERO, Due::Deliver(event));
     }
 
     /// Reports the counter of turns from shared memory, which is readable in any state of its
@@ -542,7 +542,7 @@ impl Kernel {
             process.pinged = false;
         }
         let turns = process.turns;
-        self.schedule(Duration::ZERO, Due::Tell(Event::Pulse { worker, turns }));
+        self.schedule(Duration::ZERO, Due::Deliver(Event::Pulse { worker, turns }));
     }
 
     /// Reports the work counters from shared memory; some workers do most of the work.
@@ -563,7 +563,7 @@ impl Kernel {
                 turns: process.turns,
             });
         }
-        self.schedule(Duration::ZERO, Due::Tell(Event::Loads { loads }));
+        self.schedule(Duration::ZERO, Due::Deliver(Event::Loads { loads }));
     }
 
     /// Migrates some connections; both workers continue to serve. Some never report the end.
@@ -593,7 +593,7 @@ impl Kernel {
             moved: rng.u32(0..3),
             end,
         };
-        self.schedule(ms(rng.u64(0..200)), Due::Say(from, event));
+        self.schedule(ms(rng.u64(0..200)), Due::Send(from, event));
     }
 
     /// Returns a message from or about a worker that never existed or has exited.

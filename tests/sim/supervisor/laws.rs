@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use uppercased::supervisor::machine::{
-    Action, Event, ExitStatus, KILL_GRACE, ListenerSource, Machine, Notice, Policy, ReleaseId,
-    RequestId, SlotId, Verdict, WorkerId,
+    Action, Event, ExitStatus, KILL_GRACE, ListenerSource, Machine, Notice, Outcome, Policy,
+    ReleaseId, RequestId, SlotId, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -258,13 +258,13 @@ impl Laws {
                 );
                 self.announced = true;
             }
-            Action::Exit(verdict) => {
+            Action::Exit(outcome) => {
                 let empty = self.slots.iter().all(Shadow::is_empty);
                 law!(empty, "Exit while a process is left");
-                match (self.end, verdict) {
-                    (End::BootFailed { .. }, Verdict::Failed { .. })
-                    | (End::Draining { .. } | End::Forced { .. }, Verdict::Clean) => {}
-                    (end, verdict) => panic!("law broken: exits with {verdict:?} while {end:?}"),
+                match (self.end, outcome) {
+                    (End::BootFailed { .. }, Outcome::Failed { .. })
+                    | (End::Draining { .. } | End::Forced { .. }, Outcome::Clean) => {}
+                    (end, outcome) => panic!("law broken: exits with {outcome:?} while {end:?}"),
                 }
                 self.end = End::Exited;
             }
@@ -335,7 +335,7 @@ impl Laws {
                     let deadline = since + self.start_timeout(slot.release);
                     law!(by(deadline), "slot {index} has no start deadline");
                 }
-                Life::Doomed { killed, .. } => law!(killed, "slot {index} was not killed"),
+                Life::Dying { killed, .. } => law!(killed, "slot {index} was not killed"),
                 Life::Serving { told, .. } => {
                     law!(told, "slot {index} stands by but receives no Serve");
                 }
@@ -438,7 +438,7 @@ impl Laws {
         let mut ordered = false;
         let mut forced = false;
         match slot.life {
-            Life::Doomed { killed, .. } => law!(!killed, "{worker} is killed twice"),
+            Life::Dying { killed, .. } => law!(!killed, "{worker} is killed twice"),
             Life::Starting { since, .. } => {
                 let rolling = self.operation.as_ref().is_some_and(Operation::rolls);
                 // A late worker may be killed for another reason, if that comes first.
@@ -470,7 +470,7 @@ impl Laws {
         if forced {
             self.forces(worker, now);
         }
-        self.doom(worker, ordered, now);
+        self.mark_dying(worker, ordered, now);
         if let Some(slot) = self.slots.get_mut(index) {
             slot.is_killed(worker);
         }
@@ -598,7 +598,7 @@ impl Laws {
                     | Life::Serving { .. }
                     | Life::Retired
                     | Life::Stopping
-                    | Life::Doomed { .. }
+                    | Life::Dying { .. }
                     | Life::Gone { .. } => false,
                 };
                 law!(self.slots.iter().any(late), "the boot fails for no reason");

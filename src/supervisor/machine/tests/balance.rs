@@ -4,7 +4,7 @@
 use super::planned::{calm, reload, scale};
 use super::*;
 use crate::config::{
-    REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_LOOKS, REBALANCE_REST_MAX,
+    REBALANCE_ACTIVE_WITHIN, REBALANCE_CONNECTIONS, REBALANCE_REST_MAX, REBALANCE_SAMPLES,
 };
 use crate::handover::Part;
 
@@ -76,7 +76,7 @@ impl<'a> Steady<'a> {
 
     /// Takes the next sample, one second after the latest, with these calls per second; returns its
     /// time and actions.
-    fn look(&mut self, rates: &[u64]) -> (u64, Vec<Action>) {
+    fn sample(&mut self, rates: &[u64]) -> (u64, Vec<Action>) {
         let (at, asked) = self.stage.next_timeout();
         assert_eq!(asked, [Action::TakeLoads]);
         for (counted, rate) in self.counted.iter_mut().zip(rates) {
@@ -94,10 +94,10 @@ fn persistently_busy_worker_gives_half_of_excess() {
     // The first sample has nothing to compare with, and one that finds another worker restarts the
     // count.
     for rates in [[9_000, 0, 0], [9_000, 0, 0], [0, 9_000, 0], [9_000, 0, 0]] {
-        assert_eq!(steady.look(&rates).1, []);
+        assert_eq!(steady.sample(&rates).1, []);
     }
-    assert_eq!(steady.look(&[9_000, 3_000, 4_000]).1, []);
-    let (at, ordered) = steady.look(&[9_000, 3_000, 4_000]);
+    assert_eq!(steady.sample(&[9_000, 3_000, 4_000]).1, []);
+    let (at, ordered) = steady.sample(&[9_000, 3_000, 4_000]);
     let (from, to) = (worker(0, 1), worker(1, 1));
     assert_eq!(ordered, [moves(from, to, 333)]);
     // No samples are taken while a move is in progress.
@@ -124,7 +124,7 @@ fn stalled_worker_is_not_idle() {
     let mut steady = Steady::new(&mut stage, 2);
     steady.still = Some(worker(1, 1));
     for _ in 0..10 {
-        assert_eq!(steady.look(&[9_000, 0]).1, []);
+        assert_eq!(steady.sample(&[9_000, 0]).1, []);
     }
     // Each sample that finds no new turn pings the worker.
     let (at, _) = steady.stage.next_timeout();
@@ -137,7 +137,7 @@ fn stalled_worker_is_not_idle() {
     steady.counted[0] += 9_000;
     steady.still = None;
     let (from, to) = (worker(0, 1), worker(1, 1));
-    assert_eq!(steady.look(&[9_000, 0]).1, [moves(from, to, 500)]);
+    assert_eq!(steady.sample(&[9_000, 0]).1, [moves(from, to, 500)]);
 }
 
 #[test]
@@ -145,10 +145,10 @@ fn small_skew_and_idle_server_move_nothing() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
     for _ in 0..20 {
-        assert_eq!(steady.look(&[15_000, 10_000]).1, []);
+        assert_eq!(steady.sample(&[15_000, 10_000]).1, []);
     }
     for _ in 0..20 {
-        assert_eq!(steady.look(&[499, 0]).1, []);
+        assert_eq!(steady.sample(&[499, 0]).1, []);
     }
 }
 
@@ -164,7 +164,7 @@ fn rebalancing_is_opt_in_and_needs_sibling() {
 fn operation_pauses_rebalancing_without_waiting() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
-    while steady.look(&[9_000, 0]).1.is_empty() {}
+    while steady.sample(&[9_000, 0]).1.is_empty() {}
     // Requested, and in progress.
     let now = 10_000;
     let policy = Policy {
@@ -180,7 +180,7 @@ fn operation_pauses_rebalancing_without_waiting() {
     assert_eq!(
         stage.machine.poll_timeout(),
         Some(Tick::from_millis(now + 1 + 2_500)),
-        "nothing but the look at the handover"
+        "nothing but the sample of the handover"
     );
 
     // A sample taken before the operation is not used after it.
@@ -196,7 +196,7 @@ fn death_or_silence_ends_move() {
     for (victim, slot) in [(0, 0), (1, 1)] {
         let mut stage = watched(2);
         let mut steady = Steady::new(&mut stage, 2);
-        while steady.look(&[9_000, 0]).1.is_empty() {}
+        while steady.sample(&[9_000, 0]).1.is_empty() {}
         assert_eq!(stage.at(20_000, killed(victim, 1)), [adopt(slot, 2)]);
         if victim == 1 {
             // The sender reports that and continues.
@@ -219,7 +219,7 @@ fn death_or_silence_ends_move() {
 
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
-    while steady.look(&[9_000, 0]).1.is_empty() {}
+    while steady.sample(&[9_000, 0]).1.is_empty() {}
     assert_eq!(stage.next_timeout().1, [], "nobody is killed");
     assert!(matches!(
         stage.notices.last(),
@@ -231,7 +231,7 @@ fn death_or_silence_ends_move() {
 fn stop_ends_rebalancing() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
-    while steady.look(&[9_000, 0]).1.is_empty() {}
+    while steady.sample(&[9_000, 0]).1.is_empty() {}
     stage.at(20_000, stop("SIGTERM"));
     assert_eq!(
         stage.machine.poll_timeout(),
@@ -244,7 +244,7 @@ fn stop_ends_rebalancing() {
 fn rebalancing_state_survives_upgrade() {
     let mut stage = watched(2);
     let mut steady = Steady::new(&mut stage, 2);
-    while steady.look(&[9_000, 0]).1.is_empty() {}
+    while steady.sample(&[9_000, 0]).1.is_empty() {}
     let saved = stage.machine.snapshot();
     let read = Snapshot::from_json(&saved.to_json().unwrap()).unwrap();
     assert_eq!(read, saved);
@@ -380,5 +380,5 @@ fn single_connection_is_never_moved() {
     assert!(world.moves.iter().all(|it| it.3 == 0), "{:?}", world.moves);
     assert!(world.moves.len() < 20, "{:?}", world.moves);
     let first = world.moves[0].0;
-    assert_eq!(first, 1_000 * u64::from(REBALANCE_LOOKS + 1));
+    assert_eq!(first, 1_000 * u64::from(REBALANCE_SAMPLES + 1));
 }

@@ -37,7 +37,7 @@ fn stop_ends_without_worker_that_stays() {
     assert_eq!(stage.at(200, stop("SIGTERM")), [kill(0, 1)]);
     let (at, actions) = stage.next_timeout();
     assert_eq!(at, 200 + GRACE);
-    assert_eq!(actions, [abandon(0, 1), Action::Exit(Verdict::Clean)]);
+    assert_eq!(actions, [abandon(0, 1), Action::Exit(Outcome::Clean)]);
     assert_eq!(stage.machine.poll_timeout(), None);
 }
 
@@ -48,7 +48,7 @@ fn drain_waits_for_others_when_one_stays() {
     stage.at(110, stop("SIGTERM"));
     assert_eq!(stage.next_timeout(), (100 + GRACE, vec![abandon(0, 1)]));
     let end = stage.at(3_000, exited(1, 1, 0));
-    assert_eq!(end, [Action::Exit(Verdict::Clean)]);
+    assert_eq!(end, [Action::Exit(Outcome::Clean)]);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn failed_boot_ends_without_worker_that_stays() {
     assert!(
         matches!(
             actions.as_slice(),
-            [Action::Abandon { .. }, Action::Exit(Verdict::Failed { .. })]
+            [Action::Abandon { .. }, Action::Exit(Outcome::Failed { .. })]
         ),
         "{actions:?}"
     );

@@ -203,7 +203,7 @@ fn stalled_loop_is_noticed_and_worker_replaced() {
         ..calm(1)
     };
     let mut stage = Stage::booted(policy, 0);
-    let look = Action::TakePulse {
+    let sample = Action::TakePulse {
         worker: worker(0, 1),
     };
     let pulse = |turns| Event::Pulse {
@@ -213,7 +213,7 @@ fn stalled_loop_is_noticed_and_worker_replaced() {
     let ping = Action::Ping {
         worker: worker(0, 1),
     };
-    assert_eq!(stage.next_timeout(), (1_000, vec![look.clone()]));
+    assert_eq!(stage.next_timeout(), (1_000, vec![sample.clone()]));
     assert_eq!(stage.at(1_000, pulse(5)), []);
     // It was idle.
     stage.next_timeout();
@@ -221,10 +221,10 @@ fn stalled_loop_is_noticed_and_worker_replaced() {
     stage.next_timeout();
     assert_eq!(stage.at(3_000, pulse(6)), []);
     // However late the supervisor is, it takes one sample.
-    assert_eq!(stage.timeout(90_000), std::slice::from_ref(&look));
+    assert_eq!(stage.timeout(90_000), std::slice::from_ref(&sample));
     for at in [90_000, 91_000, 92_000] {
         assert_eq!(stage.at(at, pulse(6)), std::slice::from_ref(&ping));
-        assert_eq!(stage.next_timeout(), (at + 1_000, vec![look.clone()]));
+        assert_eq!(stage.next_timeout(), (at + 1_000, vec![sample.clone()]));
     }
     assert_eq!(stage.at(93_000, pulse(6)), [kill(0, 1)]);
     assert!(stage.notices.iter().any(|notice| matches!(
@@ -250,17 +250,17 @@ fn missed_polls_before_commit_prove_no_stall() {
     let mut stage = Stage::booted(with(400), 0);
     stage.at(10, reload(with(4_000)));
     stage.at(20, ready(0, 2));
-    for look in [120, 220, 320, 420] {
-        stage.timeout(look);
-        stage.at(look, pulse.clone());
+    for sample in [120, 220, 320, 420] {
+        stage.timeout(sample);
+        stage.at(sample, pulse.clone());
     }
     stage.at(430, handed_over(0, 1, HandoverEnd::Done));
     stage.at(431, exited(0, 1, 0));
     // A fourth miss would be one too many under the old limit, but is far below the new one.
-    let look = Action::TakePulse {
+    let sample = Action::TakePulse {
         worker: worker(0, 2),
     };
-    assert_eq!(stage.next_timeout(), (1_430, vec![look]));
+    assert_eq!(stage.next_timeout(), (1_430, vec![sample]));
     assert_eq!(stage.at(1_430, pulse), []);
     assert_eq!(stage.state(0), "serving");
 }

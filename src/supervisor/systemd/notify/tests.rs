@@ -24,70 +24,70 @@ fn at(ms: u64) -> Tick {
 }
 
 /// Observes a healthy supervisor without a failure.
-fn look(notifier: &mut Notifier, view: View, now: Tick) {
+fn observe(notifier: &mut Notifier, view: View, now: Tick) {
     notifier.observe(view, String::new, || None, now);
 }
 
 /// Returns all messages, without the timeouts.
-fn said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
-    let mut said = all_said(notifier, now);
-    said.retain(|it| !matches!(it, Message::Extend { .. }));
-    said
+fn messages(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
+    let mut messages = all_messages(notifier, now);
+    messages.retain(|it| !matches!(it, Message::Extend { .. }));
+    messages
 }
 
-fn all_said(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
+fn all_messages(notifier: &mut Notifier, now: Tick) -> Vec<Message> {
     std::iter::from_fn(|| notifier.poll_message(now)).collect()
 }
 
 #[test]
 fn ready_is_sent_once_when_all_serve() {
     let mut notifier = Notifier::new(None);
-    look(&mut notifier, starting(), at(1));
-    assert_eq!(said(&mut notifier, at(1)), []);
-    look(&mut notifier, serving(None), at(2));
-    look(&mut notifier, serving(None), at(3));
-    assert_eq!(said(&mut notifier, at(3)), [Message::Ready]);
+    observe(&mut notifier, starting(), at(1));
+    assert_eq!(messages(&mut notifier, at(1)), []);
+    observe(&mut notifier, serving(None), at(2));
+    observe(&mut notifier, serving(None), at(3));
+    assert_eq!(messages(&mut notifier, at(3)), [Message::Ready]);
 }
 
 #[test]
 fn reload_is_notified_and_scaling_is_not() {
     let mut notifier = Notifier::new(None);
-    look(&mut notifier, serving(None), at(1));
-    said(&mut notifier, at(1));
-    look(
+    observe(&mut notifier, serving(None), at(1));
+    messages(&mut notifier, at(1));
+    observe(
         &mut notifier,
         serving(Some(OperationKind::Scale { to: 2 })),
         at(2),
     );
-    assert_eq!(said(&mut notifier, at(2)), []);
-    look(&mut notifier, serving(Some(OperationKind::Reload)), at(3));
-    look(&mut notifier, serving(Some(OperationKind::Reload)), at(4));
+    assert_eq!(messages(&mut notifier, at(2)), []);
+    observe(&mut notifier, serving(Some(OperationKind::Reload)), at(3));
+    observe(&mut notifier, serving(Some(OperationKind::Reload)), at(4));
     assert_eq!(
-        said(&mut notifier, at(4)),
+        messages(&mut notifier, at(4)),
         [Message::Reloading { at: at(3) }]
     );
-    look(&mut notifier, serving(None), at(5));
-    assert_eq!(said(&mut notifier, at(5)), [Message::Ready]);
+    observe(&mut notifier, serving(None), at(5));
+    assert_eq!(messages(&mut notifier, at(5)), [Message::Ready]);
 }
 
 #[test]
 fn refused_reload_is_confirmed() {
     let mut notifier = Notifier::new(None);
-    look(&mut notifier, serving(None), at(1));
-    said(&mut notifier, at(1));
+    observe(&mut notifier, serving(None), at(1));
+    messages(&mut notifier, at(1));
     notifier.note_reload_request();
-    look(&mut notifier, serving(None), at(2));
+    observe(&mut notifier, serving(None), at(2));
     let both = [Message::Reloading { at: at(2) }, Message::Ready];
-    assert_eq!(said(&mut notifier, at(2)), both);
+    assert_eq!(messages(&mut notifier, at(2)), both);
     // Another operation is in progress, and is no reason to wait.
     notifier.note_reload_request();
-    look(
+    observe(
         &mut notifier,
         serving(Some(OperationKind::Scale { to: 2 })),
         at(3),
     );
     let both = [Message::Reloading { at: at(3) }, Message::Ready];
-    assert_eq!(said(&mut notifier, at(3)), both);
+    assert_eq!(messages(&mut notifier, at(3)), both);
 }
 
 #[test]
@@ -103,16 +103,16 @@ fn barrier_follows_messages_it_confirms() {
         Message::Remove(other),
         Message::Barrier,
     ];
-    assert_eq!(said(&mut notifier, at(1)), all);
+    assert_eq!(messages(&mut notifier, at(1)), all);
 }
 
 #[test]
 fn new_program_completes_notifications_after_exec() {
     let mut notifier = Notifier::resumed(None);
-    look(&mut notifier, serving(Some(OperationKind::Reload)), at(1));
-    assert_eq!(said(&mut notifier, at(1)), []);
-    look(&mut notifier, serving(None), at(2));
-    assert_eq!(said(&mut notifier, at(2)), [Message::Ready]);
+    observe(&mut notifier, serving(Some(OperationKind::Reload)), at(1));
+    assert_eq!(messages(&mut notifier, at(1)), []);
+    observe(&mut notifier, serving(None), at(2));
+    assert_eq!(messages(&mut notifier, at(2)), [Message::Ready]);
 }
 
 #[test]
@@ -121,10 +121,10 @@ fn long_start_or_reload_extends_timeout() {
     let longer = Message::Extend { within };
     assert_eq!(longer.text(), "EXTEND_TIMEOUT_USEC=15000000");
     assert!(NOTIFY_STATUS_BUSY * 3 < within, "some may come late");
-    let renewing = serving(Some(OperationKind::Reload));
+    let reloading = serving(Some(OperationKind::Reload));
     let asked = |notifier: &mut Notifier, view, now| {
-        look(notifier, view, now);
-        all_said(notifier, now).contains(&longer)
+        observe(notifier, view, now);
+        all_messages(notifier, now).contains(&longer)
     };
     let mut notifier = Notifier::new(None);
     let second = |number: u64| at(1000 * number);
@@ -134,16 +134,16 @@ fn long_start_or_reload_extends_timeout() {
     assert!(!asked(&mut notifier, serving(None), second(2)));
     let scaling = serving(Some(OperationKind::Scale { to: 2 }));
     assert!(!asked(&mut notifier, scaling, second(7)), "nobody waits");
-    assert!(asked(&mut notifier, renewing, second(8)));
-    assert!(asked(&mut notifier, renewing, second(9)));
+    assert!(asked(&mut notifier, reloading, second(8)));
+    assert!(asked(&mut notifier, reloading, second(9)));
     assert!(!asked(&mut notifier, serving(None), second(10)));
     // A message not sent before the stop is not sent after it.
-    look(&mut notifier, renewing, second(11));
-    look(&mut notifier, serving(None), second(12));
+    observe(&mut notifier, reloading, second(11));
+    observe(&mut notifier, serving(None), second(12));
     let both = [Message::Reloading { at: second(11) }, Message::Ready];
-    assert_eq!(all_said(&mut notifier, second(12)), both);
+    assert_eq!(all_messages(&mut notifier, second(12)), both);
     let mut resumed = Notifier::resumed(None);
-    assert!(asked(&mut resumed, renewing, second(0)));
+    assert!(asked(&mut resumed, reloading, second(0)));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn status_line_is_bounded() {
 #[test]
 fn stop_announces_its_duration_last() {
     let mut notifier = Notifier::new(None);
-    look(&mut notifier, serving(Some(OperationKind::Reload)), at(1));
+    observe(&mut notifier, serving(Some(OperationKind::Reload)), at(1));
     let life = Life::Stopping {
         until: Some(at(32_001)),
     };
@@ -163,12 +163,15 @@ fn stop_announces_its_duration_last() {
         life,
         operation: None,
     };
-    look(&mut notifier, stopping, at(1));
+    observe(&mut notifier, stopping, at(1));
     let within = Duration::from_secs(32) + NOTIFY_STOP_MARGIN;
-    assert_eq!(said(&mut notifier, at(1)), [Message::Stopping { within }]);
+    assert_eq!(
+        messages(&mut notifier, at(1)),
+        [Message::Stopping { within }]
+    );
     notifier.note_reload_request();
-    look(&mut notifier, stopping, at(3));
-    assert_eq!(said(&mut notifier, at(3)), []);
+    observe(&mut notifier, stopping, at(3));
+    assert_eq!(messages(&mut notifier, at(3)), []);
 }
 
 #[test]
@@ -176,7 +179,7 @@ fn status_line_is_sent_when_changed() {
     let mut notifier = Notifier::new(None);
     let line = |notifier: &mut Notifier, text: &str, now| {
         notifier.observe(serving(None), || text.to_owned(), || None, now);
-        said(notifier, now)
+        messages(notifier, now)
     };
     let status = |text: &str| Message::Status(text.to_owned());
     let first = [Message::Ready, status("one")];
@@ -196,7 +199,7 @@ fn watchdog_is_fed_twice_and_upon_recovery() {
     let mut feed = |wrong: Option<&str>, now| {
         let wrong = wrong.map(str::to_owned);
         let change = notifier.observe(serving(None), String::new, || wrong, now);
-        let fed = said(&mut notifier, now).contains(&Message::Watchdog);
+        let fed = messages(&mut notifier, now).contains(&Message::Watchdog);
         (fed, change, notifier.deadline())
     };
     // The status line keeps it awake, too.
@@ -220,14 +223,14 @@ fn unsent_message_is_retried() {
     let mut notifier = Notifier::new(None);
     notifier.store(SlotId(0));
     notifier.store(SlotId(1));
-    look(&mut notifier, starting(), at(0));
+    observe(&mut notifier, starting(), at(0));
     let first = notifier.poll_message(at(0)).unwrap();
     notifier.refused(first, at(0));
     assert_eq!(notifier.poll_message(at(1)), None);
     let due = at(0) + NOTIFY_RETRY;
     assert_eq!(notifier.deadline(), Some(due));
     let both = [Message::Store(SlotId(0)), Message::Store(SlotId(1))];
-    assert_eq!(said(&mut notifier, due), both);
+    assert_eq!(messages(&mut notifier, due), both);
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn removal_precedes_replacement() {
     notifier.remove(slot);
     notifier.store(slot);
     let both = [Message::Remove(slot), Message::Store(slot)];
-    assert_eq!(said(&mut notifier, at(0)), both);
+    assert_eq!(messages(&mut notifier, at(0)), both);
     assert_eq!(both[0].text(), "FDSTOREREMOVE=1\nFDNAME=slot-7");
     assert_eq!(both[1].text(), "FDSTORE=1\nFDNAME=slot-7\nFDPOLL=0");
     assert_eq!(stored_slot("slot-7"), Some(slot));
@@ -296,7 +299,7 @@ proptest! {
             // Each later than a pause after a refusal.
             let now = Tick::ZERO + NOTIFY_RETRY * now;
             match step {
-                Step::Show(operation) => look(&mut notifier, serving(operation), now),
+                Step::Show(operation) => observe(&mut notifier, serving(operation), now),
                 Step::Ask => notifier.note_reload_request(),
                 Step::Store(slot) => {
                     notifier.store(SlotId(slot));
@@ -317,8 +320,8 @@ proptest! {
             prop_assert!(notifier.outbox.len() <= 5 + 2 * 3);
         }
         let end = Tick::ZERO + NOTIFY_RETRY * 1000;
-        look(&mut notifier, serving(None), end);
-        for message in said(&mut notifier, end) {
+        observe(&mut notifier, serving(None), end);
+        for message in messages(&mut notifier, end) {
             read(message, &mut believed_kept);
         }
         prop_assert_eq!(believed_kept, kept);

@@ -1,6 +1,6 @@
 //! Laws of connections that migrate between two workers that both remain.
 
-use uppercased::config::{REBALANCE_LOOK_EVERY, REBALANCE_LOOKS, REBALANCE_REST};
+use uppercased::config::{REBALANCE_REST, REBALANCE_SAMPLE_EVERY, REBALANCE_SAMPLES};
 use uppercased::supervisor::machine::{Load, WorkerId};
 use uppercased_ctl::clock::Tick;
 
@@ -25,7 +25,7 @@ impl Laws {
         let early = self
             .balance
             .asked
-            .is_some_and(|(at, _)| now < at + REBALANCE_LOOK_EVERY);
+            .is_some_and(|(at, _)| now < at + REBALANCE_SAMPLE_EVERY);
         law!(!early, "loads are sampled too often: {:?}", self.balance);
         self.balance.asked = Some((now, false));
     }
@@ -36,7 +36,7 @@ impl Laws {
         {
             *answered = true;
             self.balance.told.push((now, loads.to_vec()));
-            if self.balance.told.len() > REBALANCE_LOOKS as usize + 1 {
+            if self.balance.told.len() > REBALANCE_SAMPLES as usize + 1 {
                 self.balance.told.remove(0);
             }
         }
@@ -68,7 +68,7 @@ impl Laws {
         // In each of the required samples, the sender has done the most work.
         let checks = self.balance.told.len();
         law!(
-            checks > REBALANCE_LOOKS as usize,
+            checks > REBALANCE_SAMPLES as usize,
             "a part moves after {checks} samples"
         );
         let calls = |at: usize, worker: WorkerId| {
@@ -129,7 +129,7 @@ impl Laws {
             && self.policy.rebalance.is_some()
             && self.serving().count() > 1;
         if quiet {
-            let next = now + REBALANCE_LOOK_EVERY;
+            let next = now + REBALANCE_SAMPLE_EVERY;
             law!(by(next), "the loads are not sampled by {next:?}");
         } else {
             self.balance.told.clear();

@@ -45,7 +45,7 @@ impl Laws {
             slot.release != release,
             "{worker} is to follow a worker of its own release"
         );
-        let alone = |it: &Other| matches!(it.part, Part::Leaving { .. } | Part::Doomed { .. });
+        let alone = |it: &Other| matches!(it.part, Part::Leaving { .. } | Part::Dying { .. });
         law!(
             slot.others.values().all(alone),
             "{worker} is one too many: {:?}",
@@ -263,7 +263,7 @@ impl Laws {
                 law!(now >= by, "{worker} is killed while it may leave by {by:?}");
             }
             Part::Stopping => self.forces(worker, now),
-            Part::Doomed { killed, .. } => {
+            Part::Dying { killed, .. } => {
                 law!(!killed, "{worker} is killed twice");
                 return self.slots[worker.slot.index()].is_killed(worker);
             }
@@ -280,7 +280,7 @@ impl Laws {
                 )
             }
         }
-        self.doom_other(worker, unwanted, now);
+        self.mark_other_dying(worker, unwanted, now);
         self.slots[worker.slot.index()].is_killed(worker);
     }
 
@@ -343,7 +343,7 @@ impl Laws {
             for (generation, other) in &slot.others {
                 let who = format!("slot {index} generation {generation}");
                 if !running {
-                    let ends = matches!(other.part, Part::Stopping | Part::Doomed { .. });
+                    let ends = matches!(other.part, Part::Stopping | Part::Dying { .. });
                     law!(ends, "{who} is {:?} while {:?}", other.part, self.end);
                 }
                 match other.part {
@@ -363,7 +363,7 @@ impl Laws {
                     Part::Leaving { by: at, .. } => {
                         law!(at == Tick::MAX || by(at), "{who} has no deadline to leave");
                     }
-                    Part::Doomed { killed, .. } => law!(killed, "{who} was not killed"),
+                    Part::Dying { killed, .. } => law!(killed, "{who} was not killed"),
                     Part::Stopping => {}
                 }
             }

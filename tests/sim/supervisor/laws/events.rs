@@ -20,7 +20,7 @@ impl Laws {
                 if let Some(other) = self.other(*worker) {
                     let never = match other.part {
                         Part::Starting { .. } => true,
-                        Part::Doomed { served, .. } => served.is_none(),
+                        Part::Dying { served, .. } => served.is_none(),
                         _ => false,
                     };
                     if never {
@@ -29,7 +29,7 @@ impl Laws {
                 } else if let Some(life) = self.main(*worker)
                     && matches!(
                         life,
-                        Life::Starting { .. } | Life::Doomed { served: None, .. }
+                        Life::Starting { .. } | Life::Dying { served: None, .. }
                     )
                 {
                     self.gone(worker.slot, None, now);
@@ -43,7 +43,7 @@ impl Laws {
                     None | Some(Life::Unborn | Life::Retired | Life::Gone { .. }) => return,
                     Some(Life::Starting { .. } | Life::Stopping) => None,
                     Some(Life::Serving { since, .. }) => Some(now.since(*since)),
-                    Some(Life::Doomed { served, .. }) => *served,
+                    Some(Life::Dying { served, .. }) => *served,
                 };
                 self.gone(worker.slot, served, now);
             }
@@ -52,18 +52,18 @@ impl Laws {
             Event::ChannelBroken { worker, .. } => {
                 if let Some(other) = self.other(*worker) {
                     if matches!(other.part, Part::Starting { .. } | Part::HandingOver { .. }) {
-                        self.doom_other(*worker, false, now);
+                        self.mark_other_dying(*worker, false, now);
                     }
                 } else if self
                     .main(*worker)
                     .is_some_and(|life| *life != Life::Stopping)
                 {
-                    self.doom(*worker, false, now);
+                    self.mark_dying(*worker, false, now);
                 }
             }
             Event::ChannelClosed { worker } => {
                 if matches!(self.main(*worker), Some(Life::Serving { .. })) {
-                    self.doom(*worker, false, now);
+                    self.mark_dying(*worker, false, now);
                 }
             }
             Event::Stop { .. } => {
@@ -175,7 +175,7 @@ impl Laws {
         slot.owes_word = false;
         match end {
             HandoverEnd::PeerGone => {}
-            HandoverEnd::Done => self.doom(worker, true, now),
+            HandoverEnd::Done => self.mark_dying(worker, true, now),
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.resuming.insert(worker);
             }
@@ -220,9 +220,9 @@ impl Laws {
         pulse.misses += 1;
         if hang.is_some_and(|limit| u128::from(pulse.misses) >= limit) {
             if self.other(worker).is_some() {
-                self.doom_other(worker, false, now);
+                self.mark_other_dying(worker, false, now);
             } else {
-                self.doom(worker, false, now);
+                self.mark_dying(worker, false, now);
             }
         }
     }
@@ -256,7 +256,7 @@ impl Laws {
             earliest: now,
             latest: now,
         };
-        if matches!(shadow.life, Life::Doomed { ordered: true, .. }) {
+        if matches!(shadow.life, Life::Dying { ordered: true, .. }) {
             shadow.life = at_once;
             return;
         }
@@ -342,15 +342,15 @@ impl Laws {
     fn displace(&mut self, index: usize, now: Tick) {
         let slot = SlotId(u16::try_from(index).expect("the simulation has few slots"));
         let worker = self.slots[index].worker(slot.0);
-        self.doom(worker, false, now);
+        self.mark_dying(worker, false, now);
         let shadow = &mut self.slots[index];
-        let Life::Doomed { served, killed, .. } = shadow.life else {
+        let Life::Dying { served, killed, .. } = shadow.life else {
             return;
         };
         let other = Other {
             release: shadow.release,
             served_since: now,
-            part: Part::Doomed {
+            part: Part::Dying {
                 served,
                 killed,
                 unwanted: false,
@@ -382,7 +382,7 @@ impl Laws {
     }
 
     /// Records that the main worker will be killed; from now on it does not count.
-    pub(super) fn doom(&mut self, worker: WorkerId, ordered: bool, now: Tick) {
+    pub(super) fn mark_dying(&mut self, worker: WorkerId, ordered: bool, now: Tick) {
         let Some(life) = self.main(worker) else {
             return;
         };
@@ -391,20 +391,20 @@ impl Laws {
             // It served; the duration no longer matters.
             Life::Stopping => Some(Duration::ZERO),
             Life::Serving { since, .. } => Some(now.since(*since)),
-            Life::Unborn | Life::Retired | Life::Doomed { .. } | Life::Gone { .. } => return,
+            Life::Unborn | Life::Retired | Life::Dying { .. } | Life::Gone { .. } => return,
         };
         let shadow = &mut self.slots[worker.slot.index()];
         if shadow.serves() {
             shadow.unserved_since = now;
         }
         shadow.owes_word = false;
-        shadow.life = Life::Doomed {
+        shadow.life = Life::Dying {
             served,
             killed: false,
             ordered,
         };
         if shadow.successor().is_some() {
-            let part = Part::Doomed {
+            let part = Part::Dying {
                 served,
                 killed: false,
                 unwanted: true,
@@ -422,8 +422,8 @@ impl Laws {
         self.pulses.remove(&worker);
     }
 
-    /// As [`Self::doom`], for a worker other than the main one.
-    pub(super) fn doom_other(&mut self, worker: WorkerId, unwanted: bool, now: Tick) {
+    /// As [`Self::mark_dying`], for a worker other than the main one.
+    pub(super) fn mark_other_dying(&mut self, worker: WorkerId, unwanted: bool, now: Tick) {
         let slot = &mut self.slots[worker.slot.index()];
         let retired = slot.life == Life::Retired && slot.handing_over().is_some();
         let Some(other) = slot.others.get_mut(&worker.generation.0) else {
@@ -433,7 +433,7 @@ impl Laws {
             Part::Starting { .. } => None,
             _ => Some(now.since(other.served_since)),
         };
-        other.part = Part::Doomed {
+        other.part = Part::Dying {
             served,
             killed: false,
             unwanted,
@@ -456,10 +456,10 @@ impl Laws {
         let never_served = match other.part {
             Part::Starting { .. } => true,
             // A former main worker has also failed as a successor.
-            Part::Doomed { unwanted, .. } => !unwanted,
+            Part::Dying { unwanted, .. } => !unwanted,
             _ => false,
         };
-        let held = matches!(other.part, Part::HandingOver { .. } | Part::Doomed { .. });
+        let held = matches!(other.part, Part::HandingOver { .. } | Part::Dying { .. });
         let open = slot.life == Life::Retired && !slot.closed;
         let retired = open && held && slot.handing_over().is_none();
         if served && !slot.is_served() {
@@ -473,7 +473,7 @@ impl Laws {
         }
         if retired {
             let served = match other.part {
-                Part::Doomed { served, .. } => served,
+                Part::Dying { served, .. } => served,
                 _ => Some(now.since(other.served_since)),
             };
             self.fails(worker.slot.index(), served, now);

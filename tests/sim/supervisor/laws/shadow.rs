@@ -27,7 +27,7 @@ pub(super) enum Life {
     Retired,
     Stopping,
     /// It is to be killed, or killed and not reaped.
-    Doomed {
+    Dying {
         served: Option<Duration>,
         killed: bool,
         /// Whether the cause is external: not a failure.
@@ -72,7 +72,7 @@ pub(super) enum Part {
     },
     Stopping,
     /// `served` is `None` if it never was Ready.
-    Doomed {
+    Dying {
         served: Option<Duration>,
         killed: bool,
         unwanted: bool,
@@ -141,7 +141,7 @@ impl Shadow {
     pub(super) fn is_live(&self) -> bool {
         match self.life {
             Life::Unborn | Life::Retired | Life::Gone { .. } => false,
-            Life::Starting { .. } | Life::Serving { .. } | Life::Stopping | Life::Doomed { .. } => {
+            Life::Starting { .. } | Life::Serving { .. } | Life::Stopping | Life::Dying { .. } => {
                 true
             }
         }
@@ -201,10 +201,10 @@ impl Shadow {
 
     pub(super) fn is_killed(&mut self, worker: WorkerId) {
         if let Some(other) = self.others.get_mut(&worker.generation.0) {
-            if let Part::Doomed { killed, .. } = &mut other.part {
+            if let Part::Dying { killed, .. } = &mut other.part {
                 *killed = true;
             }
-        } else if let Life::Doomed { killed, .. } = &mut self.life {
+        } else if let Life::Dying { killed, .. } = &mut self.life {
             *killed = true;
         }
     }
@@ -217,7 +217,7 @@ impl Shadow {
             Life::Serving { .. } => &["serving"],
             Life::Retired => &["retired", "stopped"],
             Life::Stopping => &["stopping"],
-            Life::Doomed { .. } => &["killing"],
+            Life::Dying { .. } => &["killing"],
             Life::Gone { .. } => &["backing off", "stopped"],
         }
     }
@@ -234,7 +234,7 @@ impl Part {
             Self::Relieved => "relieved",
             Self::Leaving { .. } => "leaving",
             Self::Stopping => "stopping",
-            Self::Doomed { .. } => "killing",
+            Self::Dying { .. } => "killing",
         }
     }
 }

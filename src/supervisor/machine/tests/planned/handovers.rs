@@ -3,7 +3,7 @@
 use super::*;
 
 /// Samples the handover from `from` to `to`, with this result.
-fn look(stage: &mut Stage, from: WorkerId, to: WorkerId, progress: Progress) -> Vec<Action> {
+fn sample(stage: &mut Stage, from: WorkerId, to: WorkerId, progress: Progress) -> Vec<Action> {
     let (at, actions) = stage.next_timeout();
     assert_eq!(actions, [Action::TakeProgress { from, to }], "at {at}");
     stage.at(at, Event::Progress { from, to, progress })
@@ -30,7 +30,7 @@ fn stalled_side_of_a_handover_is_replaced() {
     let mut stage = begun();
     for step in 0..100 {
         let found = progress(step + 1, step, step);
-        assert_eq!(look(&mut stage, old, new, found), []);
+        assert_eq!(sample(&mut stage, old, new, found), []);
     }
     assert_eq!(
         stage.at(300_000, handed_over(0, 1, HandoverEnd::Done)),
@@ -40,14 +40,17 @@ fn stalled_side_of_a_handover_is_replaced() {
     // Three samples without progress are one too few.
     let mut stage = begun();
     for _ in 0..4 {
-        assert_eq!(look(&mut stage, old, new, progress(6, 2, 3)), []);
+        assert_eq!(sample(&mut stage, old, new, progress(6, 2, 3)), []);
     }
-    assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), []);
+    assert_eq!(sample(&mut stage, old, new, progress(6, 2, 4)), []);
     for _ in 0..3 {
-        assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), []);
+        assert_eq!(sample(&mut stage, old, new, progress(6, 2, 4)), []);
     }
     // The receiver must answer what was sent and not answered.
-    assert_eq!(look(&mut stage, old, new, progress(6, 2, 4)), [kill(0, 2)]);
+    assert_eq!(
+        sample(&mut stage, old, new, progress(6, 2, 4)),
+        [kill(0, 2)]
+    );
     let given_up = stage
         .machine
         .poll_timeout()
@@ -76,7 +79,7 @@ fn stalled_sender_does_not_cost_the_receiver() {
         stage.at(110, ready(0, 2));
         let mut last = Vec::new();
         while last.is_empty() {
-            last = look(&mut stage, old, new, found);
+            last = sample(&mut stage, old, new, found);
         }
         assert_eq!(last, [kill(0, 1), COMMIT]);
         let cause = "the handover of slot 0 generation 1 stalled, and it was killed; \
