@@ -20,6 +20,7 @@ use crate::top;
 use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
 use uppercased_ctl::control::place::{Candidate, Environment};
 use uppercased_ctl::control::{Reply, Request};
+use uppercased_ctl::escape::visible;
 use uppercased_ctl::output::print;
 use uppercased_ctl::stderr::{self, write_error};
 
@@ -46,7 +47,8 @@ pub(super) fn run(command: &RemoteCommand) -> ExitCode {
         Err(error) => {
             let text = error.to_string();
             if matches!(error, Error::Negative(..)) {
-                let _ = print(&format!("{text}\n"));
+                // The cause is one line, even if it names a file with line breaks in its name.
+                let _ = print(&format!("{}\n", visible(&text)));
             } else {
                 write_error(&text);
             }

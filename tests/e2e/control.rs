@@ -174,6 +174,11 @@ fn only_completed_operation_is_success() {
             "",
         ),
         (
+            "{\"refused\":\"/etc/a\\nb: it is missing\"}\n",
+            "refused: /etc/a\\nb: it is missing\n",
+            "",
+        ),
+        (
             "",
             "",
             "uppercased: cannot get an answer: the server closed the connection; see its log\n",
