@@ -1,18 +1,21 @@
 //! The death of a worker's process, by any cause, in every state of its connections: its keeper
 //! continues all of them, and no client notices.
 //!
-//! The supervisor is stopped meanwhile: no step of a rescue needs it.
+//! In the first tests the supervisor is stopped meanwhile: no step of a rescue needs it. In the others
+//! it follows.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::proxy_header::{Version, encode};
 
 use crate::support::observe::{
     OWED_BYTES, become_owed, descriptors, freeze, until, until_some, worker_of, workers_of,
 };
+use crate::support::planned::Planned;
 use crate::support::usage::Counters;
 use crate::support::{Client, Server, Watched, pattern};
 
@@ -244,4 +247,140 @@ fn stopped_worker_takes_its_keeper_along() {
     until("it has a keeper", || server.keeper_pids().len() == 1);
     assert!(server.stop().success());
     assert!(server.processes().is_empty());
+}
+
+/// From here on the supervisor follows: a server with several workers, and its status.
+#[track_caller]
+fn followed(args: &[&str]) -> Planned {
+    let given = [
+        "--listen=127.0.0.1:0",
+        "--crash-rescue=true",
+        "--bake-time=0s",
+    ];
+    Planned::start(&[&given, args].concat())
+}
+
+/// Waits until every worker has a keeper that the supervisor knows; returns the first slot's worker
+/// and keeper.
+#[track_caller]
+fn pair(server: &Server) -> (u32, u32) {
+    until_some("every worker has a keeper", || {
+        let status = server.status_json();
+        let slots = status["slots"].as_array()?.clone();
+        let number = |slot: &Value, key: &str| slot[key].as_u64()?.try_into().ok();
+        let pairs: Option<Vec<(u32, u32)>> = slots
+            .iter()
+            .map(|slot| Some((number(slot, "pid")?, number(slot, "keeper_pid")?)))
+            .collect();
+        pairs?.first().copied()
+    })
+}
+
+fn kill(pid: u32) {
+    Watched::open(pid).expect("it runs").signal(Signal::SIGKILL);
+}
+
+#[test]
+fn supervisor_follows_each_rescue() {
+    let planned = followed(&["--workers=2"]);
+    let server = &planned.server;
+    let mut clients: Vec<_> = (0..8).map(|_| Client::connect(server.addr())).collect();
+    for round in 1..=10 {
+        let (worker, keeper) = pair(server);
+        kill(worker);
+        for client in &mut clients {
+            client.roundtrip(b"served by every process");
+        }
+        until("the keeper is the worker", || {
+            server.status_json()["slots"][0]["pid"] == keeper
+        });
+        until("it is reported", || {
+            let log = server.log();
+            log.iter()
+                .filter(|line| line.contains("worker rescued"))
+                .count()
+                == round
+        });
+    }
+    let slot = &server.status_json()["slots"][0];
+    assert_eq!(
+        (&slot["crashes"], &slot["generation"]),
+        (&10.into(), &1.into()),
+        "{slot}"
+    );
+    server.reload().expect_success();
+    server.upgrade().expect_success();
+    let (worker, _) = pair(server);
+    kill(worker);
+    for client in &mut clients {
+        client.roundtrip(b"after a reload and an upgrade");
+    }
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}
+
+#[test]
+fn lost_keeper_is_replaced() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    for _ in 0..3 {
+        let (worker, keeper) = pair(server);
+        kill(keeper);
+        server.wait_log(|line| line.contains("keeper lost"));
+        until("it has another keeper", || {
+            let (now, other) = pair(server);
+            now == worker && other != keeper
+        });
+        client.roundtrip(b"by the same process");
+    }
+    let (worker, _) = pair(server);
+    kill(worker);
+    client.roundtrip(b"by its latest keeper");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn worker_without_keeper_is_restarted() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let (worker, keeper) = pair(server);
+    let supervisor = Watched::open(server.pid()).expect("the supervisor runs");
+    freeze(&supervisor);
+    kill(keeper);
+    kill(worker);
+    supervisor.signal(Signal::SIGCONT);
+    client.expect_eof();
+    let again = until_some("the slot has another worker", || {
+        let slot = &server.status_json()["slots"][0];
+        (slot["generation"] == 2).then(|| slot["pid"].as_u64())
+    });
+    assert_ne!(again, Some(worker.into()));
+    Client::connect(server.addr()).roundtrip(b"served");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn hung_worker_loses_no_client() {
+    let planned = followed(&["--workers=1", "--hang-timeout=400ms"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let (worker, keeper) = pair(server);
+    Watched::open(worker)
+        .expect("it runs")
+        .signal(Signal::SIGSTOP);
+    client.roundtrip(b"sent to a stopped process");
+    until("its keeper is the worker", || {
+        server.status_json()["slots"][0]["pid"] == keeper
+    });
+    assert!(
+        server
+            .log()
+            .iter()
+            .any(|line| line.contains("event=worker_hung"))
+    );
+    assert!(server.stop().success());
 }

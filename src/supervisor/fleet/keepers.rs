@@ -69,10 +69,11 @@ impl Fleet {
             return false;
         }
         let (serial, ended) = (child.serial, child.pid());
-        let latest = self.keepers.iter().rposition(|keeper| {
+        // The oldest: it may have cloned a keeper of its own by now.
+        let oldest = self.keepers.iter().position(|keeper| {
             keeper.serial == serial && keeper.process.pid() != ended && !keeper.process.has_ended()
         });
-        let Some(keeper) = latest.map(|index| self.keepers.swap_remove(index)) else {
+        let Some(keeper) = oldest.map(|index| self.keepers.remove(index)) else {
             return false;
         };
         subprocess::unwatch_process(&keeper.process, registry);
