@@ -270,7 +270,7 @@ pub enum State {
     /// The same, because the worker stops.
     LingeringStop = 3,
     /// The descriptor is being closed; a rescuer closes the number again, with a reset if more was
-    /// received than sent.
+    /// received than sent, or [`Flags::RESET`] is set.
     Closing = 4,
     /// Another worker has acknowledged the connection; this one's descriptor is being closed. A
     /// rescuer closes the number, never with a reset, and does nothing else to it.
@@ -320,6 +320,9 @@ impl Flags {
     /// receiver's once the receiver's record has no mark any more, or the sender's is
     /// [`State::Handed`] or free; until then it is the sender's.
     pub const MOVING: Self = Self(1 << 6);
+
+    /// Being closed with a reset, whatever the counts are: a rescue could not continue it.
+    pub const RESET: Self = Self(1 << 7);
 
     /// Set when the worker stops. Input in the kernel by then is still answered, so the connection
     /// receives once more, until the call would block: no report tells whether a short receive

@@ -337,12 +337,14 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    /// Rule 5, before the call, for a connection that cannot be continued: whatever it was owed, it
-    /// is recorded as lost, so that it is reset.
+    /// Rule 5, before the call, for a connection that cannot be continued: it is to be reset. In one
+    /// store, so that a rescue that repeats it finds the same.
     pub(super) fn condemn(&mut self) {
-        self.store(BYTES_OUT, 0);
-        self.store(BYTES_IN, 1);
-        self.set_state(State::Closing);
+        self.set_head(Head {
+            state: State::Closing,
+            flags: Flags::RESET,
+            ..self.head()
+        });
     }
 
     /// Rule 5, after the call, when the pool is not known.

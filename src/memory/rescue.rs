@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use super::counters::{self, add};
 use super::frozen::rescued;
 use super::hands::Hands;
-use super::layout::{HANDS, Head, InHand, Layout, State};
+use super::layout::{Flags, HANDS, Head, InHand, Layout, State};
 use super::life::{self, Stage};
 use super::pool::Pool;
 use super::record::HEAD;
@@ -149,8 +149,9 @@ impl<P: Probe> Memory<P> {
         for fd in 0..self.used {
             match self.record(fd).state() {
                 State::Closing => {
-                    let (received, sent) = self.record(fd).bytes_moved();
-                    kernel.close(fd, received > sent);
+                    let record = self.record(fd);
+                    let (received, sent) = record.bytes_moved();
+                    kernel.close(fd, received > sent || record.flags().has(Flags::RESET));
                 }
                 // Another worker has it.
                 State::Handed => kernel.close(fd, false),
