@@ -10,8 +10,8 @@ use uppercased::handover::record::{Message as Handover, Packet};
 use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::memory::frozen::{Frozen, Phase};
 use uppercased::wire::{
-    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, Listen, Message, Ready, Rescued, Start,
-    StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
+    Envelope, FromAdmin, FromPreflight, FromWorker, HandOver, Listen, Message, Ready, Rescued,
+    Start, StartAdmin, Stop, TakeOver, ToAdmin, ToPreflight, ToWorker,
 };
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};

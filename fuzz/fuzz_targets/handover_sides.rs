@@ -64,6 +64,7 @@ fn frozen() -> Frozen {
         bytes_out: 0,
         last_progress: Tick::ZERO,
         opened: Tick::ZERO,
+        header_bytes: 0,
     }
 }
 
@@ -193,7 +194,10 @@ impl Coming {
             assert!(!self.over, "{action:?} after the end");
             match action {
                 ReceiverAction::Adopt { .. } => {
-                    assert!(self.refused.is_none(), "something is taken in after a refusal");
+                    assert!(
+                        self.refused.is_none(),
+                        "something is taken in after a refusal"
+                    );
                     self.adopting = true;
                 }
                 ReceiverAction::Expect { .. } => assert_eq!(self.due, 0),

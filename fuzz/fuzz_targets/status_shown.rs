@@ -6,7 +6,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 use uppercased_ctl::control::Reply;
-use uppercased_ctl::status::{Sample, Rates, Sockets, Status};
+use uppercased_ctl::status::{Rates, Sample, Sockets, Status};
 
 mod graft;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::supervisor::machine::{
-    Action, Boot, ExitStatus, Event, Generation, HandoverEnd, Load, Machine, Policy, Progress,
-    ReleaseId, RequestId, ReloadConnections, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
+    Action, Boot, Event, ExitStatus, Generation, HandoverEnd, Load, Machine, Policy, Progress,
+    ReleaseId, ReloadConnections, RequestId, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
