@@ -61,8 +61,8 @@ struct Worker {
     /// Whether the supervisor still runs.
     supervised: bool,
     reactor: Reactor,
-    /// Of this process; its keeper waits for it.
-    pidfd: OwnedFd,
+    /// Of this process; its keeper waits for it. `None` if it is to have none.
+    pidfd: Option<OwnedFd>,
     /// Whether the supervisor requests another keeper.
     needs_keeper: bool,
     phase: Phase,
@@ -144,7 +144,8 @@ impl Worker {
         };
         let reactor = reactor_over(memory, &start).and_then(|reactor| {
             reactor.watch_control(&channel)?;
-            Ok((reactor, own_pidfd()?))
+            let pidfd = start.config.crash_rescue.then(own_pidfd);
+            Ok((reactor, pidfd.transpose()?))
         });
         let (reactor, pidfd) = match reactor {
             Ok(both) => both,
@@ -155,9 +156,9 @@ impl Worker {
                 ));
             }
         };
-        if start.config.crash_rescue {
+        if let Some(pidfd) = &pidfd {
             // It only takes longer later if this fails.
-            let _ = grow_table(&pidfd, start.descriptors);
+            let _ = grow_table(pidfd, start.descriptors);
         }
         let mut worker = Self {
             id,

@@ -12,6 +12,7 @@
 //!
 //! It must not repair connections: `memory::rescue` and `reactor::rescue` do.
 
+use std::io;
 use std::mem;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -47,7 +48,8 @@ impl Worker {
         let mut reports = Reports::default();
         loop {
             if self.clone_keeper() == Side::Clone {
-                let ended = wait_for_end(&self.pidfd);
+                let pidfd = self.pidfd.as_ref().ok_or(io::ErrorKind::NotFound);
+                let ended = pidfd.map_err(io::Error::from).and_then(wait_for_end);
                 let woken = clock::now();
                 drop(span);
                 span = log::worker_span(self.id.slot.0, self.id.generation.0).entered();
@@ -94,7 +96,7 @@ impl Worker {
 
     /// Clones a keeper, if there is to be one. Returns in both processes.
     fn clone_keeper(&self) -> Side {
-        if !self.config.crash_rescue {
+        if self.pidfd.is_none() {
             return Side::Original;
         }
         let word = self.reactor.memory().keeper_word();
@@ -124,7 +126,7 @@ impl Worker {
         fault::point("rescue.closes_finished");
         // Only now may a descriptor be opened.
         let pidfd = own_pidfd().map_err(|error| format!("cannot open a pidfd: {error}"))?;
-        self.pidfd = pidfd;
+        self.pidfd = Some(pidfd);
         let _ = nix::sys::prctl::set_name(c"uppercased");
         Ok(rescue)
     }
