@@ -27,6 +27,8 @@ use super::{Corrupt, Memory, Probe};
 use crate::config::RESCUES_UNCONFIRMED_MAX;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 
+pub use crate::sys::tcp::Counters;
+
 /// What a repair needs of the kernel.
 pub trait Kernel {
     /// Returns the counters of connection `fd`.
@@ -38,19 +40,6 @@ pub trait Kernel {
     /// Closes the number, which may be closed already; `reset`: the peer must not take the end for
     /// a complete answer.
     fn close(&mut self, fd: u32, reset: bool);
-}
-
-/// The kernel's counters of a connection, since its beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Bytes received from the peer, read or not.
-    pub received: u64,
-    /// Bytes of them that were read.
-    pub read: u64,
-    /// Bytes accepted for sending.
-    pub written: u64,
-    /// Whether the connection is over, so that nothing more can be sent.
-    pub is_over: bool,
 }
 
 /// The reason why a worker is not rescued.

@@ -37,7 +37,7 @@ const LAST_ACK: u8 = 9;
 const CLOSING: u8 = 11;
 
 /// The bytes of a connection since it began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Bytes that arrived from the peer.
     pub received: u64,
