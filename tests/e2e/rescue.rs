@@ -393,3 +393,20 @@ fn hung_worker_loses_no_client() {
     );
     assert!(server.stop().success());
 }
+
+#[test]
+fn keeper_without_report_is_killed() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let (worker, keeper) = pair(server);
+    freeze(&Watched::open(keeper).expect("it runs"));
+    kill(worker);
+    server.wait_log(|line| line.contains("event=rescue_timed_out"));
+    until("the slot has another worker", || {
+        let slot = &server.status_json()["slots"][0];
+        slot["generation"] == 2 && slot["state"] == "serving"
+    });
+    Client::connect(server.addr()).roundtrip(b"served");
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}

@@ -10,6 +10,8 @@
 
 use std::io;
 
+use mio::Registry;
+
 use crate::config::{KEEPER_RETRY, RESCUE_TIMEOUT};
 use crate::log::event;
 use crate::memory::life;
@@ -19,7 +21,6 @@ use crate::supervisor::tokens::Source;
 use crate::sys::fd::Inherited;
 use crate::sys::image::Process;
 use crate::wire::{Rescued, ToWorker};
-use mio::Registry;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity::WorkerId;
 
@@ -186,7 +187,11 @@ impl Fleet {
 
     pub(super) fn keepers_deadline(&self) -> Option<Tick> {
         let lives = self.children().map(|child| child.life);
-        let due = |life: Life| [life.pending.map(|(_, at)| at), life.keep_at];
+        let due = |life: Life| {
+            // One that is killed has the machine's deadline.
+            let report = life.pending.filter(|_| !life.doomed).map(|(_, at)| at);
+            [report, life.keep_at]
+        };
         lives.flat_map(due).flatten().min()
     }
 
@@ -205,6 +210,8 @@ impl Fleet {
             } else if life.pending.is_some_and(|(_, until)| until <= now) && !life.doomed {
                 event!(rescue_timed_out; worker, worker_pid = child.pid());
                 self.kill(worker);
+                let cause = "its keeper did not continue it in time".to_owned();
+                self.machine(machine::Event::ChannelBroken { worker, cause });
             }
         }
     }
