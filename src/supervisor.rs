@@ -223,8 +223,11 @@ impl Supervisor {
         self.end(process);
         self.control.close();
         let now = clock::now();
+        if self.closing.is_none() {
+            self.fleet.kill_all_keepers();
+        }
         let until = *self.closing.get_or_insert(now + CLOSE_TIMEOUT);
-        self.reaper.is_empty() || until <= now
+        self.reaper.is_empty() && !self.fleet.has_keepers() || until <= now
     }
 
     fn config(&self) -> &Config {

@@ -350,6 +350,16 @@ fn lost_keeper_is_replaced() {
 }
 
 #[test]
+fn stop_ends_frozen_keeper() {
+    let planned = followed(&["--workers=2"]);
+    let server = &planned.server;
+    let (_, keeper) = pair(server);
+    freeze(&Watched::open(keeper).expect("the keeper runs"));
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}
+
+#[test]
 fn worker_without_keeper_is_restarted() {
     let planned = followed(&["--workers=1"]);
     let server = &planned.server;

@@ -240,6 +240,19 @@ impl Fleet {
         Ok(())
     }
 
+    /// Kills the keepers that are left when every worker has ended. Their pidfds report the exits.
+    pub(crate) fn kill_all_keepers(&self) {
+        for keeper in &self.keepers {
+            // Fails only if it has ended.
+            let _ = keeper.process.kill();
+        }
+    }
+
+    /// Returns whether a keeper has not exited.
+    pub(crate) fn has_keepers(&self) -> bool {
+        !self.keepers.is_empty()
+    }
+
     /// Returns the process ID of a worker's keeper.
     pub(crate) fn keeper_of(&self, worker: WorkerId) -> Option<u32> {
         let serial = self.child(worker)?.serial;
