@@ -147,7 +147,7 @@ impl Worker {
             let pidfd = start.config.crash_rescue.then(own_pidfd);
             Ok((reactor, pidfd.transpose()?))
         });
-        let (reactor, pidfd) = match reactor {
+        let (mut reactor, pidfd) = match reactor {
             Ok(both) => both,
             Err(error) => {
                 return Err(fail(
@@ -160,6 +160,7 @@ impl Worker {
             // It only takes longer later if this fails.
             let _ = grow_table(pidfd, start.descriptors);
         }
+        reactor.memory_mut().set_process(std::process::id());
         let mut worker = Self {
             id,
             config: start.config,

@@ -25,6 +25,7 @@ const LIVES: usize = 2;
 const UNCONFIRMED: usize = 3;
 const CULPRIT: usize = 4;
 const CULPRIT_LIFE: usize = 5;
+const PROCESS: usize = 6;
 
 /// The words of [`Layout::STANDING`].
 const PHASE: usize = 0;
@@ -102,6 +103,14 @@ pub fn keeper(shared: &SharedMemory) -> Option<i32> {
     (pid > 0).then_some(pid)
 }
 
+/// Returns the process ID of the process that runs the worker as the memory has it: a claim, to be
+/// verified.
+#[must_use]
+pub fn process(shared: &SharedMemory) -> Option<i32> {
+    let pid = load(shared, Layout::LIFE, PROCESS) as i32;
+    (pid > 0).then_some(pid)
+}
+
 /// Returns whether the worker ends by itself, so that no keeper continues it.
 #[must_use]
 pub fn is_retired(shared: &SharedMemory) -> bool {
@@ -159,6 +168,13 @@ impl<P: Probe> Memory<P> {
     #[must_use]
     pub fn keeper_word(&self) -> &AtomicU64 {
         &self.shared.line(Layout::LIFE).0[KEEPER]
+    }
+
+    /// Stores the ID of the process that runs the worker, before its keeper is cloned: so the two IDs
+    /// are those of a process and its keeper, or those of two processes of which the earlier died
+    /// before the later had cloned a keeper.
+    pub fn set_process(&mut self, pid: u32) {
+        self.store(Layout::LIFE, PROCESS, pid.into());
     }
 
     /// Stores that the worker has reported Ready: from now on its keeper continues it.
@@ -252,7 +268,7 @@ impl<P: Probe> Memory<P> {
 
     /// Clears everything of the worker that had the memory before.
     pub(super) fn begin_first_life(&mut self) {
-        for word in [KEEPER, STAGE, UNCONFIRMED, CULPRIT, CULPRIT_LIFE] {
+        for word in [KEEPER, STAGE, UNCONFIRMED, CULPRIT, CULPRIT_LIFE, PROCESS] {
             self.store(Layout::LIFE, word, 0);
         }
         self.store(Layout::LIFE, LIVES, 1);

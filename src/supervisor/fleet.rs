@@ -185,13 +185,13 @@ impl Fleet {
         let Some(child) = self.child(worker) else {
             return;
         };
-        let Some(exit) = child.process.reap() else {
-            return;
-        };
-        if self.succeed(worker, exit, registry) {
+        if !child.process.has_ended() || self.succeed(worker, registry) {
             return;
         }
         let Some(child) = self.child(worker) else {
+            return;
+        };
+        let Some(exit) = child.process.reap() else {
             return;
         };
         child.process.unwatch(registry);
@@ -467,7 +467,7 @@ impl Fleet {
                 }),
                 FromWorker::ListenerLost { slot } => Event::ListenerLost { worker, slot },
                 FromWorker::Kept => {
-                    self.find_keeper(worker, registry);
+                    self.keeper_reported(worker, registry);
                     continue;
                 }
                 FromWorker::Rescued(rescued) => match self.rescued(worker, rescued, registry) {

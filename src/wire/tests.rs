@@ -98,6 +98,7 @@ fn from_worker() -> Vec<FromWorker> {
         FromWorker::ListenerLost { slot: SlotId(3) },
         FromWorker::Kept,
         FromWorker::Rescued(Rescued {
+            life: 2,
             connections: 4,
             owed_bytes: u64::MAX,
             reset: 1,

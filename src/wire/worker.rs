@@ -157,6 +157,8 @@ pub struct Stop {
 /// The result of a rescue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rescued {
+    /// The number of the process among those that have run the worker, from 1.
+    pub life: u64,
     /// Connections that continue.
     pub connections: u32,
     /// Bytes that the dead process had received and not answered.

@@ -7,8 +7,9 @@
 //! serves.
 //!
 //! Invariants: nothing private that may have changed since the clone is used or dropped by the
-//! keeper, because the descriptors that it owned may be others' by now; nothing is opened before
-//! the half-done closes are finished; the stack does not grow from life to life.
+//! keeper, because the descriptors that it owned may be others' by now; only the latest keeper of a
+//! process continues it; nothing is opened before the half-done closes are finished; the stack does
+//! not grow from life to life.
 //!
 //! It must not repair connections: `memory::rescue` and `reactor::rescue` do.
 
@@ -22,6 +23,7 @@ use super::{Announcement, ServingEnd, Worker};
 use crate::config::REARM_BATCH;
 use crate::fault;
 use crate::log::{self, event};
+use crate::memory::life;
 use crate::memory::rescue::Rescue;
 use crate::reactor::{Descriptors, Reports};
 use crate::sys::keeper::{Side, clone_process, own_pidfd, wait_for_end};
@@ -121,7 +123,12 @@ impl Worker {
         if Phase::of(memory.standing()).is_none() {
             return Err("the phase in its memory is not valid".to_owned());
         }
+        let pid = std::process::id();
+        if life::keeper(memory.shared()) != i32::try_from(pid).ok() {
+            return Err("another keeper has replaced it".to_owned());
+        }
         let rescue = memory.begin_rescue().map_err(|why| why.to_string())?;
+        memory.set_process(pid);
         memory.finish_closes(&mut Descriptors);
         fault::point("rescue.closes_finished");
         // Only now may a descriptor be opened.
@@ -137,6 +144,7 @@ impl Worker {
         mem::forget(mem::take(&mut self.deferred));
         self.channel.forget_queued();
         self.supervised = true;
+        let life = rescue.life;
         let repaired = self.reactor.memory_mut().repair(rescue, &mut Descriptors);
         for reset in &repaired.reset {
             event!(
@@ -160,6 +168,7 @@ impl Worker {
         fault::point("rescue.rearmed");
         let took = clock::now().since(woken);
         self.send(FromWorker::Rescued(Rescued {
+            life,
             connections: repaired.connections,
             owed_bytes: repaired.owed_bytes,
             // Bounded by the number of descriptors.

@@ -6,7 +6,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -417,6 +417,73 @@ fn keeper_without_report_is_killed() {
         slot["generation"] == 2 && slot["state"] == "serving"
     });
     Client::connect(server.addr()).roundtrip(b"served");
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}
+
+/// Waits for a keeper that is none of `known`.
+#[track_caller]
+fn new_keeper(server: &Server, known: &[u32]) -> u32 {
+    until_some("there is another keeper", || {
+        let keepers = server.keeper_pids();
+        keepers.into_iter().find(|pid| !known.contains(pid))
+    })
+}
+
+#[test]
+fn supervisor_finds_latest_of_quick_rescues() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    let (first, second) = pair(server);
+    let supervisor = Watched::open(server.pid()).expect("the supervisor runs");
+    freeze(&supervisor);
+    kill(first);
+    let third = new_keeper(server, &[second]);
+    kill(second);
+    let fourth = new_keeper(server, &[second, third]);
+    client.roundtrip(b"served by the third process");
+    supervisor.signal(Signal::SIGCONT);
+    until("the third process is the worker", || {
+        let slot = &server.status_json()["slots"][0];
+        slot["pid"] == third && slot["keeper_pid"] == fourth
+    });
+    kill(third);
+    client.roundtrip(b"served by the fourth");
+    until("the fourth process is the worker", || {
+        let slot = &server.status_json()["slots"][0];
+        slot["pid"] == fourth && slot["crashes"] == 3
+    });
+    let log = server.log();
+    assert!(!log.iter().any(|line| line.contains("keeper lost")));
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}
+
+#[test]
+fn supervisor_recovers_from_any_two_deaths() {
+    let planned = followed(&[
+        "--workers=1",
+        "--backoff-max=20ms",
+        "--backoff-initial=20ms",
+    ]);
+    let server = &planned.server;
+    let supervisor = Watched::open(server.pid()).expect("the supervisor runs");
+    // The keeper dies waiting, during its rescue or after it.
+    for delay in (0..8).map(|step| Duration::from_micros(150 * step)) {
+        let (worker, keeper) = pair(server);
+        freeze(&supervisor);
+        kill(worker);
+        let killed = Instant::now();
+        while killed.elapsed() < delay {}
+        kill(keeper);
+        supervisor.signal(Signal::SIGCONT);
+        until("another process is the worker", || {
+            let (now, _) = pair(server);
+            now != worker && now != keeper && workers_of(server, 0).contains(&now)
+        });
+        Client::connect(server.addr()).roundtrip(b"served");
+    }
     assert!(server.stop().success());
     assert!(server.processes().is_empty());
 }

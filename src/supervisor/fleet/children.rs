@@ -11,7 +11,7 @@ use mio::Registry;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{self, Channel, Received};
-use crate::config::WORKER_WORDS_MAX_CHARS;
+use crate::config::{KEEPER_RETRY, WORKER_WORDS_MAX_CHARS};
 use crate::handover::HandoverEnd;
 use crate::log::event;
 use crate::supervisor::machine::{ExitStatus, ListenerSource};
@@ -164,10 +164,12 @@ impl Keeper {
 /// How a worker's processes are succeeded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Life {
-    /// Processes of this worker that have ended.
+    /// The number of the last life that is known to have ended.
     pub(super) ended: u64,
-    /// The last of them, while its keeper has not reported: its exit, and the keeper's deadline.
+    /// The process that ended last, while the next has not reported: its exit, and the deadline.
     pub(super) pending: Option<(ExitStatus, Tick)>,
+    /// Reports that may arrive meanwhile: the process may have been followed by several.
+    pub(super) reports: u64,
     /// Whether it was killed because it hung.
     pub(super) hung: bool,
     /// Whether it is not to be rescued any more.
@@ -179,9 +181,10 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Returns whether a keeper has taken the place of a process, and has not reported.
-    pub(crate) const fn is_pending(&self) -> bool {
-        self.pending.is_some()
+    /// Has another keeper requested, not too soon after the last request.
+    pub(super) fn request_keeper(&mut self) {
+        let earliest = self.kept_at.map(|at| at + KEEPER_RETRY);
+        self.keep_at = Some(earliest.unwrap_or(Tick::ZERO));
     }
 
     /// Returns the exit status to report for a worker that is not continued: the first process ended

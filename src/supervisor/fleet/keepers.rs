@@ -11,8 +11,9 @@
 use std::io;
 
 use mio::Registry;
+use nix::libc::{ECHILD, ESRCH};
 
-use crate::config::{KEEPER_RETRY, RESCUE_TIMEOUT};
+use crate::config::{RESCUE_TIMEOUT, RESCUES_UNCONFIRMED_MAX};
 use crate::log::event;
 use crate::memory::life;
 use crate::supervisor::machine::{self, ExitStatus};
@@ -28,15 +29,19 @@ use super::children::{Keeper, Life, SavedKeeper};
 use super::{Event, Fleet};
 
 impl Fleet {
-    /// Watches the keeper that a worker's memory names, unless it is known.
-    pub(super) fn find_keeper(&mut self, worker: WorkerId, registry: &Registry) {
+    /// Watches the keeper that a worker's memory names, unless it is known. Returns whether there
+    /// may be one.
+    pub(super) fn find_keeper(&mut self, worker: WorkerId, registry: &Registry) -> bool {
         let Some(child) = self.child(worker) else {
-            return;
+            return false;
         };
         let (serial, named) = (child.serial, life::keeper(&child.memory));
-        let Some(pid) = named.filter(|&pid| !self.pids().any(|known| known == pid)) else {
-            return;
+        let Some(pid) = named else {
+            return false;
         };
+        if self.pids().any(|known| known == pid) {
+            return self.keepers.iter().any(|it| it.serial == serial);
+        }
         let watched = Process::of_child(pid).and_then(|process| {
             subprocess::watch_process(&process, registry, Source::Keeper(serial))?;
             Ok(process)
@@ -49,20 +54,27 @@ impl Fleet {
                     process,
                 });
                 self.machine(machine::Event::Kept { worker, kept: true });
+                true
             }
-            Err(error) => event!(keeper_not_watched; worker, keeper_pid = pid, %error),
+            Err(error) => {
+                event!(keeper_not_watched; worker, keeper_pid = pid, %error);
+                !matches!(error.raw_os_error(), Some(ESRCH | ECHILD))
+            }
         }
     }
 
-    /// Lets a worker's keeper take the place of its process, which has ended with `exit`. Returns
-    /// whether there is one.
-    pub(super) fn succeed(
-        &mut self,
-        worker: WorkerId,
-        exit: ExitStatus,
-        registry: &Registry,
-    ) -> bool {
-        self.find_keeper(worker, registry);
+    /// Watches the keeper that a worker reports; requests another if it has ended.
+    pub(super) fn keeper_reported(&mut self, worker: WorkerId, registry: &Registry) {
+        if !self.find_keeper(worker, registry)
+            && let Some(child) = self.child_mut(worker)
+        {
+            child.life.request_keeper();
+        }
+    }
+
+    /// Lets the process that runs a worker now, or will, take the place of the one that is known and
+    /// has ended. Returns whether there is one.
+    pub(super) fn succeed(&mut self, worker: WorkerId, registry: &Registry) -> bool {
         let Some(child) = self.child(worker) else {
             return false;
         };
@@ -70,21 +82,24 @@ impl Fleet {
             return false;
         }
         let (serial, ended) = (child.serial, child.pid());
-        // The oldest: it may have cloned a keeper of its own by now.
-        let oldest = self.keepers.iter().position(|keeper| {
-            keeper.serial == serial && keeper.process.pid() != ended && !keeper.process.has_ended()
-        });
-        let Some(keeper) = oldest.map(|index| self.keepers.remove(index)) else {
+        let named = || (life::process(&child.memory), life::keeper(&child.memory));
+        let Some(next) = successor(ended, named, |pid| self.runs(serial, pid)) else {
             return false;
         };
-        subprocess::unwatch_process(&keeper.process, registry);
+        let Some(process) = self.take_keeper(serial, next, registry) else {
+            return false;
+        };
         let Some(child) = self.child_mut(worker) else {
             return false;
         };
+        let Some(exit) = child.process.reap() else {
+            return false;
+        };
         child.process.unwatch_end(registry);
-        child.process.continue_as(keeper.process);
+        child.process.continue_as(process);
         let first = child.life.exit_of_last(exit);
         child.life.pending = Some((first, clock::now() + RESCUE_TIMEOUT));
+        child.life.reports = RESCUES_UNCONFIRMED_MAX;
         let watched = child.process.watch_end(registry, Source::Process(serial));
         if let Err(error) = watched {
             event!(keeper_not_watched; worker, keeper_pid = child.pid(), %error);
@@ -94,6 +109,26 @@ impl Fleet {
             kept: false,
         });
         true
+    }
+
+    /// Returns whether `pid` is a running child that is a keeper of this worker, or no other's.
+    fn runs(&self, serial: u64, pid: i32) -> bool {
+        match self.keepers.iter().find(|keeper| keeper.pid() == pid) {
+            Some(keeper) => keeper.serial == serial && !keeper.process.has_ended(),
+            None if self.pids().any(|known| known == pid) => false,
+            None => Process::of_child(pid).is_ok_and(|process| !process.has_ended()),
+        }
+    }
+
+    /// Returns the process `pid`, which is a keeper no longer.
+    fn take_keeper(&mut self, serial: u64, pid: i32, registry: &Registry) -> Option<Process> {
+        let is_it = |it: &Keeper| it.serial == serial && it.pid() == pid;
+        let Some(index) = self.keepers.iter().position(is_it) else {
+            return Process::of_child(pid).ok();
+        };
+        let keeper = self.keepers.remove(index);
+        subprocess::unwatch_process(&keeper.process, registry);
+        Some(keeper.process)
     }
 
     /// Handles the report of a keeper that has become the worker. Returns the event for the machine.
@@ -108,19 +143,25 @@ impl Fleet {
     ) -> Result<Event, String> {
         // The report may arrive before the end of the process is.
         let child = self.child(worker).ok_or("there is no such worker")?;
-        if !child.life.is_pending()
-            && let Some(exit) = child.process.reap()
-        {
-            self.succeed(worker, exit, registry);
+        if child.process.has_ended() {
+            self.succeed(worker, registry);
         }
-        self.find_keeper(worker, registry);
+        self.keeper_reported(worker, registry);
         let child = self.child_mut(worker).ok_or("there is no such worker")?;
         let life = &mut child.life;
-        let (exit, _) = life.pending.take().ok_or("none of its processes ended")?;
-        life.ended += 1;
+        let (exit, until) = life.pending.ok_or("none of its processes ended")?;
+        let ended = rescued.life.saturating_sub(1);
+        if ended <= life.ended || life.reports == 0 {
+            return Err(format!("it reports life {} out of turn", rescued.life));
+        }
+        life.ended = ended;
+        life.reports -= 1;
+        // A process that reported and has died is followed by another, which is to report, too.
+        let is_latest = rescued.life >= life::lives(&child.memory);
+        life.pending = (!is_latest).then_some((ExitStatus::Unknown, until));
         let is_hang = std::mem::take(&mut life.hung);
         if is_hang || exit != ExitStatus::KILLED {
-            life::note_crash(&child.memory, life.ended);
+            life::note_crash(&child.memory, ended);
         }
         Ok(Event::Rescued {
             worker,
@@ -132,27 +173,31 @@ impl Fleet {
 
     /// Handles the exit of a keeper of the worker with this serial number.
     pub(crate) fn on_keeper_exit(&mut self, serial: u64, registry: &Registry) {
-        let mut lost = None;
+        let mut lost = Vec::new();
         self.keepers.retain(|keeper| {
             if keeper.serial != serial || keeper.process.reap().is_ok_and(|exit| exit.is_none()) {
                 return true;
             }
             subprocess::unwatch_process(&keeper.process, registry);
-            lost = Some(keeper.worker);
+            lost.push(keeper.pid());
             false
         });
-        let Some(worker) = lost else {
+        let Some(worker) = self.worker_with(serial) else {
             return;
         };
-        let is_last = !self.keepers.iter().any(|keeper| keeper.serial == serial);
-        let Some(child) = self.child_mut(worker).filter(|_| is_last) else {
+        let Some(child) = self.child_mut(worker) else {
             return;
         };
-        if child.life.doomed || life::is_retired(&child.memory) || child.process.has_ended() {
+        // Else it was the worker's process for a time, or had been replaced.
+        let is_latest = life::keeper(&child.memory).is_some_and(|pid| lost.contains(&pid));
+        if !is_latest
+            || child.life.doomed
+            || life::is_retired(&child.memory)
+            || child.process.has_ended()
+        {
             return;
         }
-        let earliest = child.life.kept_at.map(|at| at + KEEPER_RETRY);
-        child.life.keep_at = Some(earliest.unwrap_or(Tick::ZERO));
+        child.life.request_keeper();
         event!(keeper_lost; worker);
         self.machine(machine::Event::Kept {
             worker,
@@ -258,5 +303,99 @@ impl Fleet {
         let serial = self.child(worker)?.serial;
         let keeper = self.keepers.iter().rfind(|it| it.serial == serial)?;
         Some(keeper.process.pid().unsigned_abs())
+    }
+}
+
+/// Returns the process that runs a worker, or will, after the process `ended`. `named` reads the
+/// process and the keeper that the worker's memory names, and may return others each time.
+///
+/// Several processes may have died since this was looked at. The process that the memory names runs
+/// the worker; if it has ended, it stores nothing any more, so that the named keeper is its own.
+fn successor(
+    ended: i32,
+    named: impl Fn() -> (Option<i32>, Option<i32>),
+    runs: impl Fn(i32) -> bool,
+) -> Option<i32> {
+    let process = || named().0.unwrap_or(ended);
+    for _ in 0..=RESCUES_UNCONFIRMED_MAX {
+        let last = process();
+        if last != ended && runs(last) {
+            return Some(last);
+        }
+        let (_, keeper) = named();
+        let keeper = keeper.filter(|&keeper| runs(keeper));
+        // Else the keeper has become the process meanwhile.
+        if process() == last {
+            return keeper;
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const WORKER: i32 = 10;
+    const KEEPERS: [i32; 3] = [11, 12, 13];
+
+    /// Returns the successor of the worker for a memory that names `process` and `keeper`.
+    fn after(process: i32, keeper: i32, alive: &[i32]) -> Option<i32> {
+        let named = || (Some(process), Some(keeper));
+        successor(WORKER, named, |pid| alive.contains(&pid))
+    }
+
+    #[test]
+    fn latest_life_succeeds_after_several_deaths() {
+        let [first, second, third] = KEEPERS;
+        assert_eq!(after(WORKER, first, &[first]), Some(first));
+        assert_eq!(after(first, first, &[first]), Some(first));
+        assert_eq!(after(first, second, &[first, second]), Some(first));
+        assert_eq!(after(first, second, &[second]), Some(second));
+        assert_eq!(after(second, second, &[second]), Some(second));
+        assert_eq!(after(second, third, &[second, third]), Some(second));
+        assert_eq!(after(second, third, &[third]), Some(third));
+    }
+
+    #[test]
+    fn worker_without_living_keeper_has_no_successor() {
+        let [first, second, _] = KEEPERS;
+        assert_eq!(after(WORKER, first, &[]), None);
+        assert_eq!(after(first, first, &[]), None);
+        assert_eq!(after(first, second, &[WORKER]), None);
+        let nothing = || (None, None);
+        assert_eq!(successor(WORKER, nothing, |_| true), None);
+        let only_keeper = || (None, Some(first));
+        assert_eq!(successor(WORKER, only_keeper, |_| true), Some(first));
+    }
+
+    #[test]
+    fn keeper_that_takes_over_meanwhile_is_found() {
+        let [first, second, _] = KEEPERS;
+        // Each is what the memory names one read later.
+        let steps = [(WORKER, first), (first, second), (first, second)];
+        for reads in 0..3 {
+            let read = Cell::new(0);
+            let named = || {
+                let step = usize::from(read.get() > reads);
+                read.set(read.get() + 1);
+                let (process, keeper) = steps[step];
+                (Some(process), Some(keeper))
+            };
+            let found = successor(WORKER, named, |pid| KEEPERS.contains(&pid));
+            assert_eq!(found, Some(first), "{reads}");
+        }
+    }
+
+    #[test]
+    fn memory_that_changes_forever_ends_search() {
+        let read = Cell::new(0);
+        let named = || {
+            read.set(read.get() + 1);
+            (Some(100 + read.get()), Some(1))
+        };
+        assert_eq!(successor(WORKER, named, |_| false), None);
     }
 }
