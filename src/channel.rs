@@ -171,10 +171,23 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     /// # Errors
     /// The channel has failed; [`Error::Closed`] is its orderly end.
     pub fn receive(&mut self) -> Result<Option<Received<In>>, Error> {
+        self.receive_after(|| {})
+    }
+
+    /// Like [`Self::receive`]; calls `prepare` before it receives a message with descriptors.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_after(&mut self, prepare: impl FnOnce()) -> Result<Option<Received<In>>, Error> {
         match self.flush() {
             // A closed end is reported below, after the messages that it sent before.
             Ok(()) | Err(Error::Closed) => {}
             Err(error) => return Err(error),
+        }
+        match self.packets.carries_descriptors() {
+            None => return Ok(None),
+            Some(true) => prepare(),
+            Some(false) => {}
         }
         let mut frame = vec![0; FRAME_MAX_BYTES];
         let Some(packet) = self.packets.receive(&mut frame)? else {

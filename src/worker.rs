@@ -302,8 +302,6 @@ impl Worker {
 
     /// Reads the channel until it is empty.
     fn receive_messages(&mut self) {
-        // A message may bring descriptors that nothing names before it was handled.
-        self.reactor.memory_mut().set_migrating(true);
         self.handle_messages();
         self.note_migration();
     }
@@ -317,7 +315,9 @@ impl Worker {
 
     fn handle_messages(&mut self) {
         while self.supervised {
-            match self.channel.receive() {
+            let memory = self.reactor.memory_mut();
+            // Nothing names the descriptors before the message was handled.
+            match self.channel.receive_after(|| memory.set_migrating(true)) {
                 Ok(None) => return,
                 Ok(Some(received)) if received.envelope.worker != self.id => {
                     event!(
@@ -326,7 +326,10 @@ impl Worker {
                         to_generation = received.envelope.worker.generation.0
                     );
                 }
-                Ok(Some(received)) => self.handle(received.envelope.message, received.descriptors),
+                Ok(Some(received)) => {
+                    fault::point("worker.received");
+                    self.handle(received.envelope.message, received.descriptors);
+                }
                 Err(error) => self.handle_supervisor_exit(&error),
             }
         }

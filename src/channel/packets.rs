@@ -158,6 +158,28 @@ impl Packets {
 }
 
 impl Packets {
+    /// Returns whether the next packet carries descriptors; `None` if there is no packet now. The
+    /// end of the socket, or its failure, counts as a packet without any.
+    #[must_use]
+    pub fn carries_descriptors(&self) -> Option<bool> {
+        loop {
+            // Without room for descriptors the kernel only reports that there are some.
+            let mut control = RecvAncillaryBuffer::new(&mut []);
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            match recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut [0])],
+                &mut control,
+                flags,
+            ) {
+                Ok(message) => return Some(message.flags.contains(ReturnFlags::CTRUNC)),
+                Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(Errno::AGAIN) => return None,
+                Err(_) => return Some(false),
+            }
+        }
+    }
+
     /// Discards packets that were received but not read, before this end is closed: the kernel
     /// would close their descriptors, and block on those with `SO_LINGER`.
     pub fn purge(&self) {

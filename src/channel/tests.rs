@@ -44,6 +44,25 @@ fn messages_arrive_whole_with_their_descriptors() {
 }
 
 #[test]
+fn descriptors_are_announced_before_they_arrive() {
+    let (mut here, mut there) = pair();
+    let file = tempfile::tempfile().unwrap();
+    let mut announced = |expected: usize| {
+        let mut calls = 0;
+        let received = there.receive_after(|| calls += 1);
+        assert_eq!(calls, expected);
+        received
+    };
+    assert!(announced(0).unwrap().is_none());
+    here.send(&lend(1), &[]).unwrap();
+    here.send(&lend(2), &[file.as_fd()]).unwrap();
+    assert_eq!(announced(0).unwrap().unwrap().envelope, lend(1));
+    assert_eq!(announced(1).unwrap().unwrap().descriptors.len(), 1);
+    drop(here);
+    assert!(matches!(announced(0), Err(Error::Closed)));
+}
+
+#[test]
 fn peer_sees_end_after_last_message() {
     let (mut here, mut there) = pair();
     here.send(&lend(1), &[]).unwrap();

@@ -217,8 +217,9 @@ impl<P: Probe> Memory<P> {
         self.store(Layout::STANDING, PHASE, standing.phase.into());
     }
 
-    /// Stores whether connections may be in transit: from before the worker reads a message until
-    /// it has acted on it, and while it hands over or takes over. Meanwhile it cannot be rescued.
+    /// Stores whether connections may be in transit: from before the worker receives a message with
+    /// descriptors until it has acted on it, and while it hands over or takes over. Meanwhile it
+    /// cannot be rescued.
     pub fn set_migrating(&mut self, is_migrating: bool) {
         if self::is_migrating(&self.shared) != is_migrating {
             self.store(Layout::STANDING, MIGRATING, is_migrating.into());

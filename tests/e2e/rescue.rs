@@ -8,13 +8,17 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::proxy_header::{Version, encode};
 
 use crate::support::observe::{
-    OWED_BYTES, become_owed, descriptors, freeze, until, until_some, worker_of, workers_of,
+    OWED_BYTES, become_owed, descriptors, freeze, system_call, until, until_some, worker_of,
+    workers_of,
 };
 use crate::support::planned::Planned;
 use crate::support::usage::Counters;
@@ -155,6 +159,27 @@ fn clients_survive_stop_before_kill() {
     kill_worker(&server);
     clients.idle.expect(b"SENT TO A STOPPED WORKER");
     queued.expect(b"QUEUED");
+    clients.expect_served(&server);
+}
+
+/// A message without descriptors is lost with the process that received it; the supervisor sends
+/// what it asked for again.
+#[test]
+fn clients_survive_kill_amid_message() {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    let fifo = folder.path().join("hold");
+    let hold = format!("worker.received=hold:{}", fifo.display());
+    // A sandboxed worker could not open it.
+    let server = server(&["--sandbox=off"], &hold);
+    let clients = Clients::of(&server);
+    mkfifo(&fifo, Mode::S_IRWXU).expect("make the FIFO");
+    // The supervisor confirms the rescue.
+    let rescuer = kill_worker(&server);
+    until("it has received a message", || {
+        system_call(rescuer) == Some(libc::SYS_openat)
+    });
+    std::fs::remove_file(&fifo).expect("remove the FIFO");
+    kill_worker(&server);
     clients.expect_served(&server);
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::libc;
 use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::Signal;
 use procfs::net::{TcpNetEntry, TcpState};
@@ -81,6 +82,14 @@ pub fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // It follows the name, which is in parentheses and may contain parentheses.
     stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Returns the number of the system call in which a process waits or is stopped; `None` if it is in
+/// none.
+pub fn system_call(pid: u32) -> Option<libc::c_long> {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+    let number = call.split_ascii_whitespace().next()?.parse().ok()?;
+    (number >= 0).then_some(number)
 }
 
 /// Returns the arguments of a process.
