@@ -41,6 +41,7 @@ mod status;
 mod stop;
 mod supervising;
 mod support;
+mod survive;
 mod systemd;
 #[cfg(feature = "top")]
 mod top;

@@ -73,8 +73,14 @@ impl MemoryGroup {
     #[track_caller]
     pub fn take(&self, server: &Server) {
         for pid in server.processes() {
-            self.write("cgroup.procs", &pid.to_string());
+            self.take_process(pid);
         }
+    }
+
+    /// Moves one process into it.
+    #[track_caller]
+    pub fn take_process(&self, pid: u32) {
+        self.write("cgroup.procs", &pid.to_string());
     }
 
     /// Returns a program, with its first arguments, that starts a server inside the cgroup.

@@ -21,6 +21,7 @@ pub mod baseline;
 mod bytes;
 pub mod cgroup;
 mod client;
+pub mod deaths;
 pub mod diagnosis;
 pub mod hold;
 pub mod image;
@@ -37,6 +38,7 @@ pub mod service_manager;
 mod stand_in;
 pub mod syn_flood;
 pub mod terminal;
+mod tracer;
 pub mod usage;
 
 pub use self::address::own_address;

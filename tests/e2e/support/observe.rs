@@ -113,8 +113,16 @@ pub fn worker_of(server: &Server, slot: u16) -> Watched {
 
 /// Returns the running workers of `slot`, ordered by PID. There are two during a handover.
 pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
+    in_slot(server.worker_pids(), slot)
+}
+
+/// Returns the running keepers of `slot`, ordered by PID.
+pub fn keepers_of(server: &Server, slot: u16) -> Vec<u32> {
+    in_slot(server.keeper_pids(), slot)
+}
+
+fn in_slot(mut pids: Vec<u32>, slot: u16) -> Vec<u32> {
     let name = format!("uppercased: worker {slot}");
-    let mut pids = server.worker_pids();
     pids.retain(|pid| arguments(*pid).first() == Some(&name));
     pids
 }
