@@ -398,7 +398,7 @@ settings! {
              it costs the worker nothing. off: a stalled worker stays."
         /// Whether each worker has a keeper, which continues its connections if it dies.
         crash_rescue: bool = Switch;
-            "BOOL", default "false", example "true";
+            "BOOL", default "true", example "false";
             "Continue a dead worker's connections"
             "Each worker has a second process, its keeper, which shares its descriptors and \
              sleeps. If the worker's process dies, the keeper becomes the worker and continues \

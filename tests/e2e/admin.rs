@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 
 use crate::support::adversity::skipped;
-use crate::support::observe::{freeze, until, until_some, worker_of};
+use crate::support::observe::{freeze, lose_worker, until, until_some, worker_of};
 use crate::support::{Client, DEADLINE, Server, Watched, wait_gone};
 use uppercased::config::TURNS_PER_SAMPLE;
 
@@ -165,7 +165,7 @@ fn counters_match_clients_across_crash_and_reload() {
                 && sum(&text, "uppercased_connections_open") == 0
         });
         if round == 1 {
-            worker_of(&server, 0).signal(Signal::SIGKILL);
+            lose_worker(&server, 0);
             until("the crash is counted and the slot serves again", || {
                 let text = scrape(address);
                 sum(&text, "uppercased_worker_crashes_total") == 1
@@ -187,7 +187,7 @@ fn counters_match_clients_across_crash_and_reload() {
 fn counters_never_decrease_when_slots_leave() {
     let server = start(&["--workers=3"]);
     let address = admin(&server);
-    worker_of(&server, 2).signal(Signal::SIGKILL);
+    lose_worker(&server, 2);
     until("the crash is counted and the slot serves again", || {
         sum(&scrape(address), "uppercased_worker_crashes_total") == 1
             && get(address, "/readyz").0 == 200
@@ -378,8 +378,8 @@ fn admin_address_survives_upgrade() {
     until("every byte is counted", || {
         sum(&scrape(address), "uppercased_received_bytes_total") == 11
     });
-    // Only supervisor, worker and admin process are running.
-    until("only three processes run", || server.processes().len() == 3);
+    // Only supervisor, worker, keeper and admin process are running.
+    until("only four processes run", || server.processes().len() == 4);
     assert!(server.stop().success());
 }
 

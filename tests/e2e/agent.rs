@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use uppercased::config::AGENT_FRESH;
 use uppercased_ctl::clock;
 
-use crate::support::observe::{field, freeze, until, worker_of};
+use crate::support::observe::{field, freeze, lose_worker, until};
 use crate::support::{Client, DEADLINE, Server, Watched};
 
 /// Starts one worker with room for ten connections.
@@ -168,13 +168,13 @@ fn agent_reports_stop_before_clients_are_refused() {
 fn agent_reports_unserved_queue_after_delay() {
     let server = start(&["--backoff-initial=1m", "--backoff-max=1m"]);
     let agent = agent(&server);
-    worker_of(&server, 0).signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     server.wait_log(|line| line.contains("worker exited unexpectedly"));
     for _ in 0..20 {
         assert!(reply(agent).starts_with("ready up "));
     }
     let from = server.log_len();
-    worker_of(&server, 0).signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     server.wait_log_from(from, |line| line.contains("worker crash-looping"));
     until_line(agent, "down");
 }

@@ -22,7 +22,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::support::netns::{KernelCounters, isolated};
-use crate::support::observe::{freeze, number, owner, queued, until, wait_ready, worker_of};
+use crate::support::observe::{
+    freeze, kill_keepers, lose_worker, number, owner, queued, until, wait_ready, worker_of,
+};
 use crate::support::{Client, Server, Watched, in_background, pattern};
 
 /// Number of concurrent clients.
@@ -173,9 +175,18 @@ fn idle_clients(server: &Server, victim: &Watched) -> (Vec<Client>, Vec<Client>)
         .partition(|client| owner(client, server.addr(), victim).is_some())
 }
 
+/// What dies with a worker's process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Death {
+    /// Nothing else: its keeper continues its connections.
+    OfProcess,
+    /// Its keeper, so that its connections are lost.
+    WithKeeper,
+}
+
 /// Kills the worker of `slot` with clients in its queue and the churn running; returns the number
 /// of connections in addition to the churn, and the number of queued clients.
-fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, usize) {
+fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16, death: Death) -> (u64, usize) {
     churn.park();
     let victim = worker_of(server, slot);
     let (of_victim, of_others) = idle_clients(server, &victim);
@@ -187,12 +198,21 @@ fn kill_with_a_full_queue(server: &Server, churn: &Churn, slot: u16) -> (u64, us
         queued(victim.pid(), port) > 0
     });
     let waiting = queued(victim.pid(), port);
-    victim.signal(Signal::SIGKILL);
-    for mut client in of_victim {
+    let (lost, kept) = match death {
+        Death::OfProcess => {
+            victim.signal(Signal::SIGKILL);
+            (Vec::new(), of_victim.into_iter().chain(of_others).collect())
+        }
+        Death::WithKeeper => {
+            lose_worker(server, slot);
+            (of_victim, of_others)
+        }
+    };
+    for mut client in lost {
         client.expect_eof();
     }
-    for mut client in of_others {
-        client.roundtrip(b"of another worker");
+    for mut client in kept {
+        client.roundtrip(b"of a living worker");
         client.half_close();
         client.expect_eof();
     }
@@ -234,10 +254,17 @@ fn clients_survive_killed_workers() {
         ]);
         let churn = Churn::against(&server);
         let mut others = 0;
-        for round in 0..20 {
+        for round in 0..10 {
+            let mark = server.log_len();
+            let (count, _) = kill_with_a_full_queue(&server, &churn, round % 2, Death::OfProcess);
+            others += count;
+            server.wait_log_from(mark, |line| line.contains("worker rescued"));
+            churn.go_on_for(50);
+        }
+        for round in 0..10 {
             let slot = round % 2;
             let mark = server.log_len();
-            let (count, _) = kill_with_a_full_queue(&server, &churn, slot);
+            let (count, _) = kill_with_a_full_queue(&server, &churn, slot, Death::WithKeeper);
             others += count;
             wait_ready(&server, mark, slot, u64::from(round / 2 + 2));
             churn.go_on_for(50);
@@ -260,7 +287,7 @@ fn clients_survive_killed_only_worker() {
         let mut others = 0;
         for round in 0..10 {
             let mark = server.log_len();
-            let (count, _) = kill_with_a_full_queue(&server, &churn, 0);
+            let (count, _) = kill_with_a_full_queue(&server, &churn, 0, Death::WithKeeper);
             others += count;
             wait_ready(&server, mark, 0, round + 2);
             churn.go_on_for(50);
@@ -285,7 +312,7 @@ fn clients_survive_slot_backoff() {
         let mut others = 0;
         for round in 0..8 {
             let mark = server.log_len();
-            let (count, waiting) = kill_with_a_full_queue(&server, &churn, 1);
+            let (count, waiting) = kill_with_a_full_queue(&server, &churn, 1, Death::WithKeeper);
             others += count;
             if round > 0 {
                 server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
@@ -318,6 +345,7 @@ fn clients_and_counters_notice_lost_queue() {
             queued(worker.pid(), server.addr().port()) == WAITING
         });
         // The custodian first, then the worker, so that no process holds the listener any more.
+        kill_keepers(&server, 0);
         server.kill();
         KernelCounters::read().assert_no_loss_since(&before);
         worker.signal(Signal::SIGKILL);

@@ -13,13 +13,14 @@ use crate::support::{Client, pattern, wait_gone};
 
 /// Timeouts that end a stall. The tests wait for them, so they are only as long as a healthy
 /// process needs on a busy machine.
-const QUICK: [&str; 6] = [
+const QUICK: [&str; 7] = [
     "--listen=127.0.0.1:0",
     "--bake-time=0s",
     "--handover-timeout=2s",
     "--start-timeout=5s",
     "--hang-timeout=2s",
     "--backoff-initial=10ms",
+    "--crash-rescue=off",
 ];
 
 /// Clients in every relevant state, and their pending replies.

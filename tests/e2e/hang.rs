@@ -12,7 +12,12 @@ use crate::support::{Client, Server};
 
 #[test]
 fn stalled_worker_is_replaced_and_queue_served() {
-    let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=1", "--hang-timeout=1s"]);
+    let planned = Planned::start(&[
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--hang-timeout=1s",
+        "--crash-rescue=off",
+    ]);
     let server = &planned.server;
     let mark = server.log_len();
     let hung = worker_of(server, 0);

@@ -23,7 +23,7 @@ use crate::support::image::{Image, is_being_run};
 use crate::support::link::{self, BothCounters, Link};
 use crate::support::load::{FailureKind, Kind, Load, LoadSize, Report};
 use crate::support::netns::{KernelCounters, isolated};
-use crate::support::observe::{until, worker_of};
+use crate::support::observe::{lose_worker, until, worker_of};
 use crate::support::usage::Counters;
 use crate::support::{Client, DEADLINE, Server, in_background, poll_one, serve_one, upper};
 
@@ -109,8 +109,7 @@ fn load_detects_worker_death() {
     let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
     let load = Load::start(server.addr(), LoadSize::small());
     load.go_on_for(20);
-    let victim = worker_of(&server, 0);
-    victim.signal(Signal::SIGKILL);
+    let victim = lose_worker(&server, 0);
     // A client that finishes afterwards must detect it.
     assert!(victim.wait_gone(DEADLINE));
     let error = panic_of(|| load.go_on_for(1_000_000));
@@ -541,7 +540,7 @@ fn baseline_detects_leaks() {
     // One worker too few or too many is also detected.
     worker_of(&server, 1).signal(Signal::SIGSTOP);
     baseline.assert_back(&server);
-    worker_of(&server, 1).signal(Signal::SIGKILL);
+    lose_worker(&server, 1);
     server.wait_log(|line| line.contains(" worker ready ") && line.contains("generation=2"));
     baseline.assert_back(&server);
 }

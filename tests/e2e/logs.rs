@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::bare::Bare;
-use crate::support::observe::{field, number, wait_ready, worker_of};
+use crate::support::observe::{field, lose_worker, number, wait_ready, worker_of};
 use crate::support::{Client, DEADLINE, Lines, Server};
 
 #[test]
@@ -20,7 +20,7 @@ fn info_log_covers_server_and_no_client() {
     client.roundtrip(b"at this level a client is no news");
     client.half_close();
     client.expect_eof();
-    first.signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     wait_ready(&server, 0, 0, 2);
     let third = worker_of(&server, 0);
     assert_eq!(server.stop().code(), Some(0));
@@ -137,7 +137,7 @@ fn json_log_identifies_process_in_every_line() {
         "--log-format=json",
     ]);
     let (addr, supervisor) = (server.addr(), u64::from(server.pid()));
-    let mut workers: Vec<u64> = server.worker_pids().into_iter().map(u64::from).collect();
+    let mut processes = [server.worker_pids(), server.keeper_pids()].concat();
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(addr)).collect();
     for client in &mut clients {
         client.roundtrip(b"a \"quoted\" \\ line\nand one more\r\n\0\x80\xff");
@@ -147,9 +147,9 @@ fn json_log_identifies_process_in_every_line() {
         client.expect_eof();
     }
     let mark = server.log_len();
-    worker_of(&server, 1).signal(Signal::SIGKILL);
+    lose_worker(&server, 1);
     server.wait_log_from(mark, |line| line.contains("\"worker ready\""));
-    workers.push(worker_of(&server, 1).pid().into());
+    processes.extend([server.worker_pids(), server.keeper_pids()].concat());
     server.signal(Signal::SIGUSR1);
     assert_eq!(server.stop().code(), Some(0));
 
@@ -166,7 +166,7 @@ fn json_log_identifies_process_in_every_line() {
         let target = line["target"].as_str().expect("a target");
         if of_worker.iter().any(|module| target.starts_with(module)) {
             let pid = pid.unwrap_or_else(|| panic!("no pid: {line}"));
-            assert!(workers.contains(&pid), "{line}");
+            assert!(processes.iter().any(|it| u64::from(*it) == pid), "{line}");
             assert!(line["slot"].as_u64().is_some_and(|slot| slot < 2), "{line}");
             assert!(
                 line["generation"]

@@ -10,7 +10,7 @@ use uppercased_ctl::metrics::Counter;
 
 use crate::support::adversity::skipped;
 use crate::support::image::Image;
-use crate::support::observe::{some_within, state, until, worker_of};
+use crate::support::observe::{lose_worker, some_within, state, until, worker_of};
 use crate::support::planned::Planned;
 use crate::support::usage::{Counters, cpu_time};
 use crate::support::{Client, Server};
@@ -110,7 +110,7 @@ fn cpu_steering_survives_worker_changes() {
     server.upgrade().expect_success();
     assert_steered(server, cpus, slots);
     let mark = server.log_len();
-    worker_of(server, 0).signal(nix::sys::signal::Signal::SIGKILL);
+    lose_worker(server, 0);
     server.wait_log_from(mark, |line| line.contains("worker ready"));
     assert_steered(server, cpus, slots);
 }
@@ -173,7 +173,7 @@ fn pinned_workers_keep_cpus_after_restarts_and_crashes() {
     server.upgrade().expect_success();
     assert_pinned(4);
     let mark = server.log_len();
-    worker_of(server, 1).signal(nix::sys::signal::Signal::SIGKILL);
+    lose_worker(server, 1);
     server.wait_log_from(mark, |line| line.contains("worker ready"));
     assert_pinned(4);
     exchange(server.addr(), 8);

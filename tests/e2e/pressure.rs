@@ -76,6 +76,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
         "--send-buffer=16KiB",
         "--recv-buffer=128KiB",
         "--backoff-initial=10ms",
+        "--crash-rescue=off",
     ]);
     let server = server.start();
     let counters = Counters::of(&server);

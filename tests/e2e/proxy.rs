@@ -15,7 +15,7 @@ use uppercased_ctl::metrics::{CloseReason, Counter, RefusalCause};
 use uppercased_ctl::proxy_header::{Version, encode};
 
 use crate::support::adversity::{Frozen, has_ipv6};
-use crate::support::observe::{field, freeze, number, until, worker_of};
+use crate::support::observe::{field, freeze, lose_worker, number, until, worker_of};
 use crate::support::usage::Counters;
 use crate::support::{Client, DEADLINE, Server};
 
@@ -472,7 +472,7 @@ fn replacement_worker_requires_headers() {
     let mut waiting = Client::connect(server.addr());
     waiting.send_all(b"PROXY ");
     Counters::of(&server).wait_open(1);
-    worker_of(&server, 0).signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     waiting.expect_reset();
     until("a successor serves", || {
         let mut proxy = Client::connect(server.addr());
@@ -512,7 +512,7 @@ fn only_named_listeners_require_headers() {
     both_are_as_told();
     for _ in 0..2 {
         let mark = server.log_len();
-        worker_of(&server, 1).signal(Signal::SIGKILL);
+        lose_worker(&server, 1);
         server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     }
     server.wait_log(|line| line.contains("queue lent to sibling"));

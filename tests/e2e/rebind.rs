@@ -30,14 +30,19 @@ fn first_start(more: &[&str]) -> Server {
     start_on((own_address(), 0).into(), more)
 }
 
-/// Kills the supervisor and all workers, with open connections.
+/// Kills the supervisor, the keepers and the workers, with open connections.
 fn kill_everything(server: &Server) {
-    let pids = server.worker_pids();
-    let workers: Vec<_> = pids.into_iter().filter_map(Watched::open).collect();
+    let [keepers, workers] = [server.keeper_pids(), server.worker_pids()].map(|pids| {
+        pids.into_iter()
+            .filter_map(Watched::open)
+            .collect::<Vec<_>>()
+    });
     server.kill();
-    for worker in workers {
-        worker.signal(Signal::SIGKILL);
-        assert!(worker.wait_gone(DEADLINE));
+    for process in keepers.iter().chain(&workers) {
+        process.signal(Signal::SIGKILL);
+    }
+    for process in keepers.iter().chain(&workers) {
+        assert!(process.wait_gone(DEADLINE));
     }
 }
 

@@ -9,7 +9,7 @@ use uppercased::sys::accept_queue::accept_queue;
 
 use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};
-use crate::support::observe::{number, until, worker_of};
+use crate::support::observe::{lose_worker, number, until};
 use crate::support::planned::Planned;
 use crate::support::service_manager::ServiceManager;
 use crate::support::{Client, DEADLINE, children, pattern};
@@ -305,7 +305,7 @@ fn second_operation_is_refused_while_one_runs() {
     // The waiting requester still gets progress after others were refused. The killed worker is not
     // the canary, so the reload continues.
     let mark = server.log_len();
-    worker_of(server, 1).signal(Signal::SIGKILL);
+    lose_worker(server, 1);
     server.wait_log_from(mark, |line| line.contains("worker ready"));
     // A stop comes first, whatever operation is in progress; the waiting requester gets the result.
     server.signal(Signal::SIGTERM);
@@ -414,7 +414,7 @@ fn dead_canary_rolls_back_release() {
     let mark = server.log_len();
     let command = server.start_command(&["reload"]);
     server.wait_log_from(mark, |line| line.contains("handover finished"));
-    worker_of(server, 0).signal(Signal::SIGKILL);
+    lose_worker(server, 0);
     command.wait().expect_failure("SIGKILL");
     until("slot 0 serves again", || {
         planned
@@ -491,7 +491,9 @@ fn hanging_resolution_never_stops_supervision() {
         .expect_failure("cannot read the configuration within 2s");
     planned.workers().assert_serving();
     until("the child is gone", || {
-        children(server.pid()) == server.worker_pids()
+        let mut family = [server.worker_pids(), server.keeper_pids()].concat();
+        family.sort_unstable();
+        children(server.pid()) == family
     });
 
     let command = server.start_command(&["reload"]);

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::image::Image;
 use crate::support::netns::{KernelCounters, isolated};
-use crate::support::observe::{queued, state, until, worker_of};
+use crate::support::observe::{lose_worker, queued, state, until, worker_of};
 use crate::support::planned::Planned;
 use crate::support::{Client, Server, own_address};
 
@@ -96,7 +96,7 @@ fn operator_rolls_back() {
     let answered = server.upgrade();
     assert_eq!(answered.code, 1, "{answered:?}");
     for words in [
-        "failed: the new worker of slot 0 exited",
+        "failed: the new worker of slot 0 died and was rescued: signal 9 (SIGKILL)",
         "every worker runs the old release; the supervisor runs the new binary",
     ] {
         runbook.quotes(words, &answered.stdout);
@@ -122,7 +122,7 @@ fn worker_keeps_dying() {
         .start();
     for generation in 1..=2 {
         let start = server.log_len();
-        worker_of(&server, 0).signal(Signal::SIGKILL);
+        lose_worker(&server, 0);
         let died = server.wait_log_from(start, |line| line.contains("worker exited unexpectedly"));
         runbook.quotes("ERROR worker exited unexpectedly slot=0 generation=", &died);
         assert!(
@@ -168,7 +168,7 @@ fn only_worker_keeps_dying() {
         .start();
     for _ in 1..=2 {
         let start = server.log_len();
-        worker_of(&server, 0).signal(Signal::SIGKILL);
+        lose_worker(&server, 0);
         server.wait_log_from(start, |line| {
             line.contains("worker ready") || line.contains("worker crash-looping")
         });

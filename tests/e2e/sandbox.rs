@@ -119,7 +119,12 @@ fn processes_hold_only_needed_descriptors() {
     client.roundtrip(b"one connection");
     // No input, no output; the log twice: as inherited and as reopened.
     let streams = ["/dev/null", "/dev/null", "pipe", "pipe"];
-    let own = ["/memfd:uppercased-slot", "anon_inode:[eventpoll]"];
+    let own = [
+        "/memfd:uppercased-slot",
+        "anon_inode:[eventpoll]",
+        // Of itself, for its keeper.
+        "anon_inode:[pidfd]",
+    ];
     // The channel, the listener, and in one of the workers the client.
     let needed = [2, 3].map(|sockets| {
         let mut needed = [&streams[..], &own, &vec!["socket"; sockets]].concat();

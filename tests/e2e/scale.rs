@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::load::{Load, LoadSize};
 use crate::support::netns::{KernelCounters, isolated};
-use crate::support::observe::{freeze, queued, until, worker_of};
+use crate::support::observe::{freeze, lose_worker, queued, until, worker_of};
 use crate::support::planned::Planned;
 use crate::support::{Client, DEADLINE, Server};
 
@@ -108,8 +108,7 @@ fn dead_leaving_worker_is_replaced_to_serve_queue() {
 fn break_slot(server: &Server, slot: u16) {
     let mark = server.log_len();
     for _ in 0..2 {
-        let generation = worker_of(server, slot);
-        generation.signal(Signal::SIGKILL);
+        let generation = lose_worker(server, slot);
         assert!(generation.wait_gone(DEADLINE), "a killed worker ends");
     }
     let note = format!("queue lent to sibling slot={slot} ");

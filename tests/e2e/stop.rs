@@ -8,8 +8,8 @@ use socket2::SockRef;
 
 use crate::support::bare::Bare;
 use crate::support::observe::{
-    OWED_BYTES, become_owed, freeze, number, owner, queued, until, wait_draining, wait_ready,
-    worker_of,
+    OWED_BYTES, become_owed, freeze, lose_worker, number, owner, queued, until, wait_draining,
+    wait_ready, worker_of,
 };
 use crate::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
 
@@ -51,9 +51,9 @@ fn collect(mut client: Client) {
 /// Kills the worker of `slot` and its successor; a [`PATIENT`] server does not restart it then.
 fn leave_without_worker(server: &Server, slot: u16) {
     let mark = server.log_len();
-    worker_of(server, slot).signal(Signal::SIGKILL);
+    lose_worker(server, slot);
     wait_ready(server, mark, slot, 2);
-    worker_of(server, slot).signal(Signal::SIGKILL);
+    lose_worker(server, slot);
     server.wait_log_from(mark, |line| line.contains("worker crash-looping"));
 }
 

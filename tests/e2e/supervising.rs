@@ -16,8 +16,8 @@ use procfs::net::TcpState;
 use crate::support::adversity::skipped;
 use crate::support::image::Image;
 use crate::support::observe::{
-    arguments, descriptors, freeze, number, owner, queued, sockets, until, until_some, wait_ready,
-    worker_of,
+    arguments, descriptors, freeze, lose_worker, number, owner, queued, sockets, until, until_some,
+    wait_ready, worker_of,
 };
 use crate::support::{Client, DEADLINE, Server, Watched, children, own_address, upper};
 
@@ -62,7 +62,9 @@ fn workers_hold_only_their_own_descriptors() {
         "it is inherited"
     );
     assert_eq!(workers.len(), 3);
-    assert_eq!(children(server.pid()), workers, "and no other children");
+    let mut family = [server.keeper_pids(), workers.clone()].concat();
+    family.sort_unstable();
+    assert_eq!(children(server.pid()), family, "and no other children");
     let mut names = Vec::new();
     let mut seen_sockets = Vec::new();
     let log = descriptors(server.pid())[&2].clone();
@@ -82,11 +84,13 @@ fn workers_hold_only_their_own_descriptors() {
         let expected = [
             (log_kind, 1), // The same pipe, reopened for non-blocking writes.
             ("/memfd:uppercased-slot".to_owned(), 1),
-            ("anon_inode:".to_owned(), 1), // The epoll instance; see below.
+            ("anon_inode:".to_owned(), 2), // The epoll instance and its own pidfd; see below.
             ("socket:".to_owned(), 3),     // The channel and one listener for each address.
         ];
         assert_eq!(kinds(&held), expected.into(), "{held:?}");
-        assert!(held.values().any(|t| t == "anon_inode:[eventpoll]"));
+        for one in ["anon_inode:[eventpoll]", "anon_inode:[pidfd]"] {
+            assert!(held.values().any(|t| t == one), "{held:?}");
+        }
 
         let own = socket_inodes(&held);
         let listening = |port| {
@@ -131,7 +135,7 @@ fn supervisor_leaks_no_descriptor_after_crash() {
     });
     for generation in 2..=8 {
         let mark = server.log_len();
-        worker_of(&server, 1).signal(Signal::SIGKILL);
+        lose_worker(&server, 1);
         wait_ready(&server, mark, 1, generation);
     }
     until("the supervisor's descriptors are as before", || {
@@ -178,7 +182,7 @@ fn crash_costs_only_connections_of_worker() {
 
     let mark = server.log_len();
     let lost = on_victim.len();
-    victim.signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     for mut client in on_victim {
         client.expect_eof();
     }
@@ -220,7 +224,7 @@ fn a_queue_outlives_its_worker(workers: usize) {
         queued(victim.pid(), port) >= least
     });
 
-    victim.signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     for (index, client) in clients.iter_mut().enumerate() {
         client.expect(&upper(format!("client {index} is waiting").as_bytes()));
         client.half_close();
@@ -254,7 +258,7 @@ fn failing_slot_backs_off_without_delaying_clients() {
     let mut delays = Vec::new();
     for generation in 2..=5 {
         let mark = server.log_len();
-        worker_of(&server, 0).signal(Signal::SIGKILL);
+        lose_worker(&server, 0);
         if generation == 2 {
             // The first crash causes no delay, so no queue is lent for long.
             wait_ready(&server, mark, 0, generation);
@@ -281,7 +285,7 @@ fn failing_slot_backs_off_without_delaying_clients() {
 
     // The failure count belongs to the slot: the first crash of the other slot causes no delay.
     let mark = server.log_len();
-    worker_of(&server, 1).signal(Signal::SIGKILL);
+    lose_worker(&server, 1);
     wait_ready(&server, mark, 1, 2);
     let since = &server.log()[mark..];
     assert!(
@@ -305,9 +309,9 @@ fn sibling_serves_lent_queue_until_recalled() {
     ]);
     let port = server.addr().port();
     let mark = server.log_len();
-    worker_of(&server, 0).signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     wait_ready(&server, mark, 0, 2);
-    worker_of(&server, 0).signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
     let sibling = worker_of(&server, 1);
     until("the sibling holds both listeners", || {
@@ -327,7 +331,7 @@ fn sibling_serves_lent_queue_until_recalled() {
     freeze(&sibling);
     let mut waiting: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
     until("all of them wait", || queued(sibling.pid(), port) == 20);
-    sibling.signal(Signal::SIGKILL);
+    lose_worker(&server, 1);
     server.wait_log_from(mark, |line| line.contains("queue lent to sibling"));
     for client in &mut waiting {
         client.roundtrip(b"both queues survived");
@@ -343,6 +347,7 @@ fn worker_stalled_at_start_is_replaced() {
         "--start-timeout=1s",
         "--backoff-initial=1ms",
         "--backoff-max=1ms",
+        "--crash-rescue=off",
     ]);
     // A test cannot stall a new worker, but can stop it before it is ready. The log shows whether
     // the stop came in time; if not, repeat.
@@ -485,11 +490,13 @@ fn container_init_reaps_orphans() {
     fs::write(&gate, "go\n").unwrap();
     let place = PathBuf::from(format!("/proc/{}", orphan.pid()));
     until("the orphan is buried", || !place.exists());
-    // Its own child is recognized, and a crash remains a crash.
-    Watched::open(children(first)[0])
-        .unwrap()
-        .signal(Signal::SIGKILL);
-    wait_ready(&server, 0, 0, 2);
+    // Its own children are recognized: the worker, and the keeper that continues it.
+    let [worker, keeper] = children(first)[..] else {
+        panic!("a worker and its keeper");
+    };
+    Watched::open(worker).unwrap().signal(Signal::SIGKILL);
+    server.wait_log(|line| line.contains("worker rescued"));
+    assert!(children(first).contains(&keeper));
 }
 
 #[test]
@@ -547,7 +554,7 @@ fn many_dying_workers_are_all_replaced() {
     for round in 2..=4 {
         let mark = server.log_len();
         for slot in 0..4 {
-            worker_of(&server, slot).signal(Signal::SIGKILL);
+            lose_worker(&server, slot);
         }
         for slot in 0..4 {
             wait_ready(&server, mark, slot, round);
@@ -577,8 +584,7 @@ fn server_resets_inherited_signal_state() {
         .args(["--workers=1", "--listen=127.0.0.1:0"])
         .start();
     let mark = server.log_len();
-    let worker = server.worker_pids()[0];
-    Watched::open(worker).unwrap().signal(Signal::SIGKILL);
+    lose_worker(&server, 0);
     server.wait_log_from(mark, |line| line.contains("SIGKILL"));
     wait_ready(&server, mark, 0, 2);
     assert_eq!(server.stop().code(), Some(0));

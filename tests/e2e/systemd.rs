@@ -15,7 +15,7 @@ use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};
 use crate::support::netns::{KernelCounters, isolated};
 use crate::support::observe::{
-    OWED_BYTES, become_owed, count_sockets, until, wait_draining, wait_ready, worker_of,
+    OWED_BYTES, become_owed, count_sockets, lose_worker, until, wait_draining, wait_ready,
 };
 use crate::support::planned::Planned;
 use crate::support::service_manager::{Named, ServiceManager};
@@ -215,9 +215,9 @@ fn only_supervisor_has_systemd_variables() {
 /// Kills the workers of slot 1 until it backs off.
 fn break_slot_1(server: &Server) {
     let mark = server.log_len();
-    worker_of(server, 1).signal(Signal::SIGKILL);
+    lose_worker(server, 1);
     wait_ready(server, mark, 1, 2);
-    worker_of(server, 1).signal(Signal::SIGKILL);
+    lose_worker(server, 1);
     server.wait_log_from(mark, |line| line.contains("worker crash-looping"));
 }
 

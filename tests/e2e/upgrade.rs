@@ -12,7 +12,7 @@ use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{self, until};
 use crate::support::planned::Planned;
-use crate::support::{Client, DEADLINE, Server};
+use crate::support::{Client, Server};
 
 const QUICK: [&str; 4] = [
     "--listen=127.0.0.1:0",
@@ -223,13 +223,16 @@ fn upgrade_notices_events_during_exec() {
     until("the new program stands still", || {
         observe::state(server.pid()) == Some('T')
     });
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(server.addr())).collect();
     let victim = observe::worker_of(server, 1);
     victim.signal(Signal::SIGKILL);
-    assert!(victim.wait_gone(DEADLINE));
+    for client in &mut clients {
+        client.roundtrip(b"the supervisor is not needed");
+    }
     server.signal(Signal::SIGUSR1);
     server.signal(Signal::SIGCONT);
     command.wait().expect_success();
-    server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
+    server.wait_log_from(mark, |line| line.contains("worker rescued"));
     server.wait_log_from(mark, |line| line.contains("serving for"));
     planned.workers().assert_serving();
 }

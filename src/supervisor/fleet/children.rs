@@ -283,6 +283,12 @@ impl Child {
         }
     }
 
+    /// Returns whether it has reported Ready. Until then its memory may name processes of the
+    /// worker that had the memory before.
+    pub(super) const fn is_ready(&self) -> bool {
+        self.sandbox.is_some()
+    }
+
     pub(crate) fn kill(&self) {
         if let Err(error) = self.process.kill() {
             event!(worker_kill_failed, slot = self.worker.slot.0, generation = self.worker.generation.0, worker_pid = self.pid(), %error);

@@ -36,7 +36,7 @@ impl Fleet {
             return false;
         };
         let (serial, named) = (child.serial, life::keeper(&child.memory));
-        let Some(pid) = named else {
+        let Some(pid) = named.filter(|_| child.is_ready()) else {
             return false;
         };
         if self.pids().any(|known| known == pid) {
@@ -56,9 +56,10 @@ impl Fleet {
                 self.machine(machine::Event::Kept { worker, kept: true });
                 true
             }
+            Err(error) if matches!(error.raw_os_error(), Some(ESRCH | ECHILD)) => false,
             Err(error) => {
                 event!(keeper_not_watched; worker, keeper_pid = pid, %error);
-                !matches!(error.raw_os_error(), Some(ESRCH | ECHILD))
+                true
             }
         }
     }
@@ -78,7 +79,7 @@ impl Fleet {
         let Some(child) = self.child(worker) else {
             return false;
         };
-        if child.life.doomed || life::is_retired(&child.memory) {
+        if child.life.doomed || !child.is_ready() || life::is_retired(&child.memory) {
             return false;
         }
         let (serial, ended) = (child.serial, child.pid());

@@ -111,6 +111,40 @@ pub fn worker_of(server: &Server, slot: u16) -> Watched {
     })
 }
 
+/// Kills the only worker of `slot` and its keeper, so that no process continues its connections.
+#[track_caller]
+pub fn lose_worker(server: &Server, slot: u16) -> Watched {
+    let worker = until_some("the slot has a worker with a keeper", || {
+        let worker = worker_of(server, slot);
+        (!keepers_of(server, slot).is_empty()).then_some(worker)
+    });
+    // So that it cannot clone another keeper.
+    freeze(&worker);
+    kill_keepers(server, slot);
+    worker.signal(Signal::SIGKILL);
+    worker
+}
+
+/// Kills the keeper of the slot's worker, which is frozen.
+#[track_caller]
+pub fn kill_keepers(server: &Server, slot: u16) {
+    let keepers = until_some("the worker has a keeper", || {
+        Some(keepers_of(server, slot)).filter(|keepers| !keepers.is_empty())
+    });
+    for keeper in keepers {
+        // Open fails if the keeper has been reaped.
+        Watched::open(keeper).inspect(|keeper| keeper.signal(Signal::SIGKILL));
+    }
+}
+
+/// Returns the running keepers of the workers of `slot`.
+fn keepers_of(server: &Server, slot: u16) -> Vec<u32> {
+    let name = format!("uppercased: worker {slot}");
+    let mut pids = server.keeper_pids();
+    pids.retain(|pid| state(*pid) == Some('S') && arguments(*pid).first() == Some(&name));
+    pids
+}
+
 /// Returns the running workers of `slot`, ordered by PID. There are two during a handover.
 pub fn workers_of(server: &Server, slot: u16) -> Vec<u32> {
     in_slot(server.worker_pids(), slot)
