@@ -39,6 +39,12 @@ pub(super) enum Progress<'a> {
         slot: SlotId,
         exit: ExitStatus,
     },
+    /// A keeper has continued a worker, whose process ended so.
+    WorkerRescued {
+        slot: SlotId,
+        connections: u32,
+        exit: ExitStatus,
+    },
     Cancelled {
         by: &'a str,
     },
@@ -84,6 +90,16 @@ impl<'a> Progress<'a> {
                 slot: worker.slot,
                 exit: *exit,
             },
+            Notice::WorkerRescued {
+                worker,
+                exit,
+                connections,
+                ..
+            } => Self::WorkerRescued {
+                slot: worker.slot,
+                connections: *connections,
+                exit: *exit,
+            },
             _ => return None,
         })
     }
@@ -123,6 +139,17 @@ impl fmt::Display for Progress<'_> {
             Self::WorkerExited { slot, exit } => {
                 write!(out, "slot {slot}: worker exited unexpectedly: {exit}")
             }
+            Self::WorkerRescued {
+                slot,
+                connections,
+                exit,
+            } => {
+                let connections = counted((*connections).into(), "connection");
+                write!(
+                    out,
+                    "slot {slot}: worker rescued with {connections}: {exit}"
+                )
+            }
             Self::Cancelled { by } => write!(out, "cancelled by {by}: rolling back"),
             Self::RollingBack { cause, slots } => {
                 let slots = counted((*slots).into(), "slot");
@@ -155,9 +182,21 @@ mod tests {
             worker,
             took: Duration::from_millis(5),
         };
+        let rescued = Notice::WorkerRescued {
+            worker,
+            exit: ExitStatus::KILLED,
+            cause: None,
+            connections: 1,
+            reset: 0,
+            took: Duration::ZERO,
+        };
         let cause = "full".to_owned();
         for (notice, line) in [
             (ready, "slot 3: new worker ready (5 ms)"),
+            (
+                rescued,
+                "slot 3: worker rescued with 1 connection: signal 9 (SIGKILL)",
+            ),
             (
                 ended(HandoverEnd::Done),
                 "slot 3: 5 connections migrated (3 ms)",
