@@ -321,11 +321,14 @@ impl Supervisor {
                         is_hang,
                         cause,
                         connections: rescued.connections,
+                        owed_bytes: rescued.owed_bytes,
                         reset: rescued.reset,
                         took: Duration::from_micros(rescued.took_us),
                     };
                     self.apply(Event::Rescued { worker, rescue });
                 }
+                fleet::Event::KeeperLost(slot) => self.telemetry.keeper_lost(slot),
+                fleet::Event::KeeperReplaced(slot) => self.telemetry.keeper_replaced(slot),
                 fleet::Event::Draining {
                     worker,
                     connections,

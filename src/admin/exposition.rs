@@ -18,7 +18,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 use uppercased_ctl::metrics::{Counter, TurnClass};
 use uppercased_ctl::status::AgentAnswers;
-use uppercased_ctl::status::{AcceptQueueStatus, Durations, OperationTimes, SlotStatus, Status};
+use uppercased_ctl::status::{
+    AcceptQueueStatus, Durations, OperationTimes, Rescues, SlotStatus, Status,
+};
 
 /// Returns the text for a status and the responses of this process, by status code and to load
 /// balancers.
@@ -99,6 +101,7 @@ impl Collector for Snapshot {
         let help = "Time since the server started.";
         family(encoder, "uptime", help, Some(&Unit::Seconds), vec![uptime])?;
         self.slots(encoder)?;
+        self.rescues(encoder)?;
         self.turns(encoder)?;
         self.durations(encoder)?;
         self.counters(encoder)?;
@@ -159,8 +162,37 @@ impl Snapshot {
         let help = "Maximum connections waiting to be accepted.";
         family(encoder, "accept_queue_limit", help, None, limits)?;
         let crashes = self.ever().map(|it| counted(of_slot(it), it.crashes));
-        let help = "Unexpected worker exits.";
+        let help = "Unexpected worker exits, rescued workers included.";
         family(encoder, "worker_crashes", help, None, crashes.collect())
+    }
+
+    /// The processes that continue workers, and what they continued.
+    fn rescues(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let slots = self.status.slots.iter();
+        let kept = slots.map(|it| gauged(of_slot(it), it.keeper_pid.is_some().into()));
+        let help =
+            "Whether the slot's worker has a keeper, which continues it if its process dies.";
+        family(encoder, "slot_has_keeper", help, None, kept.collect())?;
+        let of_each = |value: fn(&Rescues) -> u64| {
+            let sample = |slot: &SlotStatus| counted(of_slot(slot), value(&slot.rescues));
+            self.ever().map(sample).collect()
+        };
+        let lost = of_each(|it| it.keepers_lost);
+        let help = "Keepers of running workers that ended.";
+        family(encoder, "keepers_lost", help, None, lost)?;
+        let replaced = of_each(|it| it.keepers_replaced);
+        let help = "Keepers that took the place of lost ones.";
+        family(encoder, "keepers_replaced", help, None, replaced)?;
+        let connections = of_each(|it| it.connections);
+        let help = "Connections that went on after the death of a worker's process.";
+        family(encoder, "connections_rescued", help, None, connections)?;
+        let owed = of_each(|it| it.owed_bytes);
+        let help = "Bytes that dead processes had received and not answered, answered by rescues.";
+        family(encoder, "rescued_bytes", help, None, owed)?;
+        let slots = self.ever();
+        let times = slots.map(|it| (of_slot(it), &it.rescues.times)).collect();
+        let help = "Time from the wake-up of a keeper until its worker's connections go on.";
+        histograms(encoder, "rescue_duration_seconds", help, times)
     }
 
     /// Durations of event loop turns; their sum is each worker's busy time.

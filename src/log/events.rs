@@ -113,12 +113,14 @@ events! {
             "It was not ready within `start_timeout`; counts as a failure of the slot.";
         worker_died: ERROR "worker exited unexpectedly" [slot, generation, exit_code, signal, served_ms, error, lost_connections]
             "A worker exited unexpectedly. `served_ms` is missing if it never served.";
-        worker_rescued: WARN "worker rescued" [slot, generation, worker_pid, exit_code, signal, error, connections, reset, duration_ms]
-            "The worker's process ended and its keeper continues the worker: `connections` go on, `reset` could not be continued.";
+        worker_rescued: WARN "worker rescued" [slot, generation, worker_pid, exit_code, signal, error, connections, owed_bytes, reset, duration_ms]
+            "The worker's process ended and its keeper continues the worker: `connections` go on, `reset` could not be continued; `owed_bytes` had been received and not answered, and were answered now.";
         rescue_timed_out: ERROR "rescue timed out" [slot, generation, worker_pid]
             "A keeper did not continue its worker; both are killed, and the slot gets a new worker.";
         keeper_lost: WARN "keeper lost" [slot, generation]
             "The keeper of a running worker ended; the worker gets another one.";
+        keeper_replaced: INFO "keeper replaced" [slot, generation, keeper_pid]
+            "A worker has another keeper in place of a lost one.";
         keeper_not_watched: WARN "keeper not watched" [slot, generation, keeper_pid, error]
             "The process that a worker names as its keeper is no child of the supervisor, or cannot be watched; the worker is not rescued.";
         worker_backing_off: WARN "worker crash-looping, restart delayed" [slot, delay_ms, failures]

@@ -118,6 +118,10 @@ pub(crate) enum Event {
         is_hang: bool,
         rescued: Rescued,
     },
+    /// A keeper of a running worker of this slot has ended.
+    KeeperLost(SlotId),
+    /// A worker of this slot has another keeper in place of a lost one.
+    KeeperReplaced(SlotId),
     /// A worker has begun to stop with these connections open.
     Draining {
         worker: WorkerId,
@@ -467,7 +471,7 @@ impl Fleet {
                 }),
                 FromWorker::ListenerLost { slot } => Event::ListenerLost { worker, slot },
                 FromWorker::Kept => {
-                    self.keeper_reported(worker, registry);
+                    self.keeper_replaced(worker, registry);
                     continue;
                 }
                 FromWorker::Rescued(rescued) => match self.rescued(worker, rescued, registry) {

@@ -168,13 +168,14 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             exit,
             cause,
             connections,
+            owed_bytes,
             reset,
             took,
         } => {
             event!(
                 worker_rescued; worker, worker_pid = pid(worker),
                 exit_code = exit.exit_code(), signal = exit.signal(), error = cause,
-                connections, reset, duration_ms = took.as_millis()
+                connections, owed_bytes, reset, duration_ms = took.as_millis()
             );
         }
         Notice::WorkerStopped {

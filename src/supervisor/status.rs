@@ -79,6 +79,7 @@ impl Supervisor {
             crashes: self.machine.crashes_before(slot.slot).into(),
             starts: times.starts,
             handovers: times.handovers,
+            rescues: times.rescues,
             ..slot
         }
     }
@@ -100,6 +101,7 @@ impl Supervisor {
             generation: slot.generation,
             release: slot.release,
             state: match slot.stalled_since {
+                _ if self.fleet.is_rescuing(worker) => "rescuing".to_owned(),
                 None => slot.state.to_owned(),
                 Some(_) => "stalled".to_owned(),
             },
@@ -114,6 +116,7 @@ impl Supervisor {
             crashes: slot.crashes.into(),
             starts: times.starts,
             handovers: times.handovers,
+            rescues: times.rescues,
             last_crash: slot.last_crash.map(|crash| LastCrash {
                 generation: crash.worker.generation,
                 exit: crash.exit.map(|exit| exit.to_string()),

@@ -48,6 +48,14 @@ impl Telemetry {
         self.times.note(notice, now);
     }
 
+    pub(crate) fn keeper_lost(&mut self, slot: SlotId) {
+        self.times.keeper_lost(slot);
+    }
+
+    pub(crate) fn keeper_replaced(&mut self, slot: SlotId) {
+        self.times.keeper_replaced(slot);
+    }
+
     /// Writes lines to standard output, now or when its reader makes room.
     pub(crate) fn announce(&mut self, lines: Vec<u8>, registry: &Registry) {
         let announced = Announcement::write(lines, registry);

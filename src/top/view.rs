@@ -344,6 +344,7 @@ fn bars(history: &History, most: f64, columns: usize) -> String {
 enum Column {
     Slot,
     Pid,
+    Keeper,
     Generation,
     State,
     Age,
@@ -358,9 +359,10 @@ enum Column {
 }
 
 /// The columns in display order: heading, width, and order of removal.
-const COLUMNS: [(Column, &str, usize, u8); 13] = [
+const COLUMNS: [(Column, &str, usize, u8); 14] = [
     (Column::Slot, "slot", 4, 0),
     (Column::Pid, "pid", 7, 5),
+    (Column::Keeper, "keeper", 7, 13),
     (Column::Generation, "gen", 5, 9),
     (Column::State, "state", 12, 1),
     (Column::Age, "age", 5, 11),
@@ -432,10 +434,12 @@ impl Cell {
 
     fn text(&self, slot: &SlotStatus, rate: Option<&Rate>) -> String {
         let traffic = &slot.traffic;
+        let number = |pid: Option<u32>| pid.map_or_else(|| "-".to_owned(), |it| it.to_string());
         let of = |value: fn(&Rate) -> String| rate.map_or_else(|| "-".to_owned(), value);
         let text = match self.column {
             Column::Slot => slot.slot.to_string(),
-            Column::Pid => slot.pid.map_or_else(|| "-".to_owned(), |it| it.to_string()),
+            Column::Pid => number(slot.pid),
+            Column::Keeper => number(slot.keeper_pid),
             Column::Generation => short(slot.generation.0.into()),
             Column::State => slot.state.clone(),
             Column::Age => age(slot.age_ms),

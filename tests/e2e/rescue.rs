@@ -375,6 +375,44 @@ fn lost_keeper_is_replaced() {
 }
 
 #[test]
+fn rescue_figures_survive_upgrade() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let mut clients: Vec<_> = (0..3).map(|_| Client::connect(server.addr())).collect();
+    let (worker, keeper) = pair(server);
+    kill(worker);
+    for client in &mut clients {
+        client.roundtrip(b"served by the keeper");
+    }
+    let line = server.wait_log(|line| line.contains("worker rescued"));
+    assert!(
+        line.contains("connections=3 owed_bytes=0 reset=0"),
+        "{line}"
+    );
+    until("the keeper has one of its own", || pair(server).0 == keeper);
+    kill(pair(server).1);
+    server.wait_log(|line| line.contains("event=keeper_replaced"));
+    let check = || {
+        let figures = server.status_json()["slots"][0]["rescues"].clone();
+        assert_eq!(
+            (&figures["count"], &figures["connections"]),
+            (&1.into(), &3.into())
+        );
+        let keepers = (&figures["keepers_lost"], &figures["keepers_replaced"]);
+        assert_eq!(keepers, (&1.into(), &1.into()), "{figures}");
+    };
+    check();
+    server.upgrade().expect_success();
+    check();
+    let (_, keeper) = pair(server);
+    let screen = server.command(&["status"]).expect_success().stdout;
+    let keepers = format!("keepers      {keeper}; 1 lost, 1 replaced\n");
+    assert!(screen.contains(&keepers), "{screen}");
+    let rescues = "rescues      1 of 3 connections, 0B owed; ";
+    assert!(screen.contains(rescues), "{screen}");
+}
+
+#[test]
 fn stop_ends_frozen_keeper() {
     let planned = followed(&["--workers=2"]);
     let server = &planned.server;
@@ -436,6 +474,9 @@ fn keeper_without_report_is_killed() {
     let (worker, keeper) = pair(server);
     freeze(&Watched::open(keeper).expect("it runs"));
     kill(worker);
+    until("the rescue shows", || {
+        server.status_json()["slots"][0]["state"] == "rescuing"
+    });
     server.wait_log(|line| line.contains("event=rescue_timed_out"));
     until("the slot has another worker", || {
         let slot = &server.status_json()["slots"][0];

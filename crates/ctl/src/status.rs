@@ -10,6 +10,7 @@
 mod data;
 mod durations;
 mod rates;
+mod rescues;
 mod rotation;
 mod sample;
 mod sandboxed;
@@ -22,6 +23,7 @@ pub use data::{
 };
 pub use durations::{BOUNDS_MS, Durations};
 pub use rates::{Rate, Rates};
+pub use rescues::Rescues;
 pub use rotation::{AgentAnswers, Rotation};
 pub use sample::Sample;
 pub use sandboxed::Sandboxed;

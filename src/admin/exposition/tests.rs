@@ -199,6 +199,9 @@ fn counters_remain_after_slot_has_left() {
     left.crashes = 2;
     left.starts.note(Duration::from_millis(3));
     left.handovers.note(Duration::from_millis(4));
+    left.rescues.note(3, 40, Duration::from_millis(5));
+    left.rescues.keepers_lost = 2;
+    left.rescues.keepers_replaced = 1;
     let status = Status {
         slots: vec![slot(0, Traffic::read(0, |_| 1))],
         former: vec![left],
@@ -212,5 +215,12 @@ fn counters_remain_after_slot_has_left() {
     has("uppercased_turn_duration_seconds_count{slot=\"1\"} 110");
     has("uppercased_worker_start_duration_seconds_count{slot=\"1\"} 1");
     has("uppercased_handover_duration_seconds_count{slot=\"1\"} 1");
+    has("uppercased_rescue_duration_seconds_sum{slot=\"1\"} 0.005");
+    has("uppercased_connections_rescued_total{slot=\"1\"} 3");
+    has("uppercased_rescued_bytes_total{slot=\"1\"} 40");
+    has("uppercased_keepers_lost_total{slot=\"1\"} 2");
+    has("uppercased_keepers_replaced_total{slot=\"1\"} 1");
+    has("uppercased_connections_rescued_total{slot=\"0\"} 0");
+    has("uppercased_slot_has_keeper{slot=\"0\"} 0");
     assert!(!text.contains("uppercased_connections_open{slot=\"1\"}"));
 }

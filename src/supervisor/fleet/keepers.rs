@@ -64,12 +64,23 @@ impl Fleet {
         }
     }
 
-    /// Watches the keeper that a worker reports; requests another if it has ended.
-    pub(super) fn keeper_reported(&mut self, worker: WorkerId, registry: &Registry) {
+    /// Watches the keeper of a worker that must have one; requests another if there is none.
+    fn require_keeper(&mut self, worker: WorkerId, registry: &Registry) {
         if !self.find_keeper(worker, registry)
             && let Some(child) = self.child_mut(worker)
         {
             child.life.request_keeper();
+        }
+    }
+
+    /// Handles the report of a new keeper.
+    pub(super) fn keeper_replaced(&mut self, worker: WorkerId, registry: &Registry) {
+        let before = self.keeper_of(worker);
+        self.require_keeper(worker, registry);
+        let now = self.keeper_of(worker).filter(|&now| before != Some(now));
+        if let Some(keeper_pid) = now {
+            event!(keeper_replaced; worker, keeper_pid);
+            self.events.push_back(Event::KeeperReplaced(worker.slot));
         }
     }
 
@@ -147,7 +158,7 @@ impl Fleet {
         if child.process.has_ended() {
             self.succeed(worker, registry);
         }
-        self.keeper_reported(worker, registry);
+        self.require_keeper(worker, registry);
         let child = self.child_mut(worker).ok_or("there is no such worker")?;
         let life = &mut child.life;
         let (exit, until) = life.pending.ok_or("none of its processes ended")?;
@@ -200,6 +211,7 @@ impl Fleet {
         }
         child.life.request_keeper();
         event!(keeper_lost; worker);
+        self.events.push_back(Event::KeeperLost(worker.slot));
         self.machine(machine::Event::Kept {
             worker,
             kept: false,
@@ -297,6 +309,12 @@ impl Fleet {
     /// Returns whether a keeper has not exited.
     pub(crate) fn has_keepers(&self) -> bool {
         !self.keepers.is_empty()
+    }
+
+    /// Returns whether a keeper has taken the place of a worker's process, and has not reported.
+    pub(crate) fn is_rescuing(&self, worker: WorkerId) -> bool {
+        self.child(worker)
+            .is_some_and(|child| child.life.pending.is_some())
     }
 
     /// Returns the process ID of a worker's keeper.

@@ -71,6 +71,7 @@ impl Machine {
             exit: rescue.exit,
             cause,
             connections: rescue.connections,
+            owed_bytes: rescue.owed_bytes,
             reset: rescue.reset,
             took: rescue.took,
         });

@@ -1,4 +1,4 @@
-//! Durations of worker starts, handovers and planned operations.
+//! Durations of worker starts, handovers, rescues and planned operations, and counts of keepers.
 //!
 //! The machine measures them and reports them in its notices; here they are added up, for the
 //! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its
@@ -13,7 +13,7 @@ use crate::supervisor::machine::{Answer, Notice};
 use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::operation::OperationKind;
-use uppercased_ctl::status::{Durations, LastOperation, OperationTimes};
+use uppercased_ctl::status::{Durations, LastOperation, OperationTimes, Rescues};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -33,6 +33,8 @@ pub(crate) struct SlotTimes {
     pub(crate) starts: Durations,
     /// From the handover command to the end, whatever the result.
     pub(crate) handovers: Durations,
+    /// Continuations of workers whose process died.
+    pub(crate) rescues: Rescues,
 }
 
 /// The operation that ended last.
@@ -54,10 +56,32 @@ impl Times {
             Notice::HandoverEnded { from, took, .. } => {
                 self.slot_mut(from.slot).handovers.note(*took);
             }
+            Notice::WorkerRescued {
+                worker,
+                connections,
+                owed_bytes,
+                took,
+                ..
+            } => {
+                let rescues = &mut self.slot_mut(worker.slot).rescues;
+                rescues.note(*connections, *owed_bytes, *took);
+            }
             Notice::OperationStarted { .. } => self.began = Some(now),
             Notice::OperationEnded { operation, answer } => self.ended(*operation, answer, now),
             _ => {}
         }
+    }
+
+    /// Counts a keeper of a running worker that ended.
+    pub(crate) fn keeper_lost(&mut self, slot: SlotId) {
+        let lost = &mut self.slot_mut(slot).rescues.keepers_lost;
+        *lost = lost.saturating_add(1);
+    }
+
+    /// Counts a keeper that took the place of a lost one.
+    pub(crate) fn keeper_replaced(&mut self, slot: SlotId) {
+        let replaced = &mut self.slot_mut(slot).rescues.keepers_replaced;
+        *replaced = replaced.saturating_add(1);
     }
 
     fn ended(&mut self, operation: OperationKind, answer: &Answer, now: Tick) {
@@ -127,7 +151,7 @@ const fn result(error: Option<&String>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::machine::Done;
+    use crate::supervisor::machine::{Done, ExitStatus};
     use uppercased_ctl::identity::{Generation, RequestId, WorkerId};
 
     fn worker(slot: u16) -> WorkerId {
@@ -193,6 +217,25 @@ mod tests {
         assert_eq!(times.of(SlotId(3)).starts.last_us, 7000);
         assert!(times.of(SlotId(2)).starts.is_empty());
         assert!(times.of(SlotId(9)).handovers.is_empty());
+        let rescued = |took, owed_bytes| Notice::WorkerRescued {
+            worker: worker(3),
+            exit: ExitStatus::KILLED,
+            cause: None,
+            connections: 4,
+            owed_bytes,
+            reset: 1,
+            took: Duration::from_micros(took),
+        };
+        for (took, owed) in [(900, 10), (1100, u64::MAX)] {
+            times.note(&rescued(took, owed), Tick::ZERO);
+        }
+        times.keeper_lost(SlotId(3));
+        times.keeper_replaced(SlotId(3));
+        let rescues = times.of(SlotId(3)).rescues;
+        assert_eq!((rescues.times.count, rescues.times.sum_us), (2, 2000));
+        assert_eq!((rescues.connections, rescues.owed_bytes), (8, u64::MAX));
+        assert_eq!((rescues.keepers_lost, rescues.keepers_replaced), (1, 1));
+        assert!(times.of(SlotId(2)).rescues.is_empty());
         let json = serde_json::to_string(&times).unwrap();
         assert_eq!(serde_json::from_str::<Times>(&json).unwrap(), times);
     }

@@ -8,6 +8,8 @@ use ratatui_core::terminal::Terminal;
 
 use super::super::keys::Key;
 use super::super::model::tests::sample;
+use std::time::Duration;
+
 use super::*;
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::identity::{Generation, SlotId};
@@ -134,6 +136,9 @@ fn view_fits_40_by_11() {
 #[test]
 fn view_fits_200_by_50() {
     let mut model = busy();
+    let slot = &mut model.sample.as_mut().unwrap().status.slots[0];
+    slot.keeper_pid = Some(4799);
+    slot.rescues.note(3, 0, Duration::from_millis(2));
     model.press(Key::Char('+'));
     model.press(Key::Char('y'));
     model.handle_reply(Reply::Progress("slot 3: worker ready".to_owned()));
@@ -143,20 +148,21 @@ fn view_fits_200_by_50() {
         "0.0.0.0:9999",
         "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
         "last         reload done 2m ago, took 312 ms",
+        "rescues      1 of 3 connections, 0B owed; 2.00 ms on average",
         "sockets      2400 ESTABLISHED, 3 LISTEN",
         "messages/s, all workers (peak 45.0k)",
         "   █",
         "   █",
         "   █",
-        "slot     pid   gen state          age  open queue acc/s msg/s  in/s out/s busy crash msg/s",
-        "   0    4712     0 serving        0ms     0     0     0 45.0k     0     0  50%     0  ▁▁█",
-        "   1    4713     4 serving        0ms     0    12     0 15.0k     0     0  95%     0  ▁▁▃",
-        "   2       -     0 backing off    0ms     0     0     -     -     -     -    -     7",
+        "slot     pid  keeper   gen state          age  open queue acc/s msg/s  in/s out/s busy crash msg/s",
+        "   0    4712    4799     0 serving        0ms     0     0     0 45.0k     0     0  50%     0  ▁▁█",
+        "   1    4713       -     4 serving        0ms     0    12     0 15.0k     0     0  95%     0  ▁▁▃",
+        "   2       -       -     0 backing off    0ms     0     0     -     -     -     -    -     7",
         "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
     ];
     let shown = lines(&model, (200, 50));
-    assert_eq!(shown[..15], expected);
-    assert_eq!(shown[15..47], [""; 32]);
+    assert_eq!(shown[..16], expected);
+    assert_eq!(shown[16..47], [""; 31]);
     assert_eq!(shown[47..49], ["scale …", "slot 3: worker ready"]);
 }
 

@@ -618,6 +618,7 @@ impl Kernel {
                     is_hang: false,
                     cause: None,
                     connections: 1,
+                    owed_bytes: 0,
                     reset: 0,
                     took: ms(1),
                 },

@@ -15,6 +15,7 @@ use crate::operation::OperationKind;
 use crate::units;
 
 use super::durations::Durations;
+use super::rescues::Rescues;
 use super::rotation::{AgentAnswers, Rotation};
 use super::sandboxed::Sandboxed;
 
@@ -229,6 +230,9 @@ pub struct SlotStatus {
     /// Durations of its workers' handovers to their successors, with any outcome.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub handovers: Durations,
+    /// Rescues of its workers.
+    #[serde(skip_serializing_if = "Rescues::is_empty")]
+    pub rescues: Rescues,
     /// The worker that is to take over.
     pub successor: Option<Neighbour>,
     /// The worker that was replaced and is draining.

@@ -38,11 +38,12 @@ impl Sample {
         }
     }
 
-    /// Returns the lines about the last operation and about the sockets.
+    /// Returns the lines about the last operation, the rescues and the sockets.
     pub fn context(&self) -> Vec<String> {
         let last = self.status.last_operation.as_ref();
         let last = last.filter(|_| self.status.operation.is_none());
         let mut lines: Vec<String> = last.map(text::last_operation).into_iter().collect();
+        lines.extend(text::rescues(&self.status));
         lines.extend(self.sockets.iter().flat_map(text::on_the_ports));
         lines
     }

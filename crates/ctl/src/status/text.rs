@@ -12,8 +12,9 @@ use super::data::{
     SlotStatus, Status,
 };
 use super::rates::{Rate, Rates};
+use super::rescues::Rescues;
 use super::sockets::{SocketStatus, Sockets};
-use crate::units::{age, busy, cut, per_second, percent, short, took};
+use crate::units::{age, busy, counted, cut, per_second, percent, short, time_ms, took};
 
 /// Minimum width of a terminal.
 pub(super) const COLUMNS: usize = 80;
@@ -152,6 +153,8 @@ fn head(view: View<'_>) -> Vec<String> {
     if (2..=SHARES_MAX).contains(&status.slots.len()) {
         lines.push(shares(&status.slots));
     }
+    lines.extend(keepers(status));
+    lines.extend(rescues(status));
     lines.extend(sockets.into_iter().flat_map(on_the_ports));
     lines
 }
@@ -344,6 +347,53 @@ fn shares(slots: &[SlotStatus]) -> String {
         let _ = write!(line, "; CPUs {cpus}");
     }
     line
+}
+
+/// Returns the line about the processes that continue workers, if there are or were any.
+fn keepers(status: &Status) -> Option<String> {
+    let slots = &status.slots;
+    let kept = slots.iter().filter(|slot| slot.keeper_pid.is_some());
+    let kept = kept.count();
+    let rescues = all_rescues(status);
+    if kept == 0 && rescues.is_empty() {
+        return None;
+    }
+    let mut line = format!("keepers      {}", by_slot(slots, kept));
+    if rescues.keepers_lost > 0 {
+        let (lost, replaced) = (rescues.keepers_lost, rescues.keepers_replaced);
+        let _ = write!(line, "; {} lost, {} replaced", short(lost), short(replaced));
+    }
+    Some(line)
+}
+
+/// Returns the line about the rescues, if there were any.
+pub(super) fn rescues(status: &Status) -> Option<String> {
+    let rescues = all_rescues(status);
+    let average = rescues.times.sum_us.checked_div(rescues.times.count)?;
+    Some(format!(
+        "rescues      {} of {}, {}B owed; {} on average",
+        short(rescues.times.count),
+        counted(rescues.connections, "connection"),
+        short(rescues.owed_bytes),
+        time_ms(average as f64 / 1e3),
+    ))
+}
+
+fn all_rescues(status: &Status) -> Rescues {
+    let ever = status.slots.iter().chain(&status.former);
+    Rescues::sum(ever.map(|slot| &slot.rescues))
+}
+
+/// Returns the keeper of each slot, or, of many, how many have one.
+fn by_slot(slots: &[SlotStatus], kept: usize) -> String {
+    if slots.len() > SHARES_MAX {
+        return format!("{kept} of {} workers", slots.len());
+    }
+    let pid = |slot: &SlotStatus| {
+        slot.keeper_pid
+            .map_or_else(|| "-".to_owned(), |it| it.to_string())
+    };
+    slots.iter().map(pid).collect::<Vec<_>>().join(" ")
 }
 
 fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {

@@ -217,6 +217,8 @@ pub struct Rescue {
     pub cause: Option<String>,
     /// Connections that continue.
     pub connections: u32,
+    /// Bytes that the process had received and not answered.
+    pub owed_bytes: u64,
     /// Connections that were reset.
     pub reset: u32,
     /// Time from the wake-up of the keeper to its report.

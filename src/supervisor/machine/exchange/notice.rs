@@ -209,6 +209,8 @@ pub enum Notice {
         cause: Option<String>,
         /// Connections that continue.
         connections: u32,
+        /// Bytes that the process had received and not answered.
+        owed_bytes: u64,
         /// Connections that were reset.
         reset: u32,
         /// Time from the wake-up of the keeper to its report.

@@ -19,6 +19,7 @@ const fn rescued(slot: u16, generation: u32, exit: ExitStatus) -> Event {
             is_hang: false,
             cause: None,
             connections: 3,
+            owed_bytes: 0,
             reset: 0,
             took: ms(2),
         },

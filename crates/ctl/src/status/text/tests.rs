@@ -282,6 +282,40 @@ fn text_shows_sandbox_on_one_line() {
 }
 
 #[test]
+fn text_shows_keepers_and_rescues() {
+    let mut status = status(2);
+    assert_eq!((keepers(&status), rescues(&status)), (None, None));
+    status.slots[0].keeper_pid = Some(4713);
+    assert_eq!(keepers(&status).unwrap(), "keepers      4713 -");
+    let figures = Rescues {
+        times: Durations {
+            count: 2,
+            sum_us: 2_500,
+            ..Durations::default()
+        },
+        connections: 3000,
+        owed_bytes: 12_345,
+        keepers_lost: 1,
+        keepers_replaced: 1,
+    };
+    status.slots[1].rescues = figures.clone();
+    status.former = vec![SlotStatus {
+        rescues: figures,
+        ..SlotStatus::default()
+    }];
+    let lines = [
+        "keepers      4713 -; 2 lost, 2 replaced",
+        "rescues      4 of 6000 connections, 24.6kB owed; 1.25 ms on average",
+    ];
+    assert!(screen(&status).contains(&lines.join("\n")));
+    status.slots = self::status(16).slots;
+    assert_eq!(
+        keepers(&status).unwrap(),
+        "keepers      0 of 16 workers; 1 lost, 1 replaced"
+    );
+}
+
+#[test]
 fn sixteen_slots_fit_and_more_are_counted() {
     let screen16 = screen(&status(16));
     assert_eq!(screen16.lines().filter(|l| l.starts_with(' ')).count(), 16);
@@ -321,6 +355,11 @@ proptest! {
             address: text.clone(), length, limit: numbers[0], inode: 0,
         });
         let queues = queues.collect();
+        let rescues = Rescues {
+            times: Durations { count: numbers[0], sum_us: numbers[1], ..Durations::default() },
+            connections: numbers[2], owed_bytes: numbers[3], keepers_lost: numbers[4],
+            keepers_replaced: numbers[5],
+        };
         let one = SlotStatus {
             unserved_ms: 0,
             stalled_ms: None,
@@ -332,7 +371,7 @@ proptest! {
                 layers: vec![text.clone()], missing: vec![text.clone()],
             }),
             queue: text.clone(), lent_to: None, accept_queues: queues, traffic, crashes: numbers[1],
-            starts: Durations::default(), handovers: Durations::default(),
+            starts: Durations::default(), handovers: Durations::default(), rescues,
             last_crash: extras.then(|| LastCrash {
                 generation: Generation(small.1), exit: Some(text.clone()),
                 error: Some(text.clone()), age_ms: numbers[2],
