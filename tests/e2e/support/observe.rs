@@ -116,7 +116,7 @@ pub fn worker_of(server: &Server, slot: u16) -> Watched {
 pub fn lose_worker(server: &Server, slot: u16) -> Watched {
     let worker = until_some("the slot has a worker with a keeper", || {
         let worker = worker_of(server, slot);
-        (!keepers_of(server, slot).is_empty()).then_some(worker)
+        (!waiting_keepers(server, slot).is_empty()).then_some(worker)
     });
     // So that it cannot clone another keeper.
     freeze(&worker);
@@ -129,7 +129,7 @@ pub fn lose_worker(server: &Server, slot: u16) -> Watched {
 #[track_caller]
 pub fn kill_keepers(server: &Server, slot: u16) {
     let keepers = until_some("the worker has a keeper", || {
-        Some(keepers_of(server, slot)).filter(|keepers| !keepers.is_empty())
+        Some(waiting_keepers(server, slot)).filter(|keepers| !keepers.is_empty())
     });
     for keeper in keepers {
         // Open fails if the keeper has been reaped.
@@ -137,12 +137,11 @@ pub fn kill_keepers(server: &Server, slot: u16) {
     }
 }
 
-/// Returns the running keepers of the workers of `slot`.
-fn keepers_of(server: &Server, slot: u16) -> Vec<u32> {
-    let name = format!("uppercased: worker {slot}");
-    let mut pids = server.keeper_pids();
-    pids.retain(|pid| state(*pid) == Some('S') && arguments(*pid).first() == Some(&name));
-    pids
+/// Returns the keepers of `slot` that wait for the end of a process.
+fn waiting_keepers(server: &Server, slot: u16) -> Vec<u32> {
+    let mut keepers = keepers_of(server, slot);
+    keepers.retain(|pid| state(*pid) == Some('S'));
+    keepers
 }
 
 /// Returns the running workers of `slot`, ordered by PID. There are two during a handover.
