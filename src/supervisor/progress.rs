@@ -187,6 +187,7 @@ mod tests {
             exit: ExitStatus::KILLED,
             cause: None,
             connections: 1,
+            owed_bytes: 0,
             reset: 0,
             took: Duration::ZERO,
         };
