@@ -1,11 +1,12 @@
 //! The worker role: receives the start message, binds or adopts listeners, reports Ready, stands by
 //! or serves, hands over, stops.
 //!
-//! The worker accepts commands only from the supervisor's channel: it blocks signals, and the end
-//! of the channel means that the supervisor has exited.
+//! The worker accepts commands only from the supervisor's channel: it blocks signals. When the
+//! supervisor has exited it is an orphan (`orphan`).
 //!
 //! Invariants: it reports Ready only when every step that can fail has succeeded and it is
-//! sandboxed; it never outlives its supervisor by more than `drain_timeout`; it does not exit while
+//! sandboxed; it never outlives its supervisor by more than `orphan_timeout` and the deadline of
+//! the phase that follows; it does not exit while
 //! connections migrate from it or to it, unless its time is over; a panic ends its process at once,
 //! without unwinding, because destructors would close connections that its keeper continues; its
 //! phase, and whether it ends by itself, are in the working memory before it acts on them.
@@ -16,6 +17,7 @@ mod keeper;
 mod migration;
 #[cfg(debug_assertions)]
 mod misbehaviour;
+mod orphan;
 mod phase;
 
 use std::collections::VecDeque;
@@ -44,7 +46,7 @@ use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::stderr;
 
-use phase::Phase;
+use phase::{Orphan, Phase};
 
 /// The exit code of a process that has panicked: the standard library's.
 const PANIC_EXIT_CODE: i32 = 101;
@@ -58,8 +60,10 @@ struct Worker {
     id: WorkerId,
     config: Config,
     channel: SupervisorChannel,
-    /// Whether the supervisor still runs.
-    supervised: bool,
+    /// A pidfd of the supervisor.
+    supervisor: OwnedFd,
+    /// Present once the supervisor has exited.
+    orphan: Option<Orphan>,
     reactor: Reactor,
     /// Of this process; its keeper waits for it. `None` if it is to have none.
     pidfd: Option<OwnedFd>,
@@ -142,8 +146,12 @@ impl Worker {
         let Some(memory) = descriptors.next() else {
             return Err(fail(channel, &"the start message has no working memory"));
         };
+        let Some(supervisor) = descriptors.next() else {
+            return Err(fail(channel, &"the start message has no supervisor"));
+        };
         let reactor = reactor_over(memory, &start).and_then(|reactor| {
             reactor.watch_control(&channel)?;
+            reactor.watch_control(&supervisor)?;
             let pidfd = start.config.crash_rescue.then(own_pidfd);
             Ok((reactor, pidfd.transpose()?))
         });
@@ -165,7 +173,8 @@ impl Worker {
             id,
             config: start.config,
             channel,
-            supervised: true,
+            supervisor,
+            orphan: None,
             reactor,
             pidfd,
             needs_keeper: false,
@@ -287,8 +296,8 @@ impl Worker {
         self.phase = phase;
     }
 
-    const fn deadline(&self) -> Option<Tick> {
-        match self.phase {
+    fn deadline(&self) -> Option<Tick> {
+        let of_phase = match self.phase {
             Phase::LameDuck { until, .. }
             | Phase::Leaving { until }
             | Phase::Draining { until } => Some(until),
@@ -297,13 +306,16 @@ impl Worker {
             | Phase::HandingOver { .. }
             | Phase::Undecided { .. }
             | Phase::Done => None,
-        }
+        };
+        let of_orphan = self.orphan.and_then(|orphan| orphan.deadline(self.phase));
+        [of_phase, of_orphan].into_iter().flatten().min()
     }
 
     /// Reads the channel until it is empty.
     fn receive_messages(&mut self) {
         self.handle_messages();
         self.note_migration();
+        self.check_supervisor();
     }
 
     /// Stores whether descriptors may be in transit, so that a process that dies meanwhile is not
@@ -314,7 +326,7 @@ impl Worker {
     }
 
     fn handle_messages(&mut self) {
-        while self.supervised {
+        while !self.is_orphan() {
             let memory = self.reactor.memory_mut();
             // Nothing names the descriptors before the message was handled.
             match self.channel.receive_after(|| memory.set_migrating(true)) {
@@ -391,20 +403,6 @@ impl Worker {
         }
     }
 
-    fn handle_supervisor_exit(&mut self, error: &channel::Error) {
-        event!(supervisor_lost, %error, connections = self.reactor.open_connections());
-        self.supervised = false;
-        match self.phase {
-            Phase::StandingBy
-            | Phase::Serving
-            | Phase::LameDuck { .. }
-            | Phase::HandingOver { .. }
-            | Phase::Undecided { .. }
-            | Phase::Leaving { .. } => self.drain(self.config.drain_timeout),
-            Phase::Draining { .. } | Phase::Done => {}
-        }
-    }
-
     fn drain(&mut self, drain_timeout: Duration) {
         self.reactor.end_accepting();
         self.reactor.finish_connections();
@@ -418,7 +416,7 @@ impl Worker {
 
     /// Sends a message to the supervisor, if there is one.
     fn send(&mut self, message: FromWorker) {
-        if !self.supervised {
+        if self.is_orphan() {
             return;
         }
         let envelope = Envelope {
@@ -435,6 +433,7 @@ impl Worker {
         self.handle_deferred();
         self.note_migration();
         let now = self.reactor.now();
+        self.advance_orphan(now);
         let connections = self.reactor.open_connections();
         let ended = connections == 0 && !self.reactor.is_moving();
         match self.phase {

@@ -20,6 +20,9 @@ pub const RESCUES_UNCONFIRMED_MAX: u64 = 5;
 /// two batches all are served.
 pub const REARM_BATCH: usize = 250;
 
+/// Interval at which a worker whose supervisor has exited looks for signals.
+pub const ORPHAN_CHECK_EVERY: Duration = Duration::from_millis(100);
+
 /// Maximum number of listeners that a worker accepts from, its own and those lent by siblings.
 pub const LISTENERS_MAX: usize = 1024;
 

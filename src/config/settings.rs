@@ -404,6 +404,12 @@ settings! {
              sleeps. If the worker's process dies, the keeper becomes the worker and continues \
              every connection where it was. false: a dead worker's connections are lost; saves \
              a process per worker, and 1 to 3 % of the CPU time of a busy one."
+        /// Time for which workers serve after the supervisor has exited.
+        orphan_timeout: Duration = Span::new(Duration::ZERO, HOUR);
+            "TIME", default "0s", example "30s";
+            "Serve this long after the supervisor has died"
+            "Workers whose supervisor was killed go on serving, and accepting, for this long; \
+             then, or at SIGTERM, they stop within drain_timeout. 0s: they stop at once."
         /// Whether workers are sandboxed before they serve.
         sandbox: Sandbox = Choice::new();
             "HOW", default "auto", example "required";

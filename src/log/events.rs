@@ -371,8 +371,10 @@ events! {
             "The connections of a leaving worker are closed gracefully.";
         drain_timed_out: WARN "drain timed out, connections closed" [connections]
             "Replies were still pending (`drain_timeout` among the close reasons).";
-        supervisor_lost: WARN "supervisor gone, draining" [error, connections]
-            "An orphaned worker stops.";
+        supervisor_lost: WARN "supervisor gone" [error, connections, timeout_ms]
+            "The worker goes on serving for `timeout_ms` (`orphan_timeout`).";
+        orphan_stopped: INFO "orphan stops" [reason]
+            "The worker has no supervisor, and its time is over or it received a signal; it stops within `drain_timeout`.";
         worker_finished: DEBUG "worker finished" [accepted, received_bytes, sent_bytes, abandoned_bytes, cut_connections]
             "The counters of its slot as it exits.";
         event_loop_failed: ERROR "event loop failed" [error]

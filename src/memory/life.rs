@@ -32,6 +32,7 @@ const PHASE: usize = 0;
 const UNTIL: usize = 1;
 const DRAIN_TIMEOUT: usize = 2;
 const MIGRATING: usize = 3;
+const ORPHANED_UNTIL: usize = 4;
 
 /// The word of [`Layout::SUPERVISOR`].
 const CRASHED_LIFE: usize = 0;
@@ -226,6 +227,19 @@ impl<P: Probe> Memory<P> {
         }
     }
 
+    /// Returns when the time of an orphan is over, as stored; `None` if the worker is none.
+    #[must_use]
+    pub fn orphaned_until(&self) -> Option<Tick> {
+        let until = load(&self.shared, Layout::STANDING, ORPHANED_UNTIL);
+        (until != 0).then(|| Tick::from_nanos(until))
+    }
+
+    /// Stores when the time of an orphan is over; `None`: the worker has a supervisor.
+    pub fn set_orphaned(&mut self, until: Option<Tick>) {
+        let until = until.map_or(0, Tick::as_nanos);
+        self.store(Layout::STANDING, ORPHANED_UNTIL, until);
+    }
+
     /// Stores a listener, before it is watched.
     ///
     /// # Errors
@@ -273,7 +287,7 @@ impl<P: Probe> Memory<P> {
             self.store(Layout::LIFE, word, 0);
         }
         self.store(Layout::LIFE, LIVES, 1);
-        for word in [PHASE, UNTIL, DRAIN_TIMEOUT, MIGRATING] {
+        for word in [PHASE, UNTIL, DRAIN_TIMEOUT, MIGRATING, ORPHANED_UNTIL] {
             self.store(Layout::STANDING, word, 0);
         }
         note_crash(&self.shared, 0);

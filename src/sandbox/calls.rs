@@ -167,14 +167,14 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
     let line = SeccompRule::new(vec![current, is(5, libc::RWF_NOWAIT)?])?;
     rules.insert(libc::SYS_pwritev2, vec![line]);
     if role == Role::Worker {
-        rules.extend(keeper_rules()?);
+        rules.extend(survival_rules()?);
     }
     Ok(rules)
 }
 
-/// Returns the rules for a worker's keeper: how it is made, how it waits, and how it repairs what a
-/// dead worker left.
-fn keeper_rules() -> Result<[(i64, Vec<SeccompRule>); 5], BackendError> {
+/// Returns the rules for a worker whose supervisor or process dies: which signals it takes, and how
+/// its keeper is made, waits, and repairs what a dead process left.
+fn survival_rules() -> Result<[(i64, Vec<SeccompRule>); 6], BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     let is = |argument, length, value: libc::c_int| {
         let value = value.unsigned_abs().into();
@@ -192,6 +192,10 @@ fn keeper_rules() -> Result<[(i64, Vec<SeccompRule>); 5], BackendError> {
         (
             libc::SYS_pidfd_open,
             vec![SeccompRule::new(vec![is(1, Dword, 0)?])?],
+        ),
+        (
+            libc::SYS_rt_sigtimedwait,
+            vec![SeccompRule::new(vec![is(1, Qword, 0)?])?],
         ),
         (
             libc::SYS_prctl,
@@ -266,6 +270,7 @@ mod tests {
             libc::SYS_pwritev2,
             libc::SYS_clone,
             libc::SYS_pidfd_open,
+            libc::SYS_rt_sigtimedwait,
             libc::SYS_prctl,
             libc::SYS_getsockopt,
             libc::SYS_ioctl,

@@ -93,6 +93,15 @@ pub fn wait_for_end(pidfd: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Returns whether the process of `pidfd` has ended.
+pub fn has_ended(pidfd: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0]
+            .revents()
+            .is_some_and(|it| it.contains(PollFlags::POLLIN))
+}
+
 /// Grows the descriptor table to `descriptors` entries. Growing it once it is shared would wait for
 /// every CPU (`synchronize_rcu`), for milliseconds.
 ///

@@ -8,7 +8,9 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::libc;
+pub use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 
 /// Makes the kernel keep the exit status of every child until it is waited for.
 ///
@@ -46,6 +48,19 @@ pub fn exit_on(signal: i32, armed: &'static AtomicBool) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes one of `signals`, which this process blocks, if one is pending.
+pub fn take_pending(signals: &[Signal]) -> Option<Signal> {
+    let set: SigSet = signals.iter().copied().collect();
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let no_details = std::ptr::null_mut();
+    // SAFETY: the set and the time outlive the call, which stores nothing: it is given no place.
+    let taken = unsafe { libc::sigtimedwait(set.as_ref(), no_details, &raw const at_once) };
+    Signal::try_from(taken).ok()
+}
+
 /// Ends this process at once with `code`: nothing is dropped, flushed or unwound.
 pub fn end_process(code: i32) -> ! {
     signal_hook::low_level::exit(code)
@@ -60,6 +75,18 @@ mod tests {
         SigSet::all().thread_block().unwrap();
         unblock_all().unwrap();
         assert_eq!(SigSet::thread_get_mask().unwrap(), SigSet::empty());
+    }
+
+    #[test]
+    fn pending_signal_is_taken_once() {
+        let signals = [Signal::SIGUSR1, Signal::SIGUSR2];
+        SigSet::all().thread_block().unwrap();
+        assert_eq!(take_pending(&signals), None);
+        nix::sys::signal::raise(Signal::SIGUSR2).unwrap();
+        assert_eq!(take_pending(&signals[..1]), None);
+        assert_eq!(take_pending(&signals), Some(Signal::SIGUSR2));
+        assert_eq!(take_pending(&signals), None);
+        unblock_all().unwrap();
     }
 
     #[test]

@@ -15,8 +15,8 @@ use uppercased_ctl::status::Sandboxed;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Starts the worker; always the first message. Descriptors: the working memory, then the
-    /// slot's listeners if the worker is to adopt them (one for each address, in order).
+    /// Starts the worker; always the first message. Descriptors: the working memory, a pidfd of the
+    /// supervisor, then the slot's listeners if the worker is to adopt them (one for each address, in order).
     Start(Box<Start>),
     /// Serve a slot's listeners in place of those of the same slot that the worker may have: those
     /// of another slot without a worker, or its own after one was replaced. Descriptors: the

@@ -143,7 +143,6 @@ impl Worker {
         // They belong to the time of the clone.
         mem::forget(mem::take(&mut self.deferred));
         self.channel.forget_queued();
-        self.supervised = true;
         let life = rescue.life;
         let repaired = self.reactor.memory_mut().repair(rescue, &mut Descriptors);
         for reset in &repaired.reset {
@@ -164,6 +163,7 @@ impl Worker {
         if repaired.was_accepting {
             self.reactor.admit_unlisted();
         }
+        self.continue_orphan();
         self.rearm(reports);
         fault::point("rescue.rearmed");
         let took = clock::now().since(woken);
@@ -200,7 +200,9 @@ impl Worker {
 
     /// Watches everything again, and serves between the batches.
     fn rearm(&mut self, reports: &mut Reports) {
-        if let Err(error) = self.reactor.watch_control_again(&self.channel) {
+        let watched = self.reactor.watch_control_again(&self.channel);
+        let watched = watched.and_then(|()| self.reactor.watch_control_again(&self.supervisor));
+        if let Err(error) = watched {
             event!(event_loop_failed, %error);
         }
         for batch in self.reactor.connections_to_rearm().chunks(REARM_BATCH) {

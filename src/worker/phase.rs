@@ -99,6 +99,33 @@ impl Phase {
     }
 }
 
+/// The time that a worker without a supervisor has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Orphan {
+    /// When it begins to drain, unless its phase has an end of its own.
+    pub(super) until: Tick,
+    /// When it looks for a signal next.
+    pub(super) check_at: Tick,
+}
+
+impl Orphan {
+    /// Returns when it has something to do in this phase.
+    pub(super) fn deadline(self, phase: Phase) -> Option<Tick> {
+        match phase {
+            Phase::StandingBy
+            | Phase::Serving
+            | Phase::HandingOver { .. }
+            | Phase::Undecided { .. } => Some(self.until.min(self.check_at)),
+            Phase::LameDuck { .. } | Phase::Leaving { .. } => Some(self.check_at),
+            Phase::Draining { .. } | Phase::Done => None,
+        }
+    }
+
+    pub(super) fn is_due(self, phase: Phase, now: Tick) -> bool {
+        self.deadline(phase).is_some_and(|due| due <= now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

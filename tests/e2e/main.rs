@@ -4,6 +4,7 @@
 
 mod abuse;
 mod admin;
+mod adopt;
 mod agent;
 #[cfg(feature = "bench")]
 mod bench;

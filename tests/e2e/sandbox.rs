@@ -122,7 +122,8 @@ fn processes_hold_only_needed_descriptors() {
     let own = [
         "/memfd:uppercased-slot",
         "anon_inode:[eventpoll]",
-        // Of itself, for its keeper.
+        // Of the supervisor, and of itself for its keeper.
+        "anon_inode:[pidfd]",
         "anon_inode:[pidfd]",
     ];
     // The channel, the listener, and in one of the workers the client.

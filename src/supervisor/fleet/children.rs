@@ -19,6 +19,7 @@ use crate::supervisor::subprocess::{self, Subprocess};
 use crate::supervisor::tokens::Source;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use crate::sys::image::{Image, Process};
+use crate::sys::keeper::own_pidfd;
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Envelope, FromWorker, Start, ToWorker};
 use uppercased_ctl::clock::Tick;
@@ -229,7 +230,8 @@ impl NewWorker<'_> {
     /// There is no process then.
     pub(crate) fn start(self) -> io::Result<WorkerProcess> {
         let Self { worker, start, .. } = self;
-        let mut descriptors = vec![self.memory.as_fd()];
+        let supervisor = own_pidfd()?;
+        let mut descriptors = vec![self.memory.as_fd(), supervisor.as_fd()];
         if start.adopt {
             descriptors.extend(self.listeners.iter().map(AsFd::as_fd));
         }

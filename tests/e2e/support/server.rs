@@ -318,6 +318,20 @@ impl Server {
         children
     }
 
+    /// Returns the PIDs of the workers whose supervisor has exited.
+    pub fn orphan_pids(&self) -> Vec<u32> {
+        let mut processes = self.processes();
+        processes.retain(|pid| is_worker(*pid) && !is_keeper(*pid));
+        processes
+    }
+
+    /// Returns the PIDs of those workers' keepers.
+    pub fn orphan_keeper_pids(&self) -> Vec<u32> {
+        let mut processes = self.processes();
+        processes.retain(|pid| is_keeper(*pid));
+        processes
+    }
+
     /// Returns the PIDs of the server and all its running descendants, including orphans.
     pub fn processes(&self) -> Vec<u32> {
         let family = marked(&self.running.mark);

@@ -1,0 +1,95 @@
+//! A worker whose supervisor has exited: it goes on serving, and accepting, for `orphan_timeout`.
+//!
+//! The end of the channel tells, and so does a pidfd of the supervisor: a copy of the other end of
+//! the channel, in a child of the supervisor that has not executed its program yet, delays its end.
+//!
+//! Invariants: an orphan always has a deadline, which is in the working memory before anything else
+//! is done, so that a keeper continues it with the same one; a signal sent while the supervisor ran
+//! has no effect.
+
+use std::fmt;
+
+use super::Worker;
+use super::phase::{Orphan, Phase};
+use crate::config::ORPHAN_CHECK_EVERY;
+use crate::log::event;
+use crate::sys::keeper::has_ended;
+use crate::sys::signals::{Signal, take_pending};
+use uppercased_ctl::clock::{self, Tick};
+
+/// The signals that end an orphan. A worker blocks all signals: while it has a supervisor, that one
+/// stops it.
+const STOP_SIGNALS: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+
+impl Worker {
+    pub(super) const fn is_orphan(&self) -> bool {
+        self.orphan.is_some()
+    }
+
+    /// Checks whether the supervisor has exited.
+    pub(super) fn check_supervisor(&mut self) {
+        if !self.is_orphan() && has_ended(&self.supervisor) {
+            self.handle_supervisor_exit(&"its process has ended");
+        }
+    }
+
+    /// Continues without a supervisor.
+    pub(super) fn handle_supervisor_exit(&mut self, error: &dyn fmt::Display) {
+        // No message was on its way: a death from here on is rescued.
+        self.note_migration();
+        let now = clock::now();
+        let timeout = self.config.orphan_timeout;
+        let connections = self.reactor.open_connections();
+        event!(supervisor_lost, %error, connections, timeout_ms = timeout.as_millis());
+        // They were meant for the whole server.
+        while take_pending(&STOP_SIGNALS).is_some() {}
+        self.serve_as_orphan(now + timeout, now);
+    }
+
+    /// Continues as the orphan that the dead process was, if it was one.
+    pub(super) fn continue_orphan(&mut self) {
+        self.orphan = None;
+        let now = clock::now();
+        if let Some(until) = self.reactor.memory().orphaned_until() {
+            // What is stored may be anything.
+            self.serve_as_orphan(until.min(now + self.config.orphan_timeout), now);
+        }
+    }
+
+    fn serve_as_orphan(&mut self, until: Tick, now: Tick) {
+        self.reactor.memory_mut().set_orphaned(Some(until));
+        self.orphan = Some(Orphan {
+            until,
+            check_at: now + ORPHAN_CHECK_EVERY,
+        });
+        match self.phase {
+            // The worker that it was to replace serves.
+            Phase::StandingBy => self.enter(Phase::Done),
+            // Nobody decides about its connections any more.
+            Phase::Undecided { .. } => self.start_serving(),
+            Phase::Serving
+            | Phase::LameDuck { .. }
+            | Phase::HandingOver { .. }
+            | Phase::Leaving { .. }
+            | Phase::Draining { .. }
+            | Phase::Done => {}
+        }
+        self.advance_orphan(now);
+    }
+
+    /// Stops an orphan whose time is over, or that has received a signal.
+    pub(super) fn advance_orphan(&mut self, now: Tick) {
+        let phase = self.phase;
+        let Some(orphan) = self.orphan.as_mut().filter(|it| it.is_due(phase, now)) else {
+            return;
+        };
+        orphan.check_at = now + ORPHAN_CHECK_EVERY;
+        let reason = match take_pending(&STOP_SIGNALS) {
+            Some(signal) => signal.as_str(),
+            None if orphan.is_due(phase, now) => "orphan_timeout",
+            None => return,
+        };
+        event!(orphan_stopped, reason);
+        self.drain(self.config.drain_timeout);
+    }
+}
