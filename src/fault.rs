@@ -20,7 +20,8 @@
 //!
 //! `store=N` and `rescue.store=N` kill a worker's process after the N-th store to its working memory:
 //! in its first life, once it has reported Ready, and in a later one, from the first store of its
-//! rescue on. `store.death` is how: `kill`, `panic`, `abort` or `violate`; `kill` without it.
+//! rescue on. `store.death` is how: `kill`, `panic`, `abort`, `violate`, or `loop`, an endless loop, of
+//! which the supervisor kills it; `kill` without it.
 //!
 //! A plan must not be consulted on the serving path: a worker passes a point a few times in all.
 
@@ -129,6 +130,9 @@ mod plan {
                     Some("panic") => panic!("fault point store"),
                     Some("abort") => std::process::abort(),
                     Some("violate") => violate("open"),
+                    Some("loop") => loop {
+                        std::hint::spin_loop();
+                    },
                     _ => kill_process(),
                 }
             }

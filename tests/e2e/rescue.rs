@@ -16,6 +16,9 @@ use serde_json::Value;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::proxy_header::{Version, encode};
 
+use crate::support::adversity::skipped;
+use crate::support::deaths::{Death, Deaths, can_trace};
+use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{
     OWED_BYTES, become_owed, descriptors, freeze, system_call, until, until_some, worker_of,
     workers_of,
@@ -552,4 +555,70 @@ fn supervisor_recovers_from_any_two_deaths() {
     }
     assert!(server.stop().success());
     assert!(server.processes().is_empty());
+}
+
+/// Waits for a rescue whose log line has each of `causes`; asserts that it reset no connection.
+#[track_caller]
+fn expect_cause(server: &Server, mark: usize, causes: &[&str]) {
+    let line = server.wait_log_from(mark, |line| {
+        line.contains("event=worker_rescued") && causes.iter().all(|cause| line.contains(cause))
+    });
+    assert!(line.contains(" reset=0 "), "{line}");
+}
+
+/// Deaths that a worker causes itself, in the middle of a turn.
+#[test]
+fn log_names_cause_of_own_death() {
+    for (death, causes) in [
+        ("kill", &["signal=SIGKILL"][..]),
+        ("panic", &["exit_code=101"]),
+        ("abort", &["signal=SIGABRT"]),
+        ("violate", &["signal=SIGSYS", "its sandbox refused"]),
+        ("loop", &["signal=SIGKILL", "event loop stalled"]),
+    ] {
+        let args = [
+            "--listen=127.0.0.1:0",
+            "--workers=1",
+            "--crash-rescue=true",
+            "--hang-timeout=1s",
+        ];
+        let faults = format!("store=100;store.death={death}");
+        let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", faults));
+        let server = &planned.server;
+        let mut clients: Vec<_> = (0..10).map(|_| Client::connect(server.addr())).collect();
+        for round in 0..10 {
+            for client in &mut clients {
+                client.roundtrip(format!("{death} {round}").as_bytes());
+            }
+        }
+        expect_cause(server, 0, causes);
+        assert_eq!(server.status_json()["slots"][0]["crashes"], 1, "{death}");
+    }
+}
+
+/// Deaths from outside, under load.
+#[test]
+fn log_names_cause_of_death_from_outside() {
+    let planned = followed(&["--workers=1", "--hang-timeout=1s"]);
+    let server = &planned.server;
+    if !can_trace(server) {
+        return skipped("workers cannot be traced");
+    }
+    let mut deaths = Deaths::of(server, 1, None, 0);
+    let clients = Clients::of(server);
+    let load = Load::start(server.addr(), LoadSize::small());
+    for (death, causes) in [
+        (Death::Fault, &["signal=SIGSEGV"][..]),
+        (Death::Abort, &["signal=SIGABRT"]),
+        (Death::Stall, &["signal=SIGKILL"]),
+        (Death::Hang, &["signal=SIGKILL", "event loop stalled"]),
+    ] {
+        let mark = server.log_len();
+        deaths.cause(death);
+        expect_cause(server, mark, causes);
+        load.go_on_for(2);
+    }
+    load.finish().assert_clean();
+    clients.expect_served(server);
+    assert!(server.stop().success());
 }
