@@ -116,10 +116,8 @@ impl Fleet {
         if let Err(error) = watched {
             event!(keeper_not_watched; worker, keeper_pid = child.pid(), %error);
         }
-        self.machine(machine::Event::Kept {
-            worker,
-            kept: false,
-        });
+        let kept = self.keeper_of(worker).is_some();
+        self.machine(machine::Event::Kept { worker, kept });
         true
     }
 
