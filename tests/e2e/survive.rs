@@ -93,7 +93,7 @@ fn seeds(short: u64, long: u64) -> impl Iterator<Item = u64> {
         )
     };
     let seed = given("E2E_SEED");
-    let count = given("E2E_SERVERS").unwrap_or(match seed {
+    let count = given("E2E_SERVERS").unwrap_or_else(|| match seed {
         Some(_) => 1,
         None if is_long() => long,
         None => short,
