@@ -116,7 +116,7 @@ events! {
         worker_rescued: WARN "worker rescued" [slot, generation, worker_pid, exit_code, signal, error, connections, owed_bytes, reset, duration_ms]
             "The worker's process ended and its keeper continues the worker: `connections` go on, `reset` could not be continued; `owed_bytes` had been received and not answered, and were answered now.";
         rescue_timed_out: ERROR "rescue timed out" [slot, generation, worker_pid]
-            "A keeper did not continue its worker; both are killed, and the slot gets a new worker.";
+            "A keeper did not continue its worker in time and is killed. The first time its own keeper continues the worker, if it has one; else the slot gets a new worker.";
         keeper_lost: WARN "keeper lost" [slot, generation]
             "The keeper of a running worker ended; the worker gets another one.";
         keeper_replaced: INFO "keeper replaced" [slot, generation, keeper_pid]

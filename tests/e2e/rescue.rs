@@ -490,6 +490,26 @@ fn keeper_without_report_is_killed() {
     assert!(server.processes().is_empty());
 }
 
+#[test]
+fn clients_survive_stall_of_rescuer() {
+    let folder = tempfile::tempdir().expect("a folder of its own");
+    let fifo = folder.path().join("hold");
+    let hold = format!("rescue.keeper_cloned=hold:{}", fifo.display());
+    // A sandboxed worker could not open it.
+    let server = server(&["--sandbox=off"], &hold);
+    let clients = Clients::of(&server);
+    mkfifo(&fifo, Mode::S_IRWXU).expect("make the FIFO");
+    let rescuer = kill_worker(&server);
+    until("it waits", || {
+        system_call(rescuer) == Some(libc::SYS_openat)
+    });
+    // The next one finds none.
+    std::fs::remove_file(&fifo).expect("remove the FIFO");
+    server.wait_log(|line| line.contains("event=rescue_timed_out"));
+    server.wait_log(|line| line.contains("event=worker_rescued"));
+    clients.expect_served(&server);
+}
+
 /// Waits for a keeper that is none of `known`.
 #[track_caller]
 fn new_keeper(server: &Server, known: &[u32]) -> u32 {

@@ -171,6 +171,8 @@ pub(crate) struct Life {
     pub(super) pending: Option<(ExitStatus, Tick)>,
     /// Reports that may arrive meanwhile: the process may have been followed by several.
     pub(super) reports: u64,
+    /// Whether a keeper that was to report was killed because it had not.
+    pub(super) overdue: bool,
     /// Whether it was killed because it hung.
     pub(super) hung: bool,
     /// Whether it is not to be rescued any more.

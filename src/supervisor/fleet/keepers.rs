@@ -166,6 +166,7 @@ impl Fleet {
         }
         life.ended = ended;
         life.reports -= 1;
+        life.overdue = false;
         // A process that reported and has died is followed by another, which is to report, too.
         let is_latest = rescued.life >= life::lives(&child.memory);
         life.pending = (!is_latest).then_some((ExitStatus::Unknown, until));
@@ -251,20 +252,28 @@ impl Fleet {
         lives.flat_map(due).flatten().min()
     }
 
-    /// Requests keepers, and gives up those that do not report.
+    /// Requests keepers, and kills those that do not report: the keeper of the first one continues
+    /// the worker; that of the second one in a row does not.
     pub(super) fn keepers_timeout(&mut self, now: Tick) {
         let workers: Vec<WorkerId> = self.children().map(|child| child.worker).collect();
         for worker in workers {
             let Some(child) = self.child_mut(worker) else {
                 continue;
             };
+            let worker_pid = child.pid();
             let life = &mut child.life;
             if life.keep_at.is_some_and(|at| at <= now) {
                 life.keep_at = None;
                 life.kept_at = Some(now);
                 self.send(worker, ToWorker::Keep, &[]);
             } else if life.pending.is_some_and(|(_, until)| until <= now) && !life.doomed {
-                event!(rescue_timed_out; worker, worker_pid = child.pid());
+                event!(rescue_timed_out; worker, worker_pid);
+                if !life.overdue {
+                    life.overdue = true;
+                    life.pending = life.pending.map(|(exit, _)| (exit, now + RESCUE_TIMEOUT));
+                    self.kill_process(worker);
+                    continue;
+                }
                 self.kill(worker);
                 let cause = "its keeper did not continue it in time".to_owned();
                 self.machine(machine::Event::ChannelBroken { worker, cause });
