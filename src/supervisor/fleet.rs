@@ -189,8 +189,11 @@ impl Fleet {
         let Some(child) = self.child(worker) else {
             return;
         };
-        if !child.process.has_ended() || self.succeed(worker, registry) {
+        if !child.process.has_ended() {
             return;
+        }
+        if self.succeed(worker, registry) {
+            return self.handle_early_report(worker, registry);
         }
         let Some(child) = self.child(worker) else {
             return;
@@ -475,7 +478,8 @@ impl Fleet {
                     continue;
                 }
                 FromWorker::Rescued(rescued) => match self.rescued(worker, rescued, registry) {
-                    Ok(event) => event,
+                    Ok(Some(event)) => event,
+                    Ok(None) => continue,
                     Err(cause) => return self.channel_broke(worker, cause, registry),
                 },
             };

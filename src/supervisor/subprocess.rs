@@ -111,6 +111,11 @@ impl<S: AsFd> Subprocess<S> {
         self.process.has_ended()
     }
 
+    /// Returns whether the process has ended, even if it cannot be reaped yet.
+    pub(crate) fn is_over(&self) -> bool {
+        self.process.is_over()
+    }
+
     /// Rearms the report of the channel's readiness.
     pub(crate) fn watch_channel_again(
         &self,

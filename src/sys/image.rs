@@ -17,6 +17,7 @@ use std::path::Path;
 
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -173,6 +174,14 @@ impl Process {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let state = waitid(Id::PIDFd(self.pidfd.as_fd()), flags);
         !matches!(state, Ok(WaitStatus::StillAlive))
+    }
+
+    /// Returns whether it has ended, even if it cannot be reaped yet: another process that traces it
+    /// comes first.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        let mut end = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut end, PollTimeout::ZERO), Ok(1..))
     }
 
     /// Returns the process ID, for display.

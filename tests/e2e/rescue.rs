@@ -24,6 +24,7 @@ use crate::support::observe::{
     workers_of,
 };
 use crate::support::planned::Planned;
+use crate::support::tracer::Traced;
 use crate::support::usage::Counters;
 use crate::support::{Client, Server, Watched, pattern};
 
@@ -508,6 +509,34 @@ fn clients_survive_stall_of_rescuer() {
     server.wait_log(|line| line.contains("event=rescue_timed_out"));
     server.wait_log(|line| line.contains("event=worker_rescued"));
     clients.expect_served(&server);
+}
+
+/// A debugger is told of the death first: the supervisor cannot reap the process until the debugger
+/// has.
+#[test]
+fn clients_survive_death_of_traced_worker() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let (worker, keeper) = pair(server);
+    let worker = Watched::open(worker).expect("it runs");
+    let Ok(traced) = Traced::stop(&worker) else {
+        return skipped("workers cannot be traced");
+    };
+    worker.signal(Signal::SIGKILL);
+    client.roundtrip(b"served by its keeper");
+    until("its report has been received", || {
+        server.status_json()["slots"][0]["keeper_pid"] != keeper
+    });
+    traced.expect("it ran").reap();
+    until("the keeper is the worker", || {
+        server.status_json()["slots"][0]["pid"] == keeper
+    });
+    server.wait_log(|line| line.contains("event=worker_rescued"));
+    client.roundtrip(b"and again");
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
 }
 
 /// Waits for a keeper that is none of `known`.

@@ -50,7 +50,7 @@ const ARGS: [&str; 7] = [
 const RESCUE: &str = "--crash-rescue=true";
 
 /// The deaths of one server. More crashes of one worker in a short time would be a crash loop.
-const DEATHS: [(Death, u32); 8] = [
+const DEATHS: [(Death, u32); 9] = [
     (Death::Kill, 50),
     (Death::Twice, 3),
     (Death::Step, 10),
@@ -59,6 +59,7 @@ const DEATHS: [(Death, u32); 8] = [
     (Death::Fault, 1),
     (Death::Abort, 1),
     (Death::Stall, 1),
+    (Death::Hang, 1),
 ];
 
 /// The deaths of one server whose supervisor is stopped. Without confirmation each worker survives

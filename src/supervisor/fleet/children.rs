@@ -21,7 +21,7 @@ use crate::sys::fd::{Descriptor, Inherited, Kept};
 use crate::sys::image::{Image, Process};
 use crate::sys::keeper::own_pidfd;
 use crate::sys::shared::SharedMemory;
-use crate::wire::{Envelope, FromWorker, Start, ToWorker};
+use crate::wire::{Envelope, FromWorker, Rescued, Start, ToWorker};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, WorkerId};
 use uppercased_ctl::status::Sandboxed;
@@ -169,6 +169,8 @@ pub(crate) struct Life {
     pub(super) ended: u64,
     /// The process that ended last, while the next has not reported: its exit, and the deadline.
     pub(super) pending: Option<(ExitStatus, Tick)>,
+    /// The latest report that came before the exit of the process that it followed.
+    pub(super) early: Option<Rescued>,
     /// Reports that may arrive meanwhile: the process may have been followed by several.
     pub(super) reports: u64,
     /// Whether a keeper that was to report was killed because it had not.

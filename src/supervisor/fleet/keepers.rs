@@ -141,7 +141,8 @@ impl Fleet {
         Some(keeper.process)
     }
 
-    /// Handles the report of a keeper that has become the worker. Returns the event for the machine.
+    /// Handles the report of a keeper that has become the worker. Returns the event for the machine;
+    /// `None` if the dead process cannot be reaped yet: the report waits for that.
     ///
     /// # Errors
     /// No process of the worker has ended.
@@ -150,7 +151,7 @@ impl Fleet {
         worker: WorkerId,
         rescued: Rescued,
         registry: &Registry,
-    ) -> Result<Event, String> {
+    ) -> Result<Option<Event>, String> {
         // The report may arrive before the end of the process is.
         let child = self.child(worker).ok_or("there is no such worker")?;
         if child.process.has_ended() {
@@ -159,6 +160,10 @@ impl Fleet {
         self.require_keeper(worker, registry);
         let child = self.child_mut(worker).ok_or("there is no such worker")?;
         let life = &mut child.life;
+        if life.pending.is_none() && child.process.is_over() {
+            life.early = Some(rescued);
+            return Ok(None);
+        }
         let (exit, until) = life.pending.ok_or("none of its processes ended")?;
         let ended = rescued.life.saturating_sub(1);
         if ended <= life.ended || life.reports == 0 {
@@ -174,12 +179,24 @@ impl Fleet {
         if is_hang || exit != ExitStatus::KILLED {
             life::note_crash(&child.memory, ended);
         }
-        Ok(Event::Rescued {
+        Ok(Some(Event::Rescued {
             worker,
             exit,
             is_hang,
             rescued,
-        })
+        }))
+    }
+
+    /// Handles the report that came before the exit of the process, which has been reaped now.
+    pub(super) fn handle_early_report(&mut self, worker: WorkerId, registry: &Registry) {
+        let early = self.child_mut(worker).and_then(|it| it.life.early.take());
+        let Some(rescued) = early else {
+            return;
+        };
+        match self.rescued(worker, rescued, registry) {
+            Ok(event) => self.events.extend(event),
+            Err(cause) => self.channel_broke(worker, cause, registry),
+        }
     }
 
     /// Handles the exit of a keeper of the worker with this serial number.

@@ -38,7 +38,7 @@ pub mod service_manager;
 mod stand_in;
 pub mod syn_flood;
 pub mod terminal;
-mod tracer;
+pub mod tracer;
 pub mod usage;
 
 pub use self::address::own_address;

@@ -61,6 +61,11 @@ impl<'a> Traced<'a> {
         process.signal(Signal::SIGKILL);
     }
 
+    /// Waits until the process has exited, as its parent can from then on.
+    pub fn reap(self) {
+        while self.wait_stopped() {}
+    }
+
     /// Waits until the process has stopped; returns false if it has exited.
     fn wait_stopped(&self) -> bool {
         match waitpid(self.pid(), Some(WaitPidFlag::__WALL)) {
