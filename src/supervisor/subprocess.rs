@@ -163,14 +163,7 @@ impl<S: AsFd> Subprocess<S> {
 
     /// Reaps the process; returns `None` while it runs.
     pub(crate) fn reap(&self) -> Option<ExitStatus> {
-        match self.process.reap() {
-            Ok(None) => None,
-            Ok(Some(WaitStatus::Exited(_, code))) => Some(ExitStatus::Exited(code)),
-            Ok(Some(WaitStatus::Signaled(_, signal, _))) => {
-                Some(ExitStatus::Signalled(signal as i32))
-            }
-            Ok(Some(_)) | Err(_) => Some(ExitStatus::Unknown),
-        }
+        reap_process(&self.process)
     }
 
     pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
@@ -191,6 +184,16 @@ impl<S: AsFd> Subprocess<S> {
         let process = Process::inherited(saved.pid, inherited.take(saved.process)?);
         let channel = over(inherited.take(saved.channel)?);
         Ok(Self { process, channel })
+    }
+}
+
+/// Reaps a process; returns `None` while it runs.
+pub(crate) fn reap_process(process: &Process) -> Option<ExitStatus> {
+    match process.reap() {
+        Ok(None) => None,
+        Ok(Some(WaitStatus::Exited(_, code))) => Some(ExitStatus::Exited(code)),
+        Ok(Some(WaitStatus::Signaled(_, signal, _))) => Some(ExitStatus::Signalled(signal as i32)),
+        Ok(Some(_)) | Err(_) => Some(ExitStatus::Unknown),
     }
 }
 

@@ -99,6 +99,7 @@ fn from_worker() -> Vec<FromWorker> {
         FromWorker::Kept,
         FromWorker::Rescued(Rescued {
             life: 2,
+            pid: 4242,
             connections: 4,
             owed_bytes: u64::MAX,
             reset: 1,

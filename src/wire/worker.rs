@@ -159,6 +159,8 @@ pub struct Stop {
 pub struct Rescued {
     /// The number of the process among those that have run the worker, from 1.
     pub life: u64,
+    /// The ID of this process.
+    pub pid: u32,
     /// Connections that continue.
     pub connections: u32,
     /// Bytes that the dead process had received and not answered.

@@ -169,6 +169,7 @@ impl Worker {
         let took = clock::now().since(woken);
         self.send(FromWorker::Rescued(Rescued {
             life,
+            pid: std::process::id(),
             connections: repaired.connections,
             owed_bytes: repaired.owed_bytes,
             // Bounded by the number of descriptors.

@@ -20,13 +20,13 @@ use crate::support::adversity::skipped;
 use crate::support::deaths::{Death, Deaths, can_trace};
 use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{
-    OWED_BYTES, become_owed, descriptors, freeze, system_call, until, until_some, worker_of,
-    workers_of,
+    OWED_BYTES, become_owed, descriptors, freeze, system_call, until, until_some, waits_for_events,
+    worker_of, workers_of,
 };
 use crate::support::planned::Planned;
 use crate::support::tracer::Traced;
 use crate::support::usage::Counters;
-use crate::support::{Client, Server, Watched, pattern};
+use crate::support::{Client, DEADLINE, Server, Watched, pattern, wait_gone};
 
 /// Starts one worker with a keeper.
 #[track_caller]
@@ -535,6 +535,39 @@ fn clients_survive_death_of_traced_worker() {
     });
     server.wait_log(|line| line.contains("event=worker_rescued"));
     client.roundtrip(b"and again");
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
+}
+
+/// The supervisor receives the report of a rescuer that has died since, before the next one begins.
+#[test]
+fn supervisor_follows_report_of_dead_rescuer() {
+    let planned = followed(&["--workers=1"]);
+    let server = &planned.server;
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let supervisor = Watched::open(server.pid()).expect("the supervisor runs");
+    let (worker, keeper) = pair(server);
+    freeze(&supervisor);
+    kill(worker);
+    let next = new_keeper(server, &[keeper]);
+    let next = Watched::open(next).expect("it runs");
+    until("the rescuer has reported", || {
+        client.is_served(b"served") && waits_for_events(keeper)
+    });
+    freeze(&next);
+    kill(keeper);
+    assert!(wait_gone(keeper, DEADLINE));
+    supervisor.signal(Signal::SIGCONT);
+    let count = |log: &[String]| {
+        let rescues = log.iter().filter(|line| line.contains("worker_rescued"));
+        rescues.filter(|line| line.contains("SIGKILL")).count()
+    };
+    until("its report is logged", || count(&server.log()) == 1);
+    next.signal(Signal::SIGCONT);
+    until("the report of the next is", || count(&server.log()) == 2);
+    assert_eq!(server.status_json()["slots"][0]["pid"], next.pid());
+    client.roundtrip(b"by the second rescuer");
     assert!(server.stop().success());
     assert!(server.processes().is_empty());
 }

@@ -171,6 +171,8 @@ pub(crate) struct Life {
     pub(super) pending: Option<(ExitStatus, Tick)>,
     /// The latest report that came before the exit of the process that it followed.
     pub(super) early: Option<Rescued>,
+    /// The last keeper that ended, which may have run the worker for a time, and its exit.
+    pub(super) last_keeper: Option<(i32, ExitStatus)>,
     /// Reports that may arrive meanwhile: the process may have been followed by several.
     pub(super) reports: u64,
     /// Whether a keeper that was to report was killed because it had not.

@@ -158,6 +158,7 @@ impl Fleet {
             self.succeed(worker, registry);
         }
         self.require_keeper(worker, registry);
+        let exit_of_reporter = self.exit_of_keeper(worker, rescued.pid);
         let child = self.child_mut(worker).ok_or("there is no such worker")?;
         let life = &mut child.life;
         if life.pending.is_none() && child.process.is_over() {
@@ -173,8 +174,8 @@ impl Fleet {
         life.reports -= 1;
         life.overdue = false;
         // A process that reported and has died is followed by another, which is to report, too.
-        let is_latest = rescued.life >= life::lives(&child.memory);
-        life.pending = (!is_latest).then_some((ExitStatus::Unknown, until));
+        let is_latest = i32::try_from(rescued.pid) == Ok(child.process.pid());
+        life.pending = (!is_latest).then_some((exit_of_reporter, until));
         let is_hang = std::mem::take(&mut life.hung);
         if is_hang || exit != ExitStatus::KILLED {
             life::note_crash(&child.memory, ended);
@@ -185,6 +186,20 @@ impl Fleet {
             is_hang,
             rescued,
         }))
+    }
+
+    /// Returns the exit status of the keeper `pid`, if it is one of this worker's that have ended.
+    fn exit_of_keeper(&self, worker: WorkerId, pid: u32) -> ExitStatus {
+        let is_it = |known: i32| i32::try_from(pid) == Ok(known);
+        let Some(child) = self.child(worker) else {
+            return ExitStatus::Unknown;
+        };
+        let ended = self.keepers.iter().find(|it| is_it(it.pid()));
+        let ended = ended.filter(|it| it.serial == child.serial);
+        let exit = ended.and_then(|it| subprocess::reap_process(&it.process));
+        let last = child.life.last_keeper.filter(|&(pid, _)| is_it(pid));
+        exit.or_else(|| last.map(|(_, exit)| exit))
+            .unwrap_or(ExitStatus::Unknown)
     }
 
     /// Handles the report that came before the exit of the process, which has been reaped now.
@@ -203,11 +218,14 @@ impl Fleet {
     pub(crate) fn on_keeper_exit(&mut self, serial: u64, registry: &Registry) {
         let mut lost = Vec::new();
         self.keepers.retain(|keeper| {
-            if keeper.serial != serial || keeper.process.reap().is_ok_and(|exit| exit.is_none()) {
+            if keeper.serial != serial {
                 return true;
             }
+            let Some(exit) = subprocess::reap_process(&keeper.process) else {
+                return true;
+            };
             subprocess::unwatch_process(&keeper.process, registry);
-            lost.push(keeper.pid());
+            lost.push((keeper.pid(), exit));
             false
         });
         let Some(worker) = self.worker_with(serial) else {
@@ -216,8 +234,10 @@ impl Fleet {
         let Some(child) = self.child_mut(worker) else {
             return;
         };
+        child.life.last_keeper = lost.last().copied().or(child.life.last_keeper);
         // Else it was the worker's process for a time, or had been replaced.
-        let is_latest = life::keeper(&child.memory).is_some_and(|pid| lost.contains(&pid));
+        let named = life::keeper(&child.memory);
+        let is_latest = lost.iter().any(|&(pid, _)| named == Some(pid));
         if !is_latest
             || child.life.doomed
             || life::is_retired(&child.memory)

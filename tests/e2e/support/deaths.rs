@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::cgroup::MemoryGroup;
-use super::observe::{freeze, keepers_of, system_call, until, until_some, workers_of};
+use super::observe::{freeze, keepers_of, until, until_some, waits_for_events, workers_of};
 use super::process::{DEADLINE, Deadline, Watched};
 use super::server::Server;
 use super::tracer::Traced;
@@ -245,21 +244,12 @@ fn signal_unblocked(worker: &Watched, signal: Signal) {
 fn freeze_waiting(worker: &Watched) {
     until("the worker waits for events", || {
         freeze(worker);
-        let waits = is_waiting(worker.pid());
+        let waits = waits_for_events(worker.pid());
         if !waits {
             worker.signal(Signal::SIGCONT);
         }
         waits
     });
-}
-
-/// Returns whether a stopped worker is in the system call that waits for events.
-fn is_waiting(pid: u32) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    const WAITS: [libc::c_long; 2] = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
-    #[cfg(not(target_arch = "x86_64"))]
-    const WAITS: [libc::c_long; 1] = [libc::SYS_epoll_pwait];
-    system_call(pid).is_some_and(|number| WAITS.contains(&number))
 }
 
 /// Stops a worker between two instructions; `None` if it has exited.

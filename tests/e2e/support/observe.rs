@@ -92,6 +92,15 @@ pub fn system_call(pid: u32) -> Option<libc::c_long> {
     (number >= 0).then_some(number)
 }
 
+/// Returns whether a process waits for events, or is stopped while it does.
+pub fn waits_for_events(pid: u32) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    const WAITS: [libc::c_long; 2] = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+    #[cfg(not(target_arch = "x86_64"))]
+    const WAITS: [libc::c_long; 1] = [libc::SYS_epoll_pwait];
+    system_call(pid).is_some_and(|number| WAITS.contains(&number))
+}
+
 /// Returns the arguments of a process.
 pub fn arguments(pid: u32) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
