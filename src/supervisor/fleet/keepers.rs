@@ -98,6 +98,8 @@ impl Fleet {
         let Some(next) = successor(ended, named, |pid| self.runs(serial, pid)) else {
             return false;
         };
+        // It has ended, too, and the supervisor may never have known it.
+        let passed = life::process(&child.memory).filter(|&pid| pid != ended && pid != next);
         let Some(process) = self.take_keeper(serial, next, registry) else {
             return false;
         };
@@ -115,6 +117,9 @@ impl Fleet {
         let watched = child.process.watch_end(registry, Source::Process(serial));
         if let Err(error) = watched {
             event!(keeper_not_watched; worker, keeper_pid = child.pid(), %error);
+        }
+        if let Some(passed) = passed {
+            self.reap_keeper(worker, passed, registry);
         }
         let kept = self.keeper_of(worker).is_some();
         self.machine(machine::Event::Kept { worker, kept });
@@ -157,8 +162,14 @@ impl Fleet {
         if child.process.has_ended() {
             self.succeed(worker, registry);
         }
-        self.require_keeper(worker, registry);
-        let exit_of_reporter = self.exit_of_keeper(worker, rescued.pid);
+        let reporter = i32::try_from(rescued.pid).map_err(|_| "it reports no process")?;
+        let is_latest = self.child(worker).is_some_and(|it| it.pid() == reporter);
+        if is_latest {
+            self.require_keeper(worker, registry);
+        } else {
+            self.find_keeper(worker, registry);
+            self.reap_keeper(worker, reporter, registry);
+        }
         let child = self.child_mut(worker).ok_or("there is no such worker")?;
         let life = &mut child.life;
         if life.pending.is_none() && child.process.is_over() {
@@ -174,8 +185,9 @@ impl Fleet {
         life.reports -= 1;
         life.overdue = false;
         // A process that reported and has died is followed by another, which is to report, too.
-        let is_latest = i32::try_from(rescued.pid) == Ok(child.process.pid());
-        life.pending = (!is_latest).then_some((exit_of_reporter, until));
+        let next_exit = life.last_keeper.filter(|&(pid, _)| pid == reporter);
+        let next_exit = next_exit.map_or(ExitStatus::Unknown, |(_, exit)| exit);
+        life.pending = (!is_latest).then_some((next_exit, until));
         let is_hang = std::mem::take(&mut life.hung);
         if is_hang || exit != ExitStatus::KILLED {
             life::note_crash(&child.memory, ended);
@@ -188,18 +200,19 @@ impl Fleet {
         }))
     }
 
-    /// Returns the exit status of the keeper `pid`, if it is one of this worker's that have ended.
-    fn exit_of_keeper(&self, worker: WorkerId, pid: u32) -> ExitStatus {
-        let is_it = |known: i32| i32::try_from(pid) == Ok(known);
-        let Some(child) = self.child(worker) else {
-            return ExitStatus::Unknown;
-        };
-        let ended = self.keepers.iter().find(|it| is_it(it.pid()));
-        let ended = ended.filter(|it| it.serial == child.serial);
-        let exit = ended.and_then(|it| subprocess::reap_process(&it.process));
-        let last = child.life.last_keeper.filter(|&(pid, _)| is_it(pid));
-        exit.or_else(|| last.map(|(_, exit)| exit))
-            .unwrap_or(ExitStatus::Unknown)
+    /// Reaps a process that ran the worker for a time and has ended; it need not be known.
+    fn reap_keeper(&mut self, worker: WorkerId, pid: i32, registry: &Registry) {
+        if let Some(keeper) = self.keepers.iter().find(|it| it.pid() == pid) {
+            return self.on_keeper_exit(keeper.serial, registry);
+        }
+        if self.pids().any(|known| known == pid) {
+            return; // It runs.
+        }
+        let exit = Process::of_child(pid).ok();
+        let exit = exit.and_then(|process| subprocess::reap_process(&process));
+        if let Some((child, exit)) = self.child_mut(worker).zip(exit) {
+            child.life.last_keeper = Some((pid, exit));
+        }
     }
 
     /// Handles the report that came before the exit of the process, which has been reaped now.

@@ -31,7 +31,7 @@ pub mod load;
 pub mod netns;
 pub mod observe;
 pub mod planned;
-mod process;
+pub mod process;
 pub mod scene;
 mod server;
 pub mod service_manager;

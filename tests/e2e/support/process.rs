@@ -188,6 +188,13 @@ pub fn children(pid: u32) -> Vec<u32> {
     listed
 }
 
+/// Returns the children of the process `pid` that have exited and are not reaped.
+pub fn zombies(pid: u32) -> Vec<u32> {
+    let mut listed = listed_children(pid);
+    listed.retain(|pid| !is_alive(*pid));
+    listed
+}
+
 fn listed_children(pid: u32) -> Vec<u32> {
     // A child is listed under the thread that forked it.
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
