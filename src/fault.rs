@@ -19,7 +19,7 @@
 //! what a compromised worker does. It must not steer any other branch of the program.
 //!
 //! `store=N` and `rescue.store=N` kill a worker's process after the N-th store to its working memory:
-//! in its first life, once it has reported Ready, and in a later one, from the first store of its
+//! in its first life, once it has reported Ready, and in its second one, from the first store of its
 //! rescue on. `store.death` is how: `kill`, `panic`, `abort`, `violate`, or `loop`, an endless loop, of
 //! which the supervisor kills it; `kill` without it.
 //!
@@ -44,6 +44,9 @@ mod plan {
 
     #[inline(always)]
     pub(crate) fn count_stores(_: &str) {}
+
+    #[inline(always)]
+    pub(crate) fn count_stores_of_rescue() {}
 
     #[inline(always)]
     pub(crate) fn stored() {}
@@ -119,6 +122,16 @@ mod plan {
     pub(crate) fn count_stores(name: &str) {
         let left = value(name).and_then(|number| number.parse().ok());
         STORES_LEFT.store(left.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_stores_of_rescue() {
+        // Every process is a copy of the one before.
+        static IS_RESCUED: AtomicBool = AtomicBool::new(false);
+        if IS_RESCUED.swap(true, Ordering::Relaxed) {
+            STORES_LEFT.store(0, Ordering::Relaxed);
+        } else {
+            count_stores("rescue.store");
+        }
     }
 
     pub(crate) fn stored() {
@@ -271,6 +284,12 @@ pub fn point(name: &str) {
 #[inline]
 pub fn count_stores(name: &str) {
     plan::count_stores(name);
+}
+
+/// Counts the stores of a rescue, if it is the worker's first one.
+#[inline]
+pub fn count_stores_of_rescue() {
+    plan::count_stores_of_rescue();
 }
 
 /// Counts a store to the working memory; the process ends with the last one of the plan.

@@ -55,7 +55,7 @@ impl Worker {
                 let woken = clock::now();
                 drop(span);
                 span = log::worker_span(self.id.slot.0, self.id.generation.0).entered();
-                fault::count_stores("rescue.store");
+                fault::count_stores_of_rescue();
                 fault::point("keeper.woke");
                 let rescue = ended.map_err(|error| error.to_string());
                 let rescue = rescue.and_then(|()| self.begin_rescue());

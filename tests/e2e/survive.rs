@@ -18,6 +18,7 @@
 //! Another test shows that the proof can fail.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -31,6 +32,7 @@ use crate::support::load::{Load, LoadSize, Report};
 use crate::support::netns::{KernelCounters, isolated, isolated_within};
 use crate::support::observe::{freeze, until};
 use crate::support::planned::Planned;
+use crate::support::process::zombies;
 use crate::support::{Server, Watched};
 
 const WORKERS: u16 = 2;
@@ -74,6 +76,9 @@ const DEATHS_ALONE: [(Death, u32); 5] = [
 
 /// The number of stores after which a worker dies is below this.
 const STORES_MAX: u32 = 1000;
+
+/// The number of stores after which a rescuer dies: by then it has a keeper.
+const RESCUE_STORES: Range<u32> = 20..400;
 
 fn is_long() -> bool {
     std::env::var("E2E_PROOF").is_ok_and(|what| what == "long")
@@ -246,6 +251,9 @@ fn die_under_load(args: &[&str]) {
             }
         });
         baseline.assert_back(server);
+        until("every dead process is reaped", || {
+            zombies(server.pid()).is_empty()
+        });
         assert!(server.stop().success());
         totals.add(deaths.done(), &reports);
     }
@@ -292,29 +300,33 @@ fn clients_notice_no_death_without_supervisor() {
     });
 }
 
-/// Each worker dies after the same number of stores to its working memory.
+/// Each worker dies after a number of stores to its working memory; then its rescuer, during the
+/// rescue or after it.
 #[test]
 fn clients_notice_no_death_after_store() {
     isolated_within(patience(), || {
         let mut totals = Totals::default();
         for seed in seeds(4, 1000) {
-            let stores = fastrand::Rng::with_seed(seed).u32(1..STORES_MAX);
-            let planned = start(&[RESCUE], &format!("store={stores}"));
+            let mut random = fastrand::Rng::with_seed(seed);
+            let stores = random.u32(1..STORES_MAX);
+            let rescue = random.u32(RESCUE_STORES);
+            let faults = format!("store={stores};rescue.store={rescue}");
+            let planned = start(&[RESCUE], &faults);
             let server = &planned.server;
             // A keeper has its name a moment after its clone.
             until("each worker has a keeper", || {
                 server.keeper_pids().len() == usize::from(WORKERS)
             });
-            let workers = server.worker_pids();
+            let dead = [server.worker_pids(), server.keeper_pids()].concat();
             let reports = prove(server, |clients| {
-                until("each worker has died once", || {
+                until("each worker has died twice", || {
                     clients.go_on();
                     let now = server.worker_pids();
-                    now.len() == workers.len() && !now.iter().any(|pid| workers.contains(pid))
+                    now.len() == usize::from(WORKERS) && !now.iter().any(|pid| dead.contains(pid))
                 });
                 clients.go_on();
             });
-            totals.add(&[(Death::Kill, WORKERS.into())].into(), &reports);
+            totals.add(&[(Death::Kill, 2 * u32::from(WORKERS))].into(), &reports);
         }
     });
 }
