@@ -19,7 +19,7 @@
 //! - either side may be continued by another process ([`Sender::resumed`], [`Receiver::resumed`]).
 //!   The sender then sends everything in flight again, and the receiver requests what it lost. A
 //!   batch that the receiver has answered is answered again, alike, and an answer to a batch that
-//!   the sender has resolved is dropped.
+//!   the sender has resolved is dropped, as is one before those that the dead process had read.
 //!
 //! Pure: no descriptor, no clock. It must not know what a connection is.
 
@@ -116,6 +116,8 @@ pub enum SenderAction {
 #[derive(Debug, Default)]
 pub struct Sender {
     last_sequence: u32,
+    /// The number of the last batch of another process, which this one continues.
+    last_of_other: u32,
     /// Batches in flight, oldest first, with their numbers of connections.
     in_flight: VecDeque<(u32, u32)>,
     /// The batch that the kernel has not accepted yet.
@@ -147,6 +149,7 @@ impl Sender {
     pub fn resumed(last_sequence: u32, in_flight: &[(u32, u32)]) -> Self {
         Self {
             last_sequence,
+            last_of_other: last_sequence,
             in_flight: in_flight.iter().copied().collect(),
             repeats: in_flight.iter().map(|(sequence, _)| *sequence).collect(),
             ..Self::default()
@@ -273,6 +276,9 @@ impl Sender {
             }
             (Message::Acknowledged { .. } | Message::Declined { .. }, _)
                 if (1..=self.last_resolved()).contains(&sequence) => {}
+            // Another process has read the answers before it; this one comes again after them.
+            (Message::Acknowledged { .. } | Message::Declined { .. }, None)
+                if (1..=self.last_of_other).contains(&sequence) => {}
             (Message::Again, _) => {
                 let sent = self.in_flight.iter().map(|(sent, _)| *sent);
                 self.repeats = sent.filter(|sent| *sent > sequence).collect();

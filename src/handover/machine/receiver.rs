@@ -167,7 +167,7 @@ enum ReceiverPhase {
     Adopting {
         sequence: u32,
     },
-    /// Nothing more is adopted. Packets are dropped: the sender has been answered.
+    /// Nothing more is adopted; every batch is refused.
     Refusing,
     /// The sender has sent its end.
     Complete,
@@ -270,7 +270,7 @@ impl Receiver {
                         },
                     ..
                 },
-            ) if self.is_repeated(sequence) => self.repeat(sequence),
+            ) => self.repeat(sequence),
             (
                 ReceiverPhase::Receiving,
                 ReceiverEvent::Received {
@@ -297,6 +297,12 @@ impl Receiver {
     /// Returns the next action. Its result must be handled before the next call.
     pub fn poll_action(&mut self) -> Option<ReceiverAction> {
         self.actions.pop_front()
+    }
+
+    /// Returns the number of the last packet that was handled or is being handled.
+    #[must_use]
+    pub const fn last_sequence(&self) -> u32 {
+        self.last_sequence
     }
 
     /// Returns the number of connections adopted so far.
@@ -364,8 +370,8 @@ impl Receiver {
         (1..=self.last_sequence).contains(&sequence)
     }
 
-    /// Answers a batch that was answered before. A sender repeats none that it has resolved, so the
-    /// answer is among the remembered ones, or was a refusal.
+    /// Answers a batch that was answered before, or that follows a refusal. A sender repeats none
+    /// that it has resolved, so the answer is among the remembered ones, or was a refusal.
     fn repeat(&mut self, sequence: u32) {
         let known = self.answers.iter().find(|(known, _)| *known == sequence);
         match known.map(|(_, answer)| answer.clone()) {
