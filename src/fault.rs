@@ -7,7 +7,8 @@
 //! "the new version" misbehave): the last [`TRAILER_MAX_BYTES`] of the file are searched for
 //! [`TRAILER_MARK`]; what follows it is the plan.
 //!
-//! Actions at a [`point`]: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `panic`, `exit`,
+//! Actions at a [`point`]: `kill` (SIGKILL to itself), `panic`, `kill_first` and `panic_first` (the
+//! same, but not in a process that continues a dead worker), `stop` (SIGSTOP to itself), `exit`,
 //! `hold:PATH` (waits until the FIFO at the path, if there is one, is opened for writing),
 //! `dumpable` (processes of the same user may inspect this one, as tests do), and `violate:` with
 //! one of `open`, `connect`, `bind`, `exec`, `setuid`, `signal`, `unlisten`, `unlisten_all`,
@@ -46,10 +47,10 @@ mod plan {
     pub(crate) fn count_stores(_: &str) {}
 
     #[inline(always)]
-    pub(crate) fn count_stores_of_rescue() {}
+    pub(crate) fn stored() {}
 
     #[inline(always)]
-    pub(crate) fn stored() {}
+    pub(crate) fn begin_rescue() {}
 
     #[inline(always)]
     pub(crate) fn value(_: &str) -> Option<&'static str> {
@@ -93,6 +94,9 @@ mod plan {
         };
         match action {
             "kill" => kill_process(),
+            "kill_first" | "panic_first" if IS_RESCUED.load(Ordering::Relaxed) => {}
+            "kill_first" => kill_process(),
+            "panic_first" => panic!("fault point {name}"),
             // It does not return; if it were refused, the requesting test would fail.
             "stop" => drop(raise(Signal::SIGSTOP)),
             "panic" => panic!("fault point {name}"),
@@ -116,6 +120,9 @@ mod plan {
         let _ = kill(Pid::this(), Signal::SIGKILL);
     }
 
+    /// Whether this process continues a dead worker.
+    static IS_RESCUED: AtomicBool = AtomicBool::new(false);
+
     /// Stores until the process is killed; 0: never.
     static STORES_LEFT: AtomicU64 = AtomicU64::new(0);
 
@@ -124,9 +131,8 @@ mod plan {
         STORES_LEFT.store(left.unwrap_or(0), Ordering::Relaxed);
     }
 
-    pub(crate) fn count_stores_of_rescue() {
+    pub(crate) fn begin_rescue() {
         // Every process is a copy of the one before.
-        static IS_RESCUED: AtomicBool = AtomicBool::new(false);
         if IS_RESCUED.swap(true, Ordering::Relaxed) {
             STORES_LEFT.store(0, Ordering::Relaxed);
         } else {
@@ -286,10 +292,11 @@ pub fn count_stores(name: &str) {
     plan::count_stores(name);
 }
 
-/// Counts the stores of a rescue, if it is the worker's first one.
+/// Notes that this process continues a dead worker, and counts the stores of the worker's first
+/// rescue.
 #[inline]
-pub fn count_stores_of_rescue() {
-    plan::count_stores_of_rescue();
+pub fn begin_rescue() {
+    plan::begin_rescue();
 }
 
 /// Counts a store to the working memory; the process ends with the last one of the plan.

@@ -68,6 +68,30 @@ pub enum HandoverEnd {
 }
 
 impl HandoverEnd {
+    /// Returns a number for it, which is not 0.
+    #[must_use]
+    pub const fn number(&self) -> u8 {
+        match self {
+            Self::Done => 1,
+            Self::Incomplete { .. } => 2,
+            Self::Refused { .. } => 3,
+            Self::PeerGone => 4,
+        }
+    }
+
+    /// Returns the result with this number, as another process reports it; `None` if there is none.
+    #[must_use]
+    pub fn of_number(number: u8) -> Option<Self> {
+        let cause = || "the process that had the cause died".to_owned();
+        Some(match number {
+            1 => Self::Done,
+            2 => Self::Incomplete { cause: cause() },
+            3 => Self::Refused { cause: cause() },
+            4 => Self::PeerGone,
+            _ => return None,
+        })
+    }
+
     /// Returns the name used in log lines.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -33,19 +33,28 @@
 //! 6. end of stream: the lingering state, then the call, which may be made twice
 //!    ([`RecordMut::begin_linger`]);
 //! 7. free buffers are known privately only: a buffer that no record names is free;
-//! 8. handover: at the sender the record is marked as moving before the connection is sent, and is
-//!    Handed after the acknowledgement was read, before the descriptor is closed; then it is Free
-//!    ([`RecordMut::begin_handover`], [`RecordMut::end_handover`], [`RecordMut::end_close`]). At
-//!    the receiver it is marked as moving until its acknowledgement is sent ([`Memory::arrive`]).
-//!    When a handover fails, the record is unmarked at the sender ([`RecordMut::take_ownership`])
-//!    and Handed at the receiver;
+//! 8. handover: the link is stored before anything is sent, and cleared before it is closed. At the
+//!    sender the record is marked as moving, with its batch and place instead of its generation,
+//!    before the connection is sent. When the answer was read, the batch is stored as resolved,
+//!    *then* each record is Handed, the descriptor closed, the record Free
+//!    ([`RecordMut::begin_handover`], [`Memory::begin_resolving`], [`RecordMut::end_handover`],
+//!    [`RecordMut::end_close`]), or unmarked with a new generation ([`RecordMut::take_back`]): of a
+//!    batch that was sent in ascending order of the places, so that the last one shows its size;
+//!    of one that was never sent in descending order, so that the rest is a whole batch. At the
+//!    receiver the batch, *then* its records marked as arriving, *then* the answer is stored, *then*
+//!    the answer is sent, *then* the records are unmarked ([`Memory::begin_adoption`],
+//!    [`Memory::arrive`], [`Memory::store_answer`], [`RecordMut::take_ownership`]): they are the
+//!    receiver's once the answer is stored. Those of an answer that is not stored are Handed;
 //! 9. PROXY header: while it is awaited it stays in the kernel. Then the record is given the
 //!    client's address, *then* exactly the header is received, *then* its length is stored, *then*
 //!    the state is Open ([`RecordMut::set_client`], [`RecordMut::end_header`]). Until the state is
 //!    Open the kernel's count of bytes read is the length: 0 before the receive. These bytes are
 //!    not answered and are not among the record's bytes received;
 //! 10. listeners: the entry, *then* the watch; the entry cleared, *then* the close
-//!     ([`Memory::enter_listener`], [`Memory::clear_listener`]).
+//!     ([`Memory::enter_listener`], [`Memory::clear_listener`]);
+//! 11. descriptors from other processes: a mark, *then* the receive, *then* the store that names
+//!     them, *then* the mark cleared; the same around the close of one that nothing names any more
+//!     ([`Memory::set_unnamed`]).
 //!
 //! Only these rules write this memory. It must not make system calls on connections: it records
 //! what the reactor does.
@@ -59,6 +68,7 @@ mod pool;
 mod record;
 pub mod rescue;
 mod store;
+pub mod transit;
 mod unsent;
 
 use std::io;
@@ -267,6 +277,12 @@ impl<P: Probe> Memory<P> {
         (first..self.used).filter(|&fd| self.record(fd).state() != State::Free)
     }
 
+    /// Returns one more than the highest descriptor number ever recorded.
+    #[must_use]
+    pub const fn used(&self) -> u32 {
+        self.used
+    }
+
     /// Stores how many batches of the handover from here were sent, and how many of them are
     /// settled.
     pub fn note_sent(&mut self, sent: u64, settled: u64) {
@@ -281,6 +297,7 @@ impl<P: Probe> Memory<P> {
 
     fn wipe(&mut self) -> io::Result<()> {
         self.begin_first_life();
+        self.forget_handovers();
         for word in 0..HANDS {
             let (line, word) = Layout::in_hand(word);
             self.store(line, word, 0);

@@ -207,6 +207,7 @@ impl Reactor {
         // New connections are steered elsewhere, so the queues run empty; the bound limits the work
         // if they do not.
         let mut budget = self.memory.layout().descriptors;
+        self.memory.begin_accept();
         for which in 0..self.acceptors.len() {
             while self.acceptors[which].owner == owner && budget > 0 {
                 budget -= 1;
@@ -228,6 +229,7 @@ impl Reactor {
                 }
             }
         }
+        self.memory.end_accept();
     }
 
     /// Releases the listeners that siblings lent, which are all but those of slot `own`.
@@ -449,7 +451,7 @@ impl Reactor {
         record.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);
         let socket = Socket::numbered(fd);
-        if abandoned > 0 || reason == CloseReason::Refused {
+        if abandoned > 0 || matches!(reason, CloseReason::Refused | CloseReason::WorkerDied) {
             // An end of stream would tell the peer that it has received everything; a reset also
             // frees at once the kernel's memory for a peer that does not read.
             socket.reset();

@@ -32,6 +32,7 @@ use crate::fault;
 use crate::listener;
 use crate::log::{self, event};
 use crate::memory::layout::Layout;
+use crate::memory::transit::Source;
 use crate::memory::{self, Memory};
 use crate::reactor::{Reactor, Reports};
 use crate::sandbox::{self, calls::Role};
@@ -314,22 +315,15 @@ impl Worker {
     /// Reads the channel until it is empty.
     fn receive_messages(&mut self) {
         self.handle_messages();
-        self.note_migration();
         self.check_supervisor();
-    }
-
-    /// Stores whether descriptors may be in transit, so that a process that dies meanwhile is not
-    /// continued.
-    fn note_migration(&mut self) {
-        let is_migrating = self.reactor.is_moving() || !self.deferred.is_empty();
-        self.reactor.memory_mut().set_migrating(is_migrating);
     }
 
     fn handle_messages(&mut self) {
         while !self.is_orphan() {
             let memory = self.reactor.memory_mut();
             // Nothing names the descriptors before the message was handled.
-            match self.channel.receive_after(|| memory.set_migrating(true)) {
+            let prepare = || memory.set_unnamed(Source::Channel, true);
+            match self.channel.receive_after(prepare) {
                 Ok(None) => return,
                 Ok(Some(received)) if received.envelope.worker != self.id => {
                     event!(
@@ -344,7 +338,16 @@ impl Worker {
                 }
                 Err(error) => self.handle_supervisor_exit(&error),
             }
+            self.note_unnamed();
         }
+    }
+
+    /// Stores whether descriptors from the supervisor still exist that nothing names: those of
+    /// requests that wait.
+    fn note_unnamed(&mut self) {
+        let unnamed = !self.deferred.is_empty();
+        let memory = self.reactor.memory_mut();
+        memory.set_unnamed(Source::Channel, unnamed);
     }
 
     fn handle(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
@@ -431,7 +434,7 @@ impl Worker {
     fn advance(&mut self) {
         self.conclude_handover();
         self.handle_deferred();
-        self.note_migration();
+        self.note_unnamed();
         let now = self.reactor.now();
         self.advance_orphan(now);
         let connections = self.reactor.open_connections();

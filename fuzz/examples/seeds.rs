@@ -134,6 +134,8 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
             FromWorker::ListenerLost { slot },
             FromWorker::Kept,
             FromWorker::Rescued(Rescued {
+                life: 2,
+                is_handing_over: false,
                 connections: 4,
                 owed_bytes: 65_536,
                 reset: 1,

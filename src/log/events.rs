@@ -341,6 +341,12 @@ events! {
             "It could not be acknowledged; the sender keeps it.";
         takeover_not_counted: WARN "takeover not counted in time" []
             "The sender did not report its number of connections in time; new ones are accepted meanwhile.";
+        handover_resumed: INFO "handover resumed" [connections]
+            "Its process died; what was in flight is sent again.";
+        takeover_resumed: INFO "takeover resumed" [connections]
+            "Its process died; the last answers are sent again.";
+        unnamed_descriptor_closed: INFO "unnamed descriptor closed" [fd]
+            "A process had received it and died; its sender has the connection, or the supervisor sends it again.";
         handover_socket_failed: ERROR "handover socket failed" [error]
             "What was not acknowledged stays with the sender.";
         connections_leaving: DEBUG "connections leaving" [to_slot, to_generation, connections]
@@ -359,6 +365,8 @@ events! {
             "With `rebalance`.";
         worker_leaving: INFO "worker leaving" [connections]
             "It serves established connections until they end.";
+        repeated_handover_ignored: DEBUG "repeated handover ignored" [to_slot]
+            "The supervisor repeats its request when the process of a worker has died.";
         repeated_leave_ignored: WARN "repeated leave ignored" [phase]
             "A message that crossed the worker's end.";
         second_start_ignored: WARN "second start ignored" []

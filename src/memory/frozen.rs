@@ -195,7 +195,7 @@ impl<P: Probe> Memory<P> {
     /// # Errors
     /// As [`Memory::thaw`].
     pub fn arrive(&mut self, fd: u32, generation: u32, frozen: &Frozen) -> Result<(), ThawError> {
-        let flags = frozen.flags().with(Flags::MOVING);
+        let flags = frozen.flags().with(Flags::ARRIVING);
         self.store_frozen(fd, generation, frozen, flags)
     }
 

@@ -7,7 +7,7 @@
 use crate::sys::shared::LINE_BYTES;
 use uppercased_ctl::metrics::Counter;
 
-pub use crate::config::{HANDS, LISTENERS_MAX, SCRATCH_BYTES};
+pub use crate::config::{HANDOVER_WINDOW, HANDS, LISTENERS_MAX, SCRATCH_BYTES};
 
 /// Identifies this layout; another version has another number.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
@@ -79,6 +79,15 @@ impl Layout {
         (first + (word / LINE_WORDS) * LINE_BYTES, word % LINE_WORDS)
     }
 
+    /// The line with the handovers from the worker and to it (see [`super::transit`]).
+    pub const HANDOVER: usize = Self::LISTENERS - (1 + HANDOVER_WINDOW) * LINE_BYTES;
+
+    /// Returns the line of one of the last answers to batches, of [`HANDOVER_WINDOW`].
+    #[must_use]
+    pub const fn answer(slot: usize) -> usize {
+        Self::HANDOVER + (1 + slot) * LINE_BYTES
+    }
+
     /// The table of listeners, between the header and the records.
     pub const LISTENERS: usize = PAGE_BYTES;
 
@@ -140,8 +149,8 @@ impl Layout {
 }
 
 const _: () = assert!(
-    Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= PAGE_BYTES,
-    "header, metrics and what is in hand fit before the listeners"
+    Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= Layout::HANDOVER,
+    "header, metrics and what is in hand fit before the handovers"
 );
 
 /// What the worker has in hand at this instant for one connection.
@@ -318,8 +327,11 @@ impl Flags {
 
     /// Migrating, at both ends, until the acknowledgement: neither worker may touch it. It is the
     /// receiver's once the receiver's record has no mark any more, or the sender's is
-    /// [`State::Handed`] or free; until then it is the sender's.
+    /// [`State::Handed`] or free; until then it is the sender's. It has no readiness meanwhile.
     pub const MOVING: Self = Self(1 << 6);
+
+    /// Migrating to this worker. Its readiness bit has no other meaning meanwhile.
+    pub const ARRIVING: Self = Self::MOVING.with(Self::WRITABLE);
 
     /// Being closed with a reset, whatever the counts are: a rescue could not continue it.
     pub const RESET: Self = Self(1 << 7);
@@ -348,6 +360,18 @@ impl Flags {
         }
     }
 
+    /// Returns whether the connection is in flight to another worker.
+    #[must_use]
+    pub const fn is_departing(self) -> bool {
+        self.has(Self::MOVING) && !self.has(Self::WRITABLE)
+    }
+
+    /// Returns whether the connection has arrived from another worker, which may still own it.
+    #[must_use]
+    pub const fn is_arriving(self) -> bool {
+        self.has(Self::MOVING) && self.has(Self::WRITABLE)
+    }
+
     /// Returns whether any of `other` is set.
     #[must_use]
     pub const fn has(self, other: Self) -> bool {
@@ -364,6 +388,35 @@ impl Flags {
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
+    }
+}
+
+/// The place of a connection in flight, which its record has instead of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The lower bits of the number of its batch.
+    pub batch: u32,
+    /// Its place in the batch.
+    pub place: u8,
+}
+
+impl Place {
+    /// The bits of a batch's number that are kept.
+    pub const BATCHES: u32 = (1 << 24) - 1;
+
+    /// Packs a place: batch 24 bits, place 8.
+    #[must_use]
+    pub const fn pack(sequence: u32, place: u8) -> u32 {
+        (sequence << u8::BITS) | place as u32
+    }
+
+    /// Unpacks a place.
+    #[must_use]
+    pub const fn unpack(word: u32) -> Self {
+        Self {
+            batch: word >> u8::BITS,
+            place: word as u8,
+        }
     }
 }
 
@@ -446,7 +499,8 @@ mod tests {
         };
         assert_eq!(Layout::metrics_line(0), 384, "whatever HANDS is");
         assert!(Layout::metrics_line(Counter::COUNT - 1) < Layout::in_hand(0).0);
-        assert!(Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= Layout::LISTENERS);
+        assert!(Layout::in_hand(HANDS - 1).0 + LINE_BYTES <= Layout::HANDOVER);
+        assert!(Layout::answer(HANDOVER_WINDOW - 1) + LINE_BYTES <= Layout::LISTENERS);
         assert!(Layout::listener(LISTENERS_MAX - 1).0 + LINE_BYTES <= Layout::record(0));
         assert!(Layout::record(999) + LINE_BYTES <= layout.scratch());
         assert!(layout.scratch() + SCRATCH_BYTES <= layout.buffer(0));

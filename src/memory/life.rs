@@ -31,8 +31,7 @@ const PROCESS: usize = 6;
 const PHASE: usize = 0;
 const UNTIL: usize = 1;
 const DRAIN_TIMEOUT: usize = 2;
-const MIGRATING: usize = 3;
-const ORPHANED_UNTIL: usize = 4;
+const ORPHANED_UNTIL: usize = 3;
 
 /// The word of [`Layout::SUPERVISOR`].
 const CRASHED_LIFE: usize = 0;
@@ -144,10 +143,6 @@ pub(super) fn stage(shared: &SharedMemory) -> Option<Stage> {
     }
 }
 
-pub(super) fn is_migrating(shared: &SharedMemory) -> bool {
-    load(shared, Layout::STANDING, MIGRATING) != 0
-}
-
 pub(super) fn unconfirmed(shared: &SharedMemory) -> u64 {
     load(shared, Layout::LIFE, UNCONFIRMED)
 }
@@ -218,15 +213,6 @@ impl<P: Probe> Memory<P> {
         self.store(Layout::STANDING, PHASE, standing.phase.into());
     }
 
-    /// Stores whether connections may be in transit: from before the worker receives a message with
-    /// descriptors until it has acted on it, and while it hands over or takes over. Meanwhile it
-    /// cannot be rescued.
-    pub fn set_migrating(&mut self, is_migrating: bool) {
-        if self::is_migrating(&self.shared) != is_migrating {
-            self.store(Layout::STANDING, MIGRATING, is_migrating.into());
-        }
-    }
-
     /// Returns when the time of an orphan is over, as stored; `None` if the worker is none.
     #[must_use]
     pub fn orphaned_until(&self) -> Option<Tick> {
@@ -287,7 +273,7 @@ impl<P: Probe> Memory<P> {
             self.store(Layout::LIFE, word, 0);
         }
         self.store(Layout::LIFE, LIVES, 1);
-        for word in [PHASE, UNTIL, DRAIN_TIMEOUT, MIGRATING, ORPHANED_UNTIL] {
+        for word in [PHASE, UNTIL, DRAIN_TIMEOUT, ORPHANED_UNTIL] {
             self.store(Layout::STANDING, word, 0);
         }
         note_crash(&self.shared, 0);

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use super::counters::add;
 use super::hands::{Hand, Hands};
-use super::layout::{Flags, HANDS, Head, InHand, Layout, Pending, State};
+use super::layout::{Flags, HANDS, Head, InHand, Layout, Pending, Place, State};
 use super::pool::Pool;
 use super::store::{Probe, Unprobed, store};
 use crate::sys::shared::{Bytes, Line, Words};
@@ -357,14 +357,28 @@ impl<P: Probe> RecordMut<'_, P> {
         });
     }
 
-    /// Rule 8: the connection migrates to another worker; nothing more is done to it here. Its
-    /// readiness is dropped.
-    pub fn begin_handover(&mut self) {
-        self.set_flags(self.flags().lasting().with(Flags::MOVING));
+    /// Rule 8: the connection migrates to another worker, at `place` of batch `sequence`; nothing
+    /// more is done to it here. Its readiness and its generation are dropped.
+    pub fn begin_handover(&mut self, sequence: u32, place: u8) {
+        self.set_head(Head {
+            flags: self.flags().lasting().with(Flags::MOVING),
+            generation: Place::pack(sequence, place),
+            ..self.head()
+        });
     }
 
-    /// Rule 8: the connection belongs to this worker, again or from now on; nothing is ready yet,
-    /// as after [`Memory::thaw`](super::Memory::thaw).
+    /// Rule 8: the connection does not migrate; nothing is ready yet, as after
+    /// [`Memory::thaw`](super::Memory::thaw).
+    pub fn take_back(&mut self, generation: u32) {
+        self.set_head(Head {
+            flags: self.flags().resumed(),
+            generation,
+            ..self.head()
+        });
+    }
+
+    /// Rule 8: the connection belongs to this worker from now on; nothing is ready yet, as after
+    /// [`Memory::thaw`](super::Memory::thaw).
     pub fn take_ownership(&mut self) {
         self.set_flags(self.flags().resumed());
     }

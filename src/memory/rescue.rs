@@ -51,9 +51,6 @@ pub enum NoRescue {
     /// It ended by itself.
     #[error("it ended by itself")]
     Retired,
-    /// Connections may have been in transit to or from it.
-    #[error("connections were migrating")]
-    Migrating,
     /// The supervisor has not confirmed the last rescues.
     #[error("{RESCUES_UNCONFIRMED_MAX} rescues in a row were not confirmed")]
     Unconfirmed,
@@ -112,9 +109,6 @@ impl<P: Probe> Memory<P> {
             Some(Stage::Retired) => return Err(NoRescue::Retired),
             None => return Err(NoRescue::Invalid),
         }
-        if life::is_migrating(&self.shared) {
-            return Err(NoRescue::Migrating);
-        }
         if life::unconfirmed(&self.shared) >= RESCUES_UNCONFIRMED_MAX {
             return Err(NoRescue::Unconfirmed);
         }
@@ -154,11 +148,17 @@ impl<P: Probe> Memory<P> {
         }
     }
 
+    /// Returns whether a connection may have been accepted and not recorded.
+    #[must_use]
+    pub fn is_accepting(&self) -> bool {
+        load(self, Layout::ACCEPTING, 0) != 0
+    }
+
     /// Repairs the memory, after [`Memory::finish_closes`].
     pub fn repair(&mut self, rescue: Rescue, kernel: &mut impl Kernel) -> Repaired {
         self.hands = Hands::default();
         let mut repaired = Repaired {
-            was_accepting: load(self, Layout::ACCEPTING, 0) != 0,
+            was_accepting: self.is_accepting(),
             ..Repaired::default()
         };
         let in_hand = self.read_hands();
@@ -179,13 +179,18 @@ impl<P: Probe> Memory<P> {
                 Ok(None) => {}
             }
         }
+        wrong.extend(self.misplaced());
         for (fd, Corrupt(cause)) in wrong {
             self.reset(fd, CloseReason::Corrupt, cause, kernel, &mut repaired);
         }
+        let arrived = self.own_arriving();
         let buffers = self.occupied().filter_map(|fd| self.record(fd).pending());
         let buffers = buffers.map(|pending| pending.buffer).collect();
         self.pool = Pool::with_used(self.layout.buffers, &buffers);
         for fd in self.occupied().collect::<Vec<_>>() {
+            if self.record(fd).flags().has(Flags::MOVING) {
+                continue; // Nothing was done to it since it was marked.
+            }
             if rescue.poison == Some(fd) {
                 let cause = "two processes in a row died serving it";
                 self.reset(fd, CloseReason::Poisoned, cause, kernel, &mut repaired);
@@ -207,24 +212,44 @@ impl<P: Probe> Memory<P> {
             let (line, word) = Layout::in_hand(word);
             self.store(line, word, 0);
         }
-        repaired.connections = self.occupied().count() as u32;
-        let generations = (0..self.used).map(|fd| self.record(fd).generation());
-        repaired.last_generation = generations.max().unwrap_or(0);
-        self.correct_counters(repaired.connections);
+        // Those that are still marked as arriving are their sender's.
+        let (all, arriving) = (self.occupied().count(), self.arriving().count());
+        repaired.connections = (all - arriving) as u32;
+        let generations = (0..self.used).map(|fd| self.record(fd));
+        let generations = generations.filter(|record| !record.flags().is_departing());
+        let generations = generations.map(|record| record.generation());
+        let last = generations.max().unwrap_or(0);
+        repaired.last_generation = last.max(self.generation_of_batch());
+        self.correct_counters(repaired.connections, arrived);
         repaired
     }
 
+    /// Takes the connections that arrived in a batch whose answer is stored. Returns their number.
+    fn own_arriving(&mut self) -> u64 {
+        if !self.owns_arriving() {
+            return 0;
+        }
+        let arriving: Vec<u32> = self.arriving().collect();
+        for &fd in &arriving {
+            self.record_mut(fd).take_ownership();
+        }
+        arriving.len() as u64
+    }
+
     /// Makes the counters agree with the records: the process may have died between the two.
-    fn correct_counters(&self, open: u32) {
+    /// `arrived` connections may not have been counted.
+    fn correct_counters(&self, open: u32, arrived: u64) {
         let counted = counters::balance(&self.shared);
         let too_many = counted.saturating_sub(open.into());
-        let (counter, amount) = if too_many > 0 {
+        if too_many > 0 {
             // It was being closed, in most cases because its peer had closed it.
-            (Counter::Closed(CloseReason::PeerClosed), too_many)
-        } else {
-            (Counter::Accepted, too_many)
-        };
-        add(self.shared.words(), counter, amount.unsigned_abs());
+            let counter = Counter::Closed(CloseReason::PeerClosed);
+            return add(self.shared.words(), counter, too_many.unsigned_abs());
+        }
+        let missing = too_many.unsigned_abs();
+        let migrated = missing.min(arrived);
+        add(self.shared.words(), Counter::MigratedIn, migrated);
+        add(self.shared.words(), Counter::Accepted, missing - migrated);
     }
 
     /// Returns the connection that was being served: the one received from, else the next to be
@@ -269,7 +294,7 @@ impl<P: Probe> Memory<P> {
         if head.state == State::Free {
             return Ok(None);
         }
-        if head.generation == 0 {
+        if head.generation == 0 && !head.flags.is_departing() {
             return Err(Corrupt("a connection has no generation"));
         }
         let pending = checked_pending(self, fd)?;

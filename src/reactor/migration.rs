@@ -10,6 +10,7 @@
 mod incoming;
 mod outgoing;
 mod part;
+mod resumed;
 pub(super) mod state;
 
 use mio::Token;
@@ -74,25 +75,28 @@ impl Reactor {
         if incoming || ready || (waiting && outgoing.machine.has_room()) {
             return Some(self.now);
         }
-        outgoing.staged.as_ref().map(|(_, retry)| *retry)
+        outgoing.retry
     }
 
     /// Closes migrating connections at the end of a stop's time, without a reset: the other worker
     /// may have them.
     pub(super) fn abandon_migration(&mut self) {
-        self.incoming = None;
+        if let Some(incoming) = self.incoming.take() {
+            self.close_incoming(incoming);
+        }
         self.counts_until = None;
         self.expected = 0;
         let Some(mut outgoing) = self.outgoing.take() else {
             return;
         };
-        for (_, batch) in std::mem::take(&mut outgoing.batches) {
-            for fd in batch {
+        for batch in std::mem::take(&mut outgoing.batches) {
+            for (_, fd) in batch.connections {
                 self.memory
                     .count(Counter::Closed(CloseReason::DrainTimeout), 1);
                 self.close_migrated(fd);
             }
         }
+        self.close_outgoing(&mut outgoing);
     }
 
     /// Closes a descriptor whose connection may belong to another worker.

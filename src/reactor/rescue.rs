@@ -73,6 +73,11 @@ impl Reactor {
         mem::forget((acceptors, outgoing, incoming));
         let mut reactor = Self::over(poll, memory, config, max_connections);
         reactor.last_generation = last_generation;
+        let departing: Vec<u32> = reactor.memory.departing().collect();
+        for fd in departing {
+            reactor.open += 1;
+            reactor.count_source(fd);
+        }
         for fd in reactor.local_connections() {
             reactor.open += 1;
             let state = reactor.memory.record(fd).state();
@@ -83,6 +88,7 @@ impl Reactor {
             reactor.count_source(fd);
             reactor.resume_connection(fd);
         }
+        reactor.resume_handovers();
         reactor
     }
 

@@ -112,9 +112,10 @@ const fn socket_options(role: Role) -> &'static [libc::c_int] {
 const CLONE_FLAGS: libc::c_int =
     libc::CLONE_FILES | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
 
-/// Socket options that a worker may read, with their level: what tells the connections of a dead
-/// process from other sockets, and the kernel's byte counters of each.
-const READ_OPTIONS: [(libc::c_int, libc::c_int); 4] = [
+/// Socket options that a worker may read, with their level: what tells the connections and the
+/// handovers of a dead process from other sockets, and the kernel's byte counters of each.
+const READ_OPTIONS: [(libc::c_int, libc::c_int); 5] = [
+    (libc::SOL_SOCKET, libc::SO_TYPE),
     (libc::SOL_SOCKET, libc::SO_PROTOCOL),
     (libc::SOL_SOCKET, libc::SO_ACCEPTCONN),
     (libc::IPPROTO_TCP, libc::TCP_INFO),

@@ -205,6 +205,23 @@ pub(crate) fn inherited_listener(number: u32) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Returns the sequenced-packet socket at `number`, other than the channel, which a dead process
+/// with the same descriptor table owned; `None` if there is none.
+///
+/// To be called once for each number, by the process that takes the dead one's place.
+#[must_use]
+pub(crate) fn inherited_link(number: u32) -> Option<OwnedFd> {
+    let number = RawFd::try_from(number).ok()?;
+    // SAFETY: the number is not -1; it is only queried here, which fails if it is not open.
+    let link = unsafe { BorrowedFd::borrow_raw(number) };
+    if number == CHANNEL_NUMBER || getsockopt(&link, sockopt::SockType) != Ok(SockType::SeqPacket) {
+        return None;
+    }
+    // SAFETY: it is open; the values that owned it are the dead process's, or copies of them that
+    // this process forgets.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::IntoRawFd;

@@ -14,8 +14,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::libc;
 use rustix::io::ioctl_fionread;
 use rustix::ioctl::{Getter, ioctl};
-use rustix::net::ipproto;
-use rustix::net::sockopt::{socket_acceptconn, socket_protocol};
+use rustix::net::sockopt::{socket_acceptconn, socket_protocol, socket_type};
+use rustix::net::{SocketType, ipproto};
 
 /// Words of `struct tcp_info` up to `tcpi_bytes_received`.
 const WORDS: usize = 34;
@@ -80,11 +80,34 @@ pub fn counters(fd: BorrowedFd<'_>) -> Result<Counters, &'static str> {
 
 const NO_COUNTERS: &str = "the kernel returns no counters for it";
 
+/// What a descriptor is, as far as a worker receives any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP socket that does not listen.
+    Connection,
+    /// A TCP socket that listens.
+    Listener,
+    /// A sequenced-packet socket.
+    Link,
+    /// Anything else, or nothing.
+    Other,
+}
+
+/// Returns what `fd` is.
+#[must_use]
+pub fn kind_of(fd: BorrowedFd<'_>) -> Kind {
+    match (socket_protocol(fd), socket_acceptconn(fd)) {
+        (Ok(Some(ipproto::TCP)), Ok(false)) => Kind::Connection,
+        (Ok(Some(ipproto::TCP)), Ok(true)) => Kind::Listener,
+        (Ok(_), _) if socket_type(fd) == Ok(SocketType::SEQPACKET) => Kind::Link,
+        _ => Kind::Other,
+    }
+}
+
 /// Returns whether `fd` is a TCP socket that does not listen.
 #[must_use]
 pub fn is_connection(fd: BorrowedFd<'_>) -> bool {
-    matches!(socket_protocol(fd), Ok(Some(ipproto::TCP)))
-        && matches!(socket_acceptconn(fd), Ok(false))
+    kind_of(fd) == Kind::Connection
 }
 
 /// The numbers of `struct tcp_info` that must not change during a sample.

@@ -103,6 +103,7 @@ fn from_worker() -> Vec<FromWorker> {
             connections: 4,
             owed_bytes: u64::MAX,
             reset: 1,
+            is_handing_over: true,
             took_us: 900,
         }),
     ]

@@ -167,6 +167,8 @@ pub struct Rescued {
     pub owed_bytes: u64,
     /// Connections that were reset because they could not be repaired.
     pub reset: u32,
+    /// Whether it continues the handover of all its connections.
+    pub is_handing_over: bool,
     /// Microseconds from the wake-up of the keeper to this message.
     pub took_us: u64,
 }

@@ -15,6 +15,7 @@
 
 use std::io;
 use std::mem;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -55,7 +56,7 @@ impl Worker {
                 let woken = clock::now();
                 drop(span);
                 span = log::worker_span(self.id.slot.0, self.id.generation.0).entered();
-                fault::count_stores_of_rescue();
+                fault::begin_rescue();
                 fault::point("keeper.woke");
                 let rescue = ended.map_err(|error| error.to_string());
                 let rescue = rescue.and_then(|()| self.begin_rescue());
@@ -160,11 +161,14 @@ impl Worker {
             .continued(&self.config, repaired.last_generation);
         self.continue_phase();
         self.reactor.adopt_listeners(self.id.slot);
+        self.reactor.close_unnamed(self.channel.as_fd().as_raw_fd());
         if repaired.was_accepting {
             self.reactor.admit_unlisted();
         }
         self.continue_orphan();
         self.rearm(reports);
+        // Before the report of the rescue, after which the supervisor repeats its requests.
+        self.conclude_handover();
         fault::point("rescue.rearmed");
         let took = clock::now().since(woken);
         self.send(FromWorker::Rescued(Rescued {
@@ -174,6 +178,7 @@ impl Worker {
             owed_bytes: repaired.owed_bytes,
             // Bounded by the number of descriptors.
             reset: repaired.reset.len() as u32,
+            is_handing_over: self.reactor.hands_over_all().is_some(),
             took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         }));
         self
@@ -186,8 +191,18 @@ impl Worker {
             return; // It was valid a moment ago.
         };
         self.phase = phase;
-        match phase {
+        let hands_over = self.reactor.hands_over_all();
+        match (phase, hands_over) {
+            // It died before the phase was stored.
+            (Phase::Serving | Phase::StandingBy | Phase::Undecided { .. }, Some(last)) => {
+                self.enter(Phase::HandingOver { last });
+            }
+            (Phase::LameDuck { .. }, _) => self.reactor.stop_handing_over(),
+            _ => {}
+        }
+        match self.phase {
             Phase::Serving | Phase::LameDuck { .. } => {}
+            Phase::HandingOver { last: true } if hands_over.is_some() => {}
             Phase::StandingBy | Phase::HandingOver { .. } | Phase::Undecided { .. } => {
                 self.reactor.pause_accepting();
             }

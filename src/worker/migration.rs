@@ -73,6 +73,10 @@ impl Worker {
             self.phase,
             Phase::Serving | Phase::StandingBy | Phase::Undecided { .. }
         );
+        if matches!(self.phase, Phase::HandingOver { .. }) {
+            // The supervisor did not know that a process that died had begun it.
+            return event!(repeated_handover_ignored, to_slot = request.to.slot.0);
+        }
         let Some(link) = descriptors.into_iter().next().filter(|_| serves) else {
             event!(
                 handover_impossible,
@@ -151,10 +155,17 @@ impl Worker {
         } = &result;
         if result.part {
             event!(part_left, migrated = moved, reason = end.name());
-            return self.send(FromWorker::HandedOver(result));
+            return self.report(result);
         }
-        let Phase::HandingOver { last } = self.phase else {
-            return; // A stop came between; it resolves everything.
+        let last = match self.phase {
+            Phase::HandingOver { last } => last,
+            // The process that entered the phase has died, and may not have reported why.
+            Phase::Serving | Phase::Undecided { .. } | Phase::Done => return self.report(result),
+            // A stop came between; it resolves everything.
+            Phase::StandingBy
+            | Phase::LameDuck { .. }
+            | Phase::Leaving { .. }
+            | Phase::Draining { .. } => return,
         };
         event!(
             connections_left,
@@ -167,12 +178,21 @@ impl Worker {
                 self.enter(Phase::Done);
                 fault::point("sender.done");
             }
-            HandoverEnd::PeerGone => self.enter(Phase::Serving),
+            HandoverEnd::PeerGone => {
+                self.enter(Phase::Serving);
+                self.reactor.begin_accepting();
+            }
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.enter(Phase::Undecided { last });
             }
         }
+        self.report(result);
+    }
+
+    /// Reports the result of a handover. The next life reports it again unless that was stored.
+    fn report(&mut self, result: HandedOver) {
         self.send(FromWorker::HandedOver(result));
+        self.reactor.memory_mut().end_report();
     }
 
     /// Reports a handover that could not begin.

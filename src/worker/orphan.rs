@@ -35,8 +35,6 @@ impl Worker {
 
     /// Continues without a supervisor.
     pub(super) fn handle_supervisor_exit(&mut self, error: &dyn fmt::Display) {
-        // No message was on its way: a death from here on is rescued.
-        self.note_migration();
         let now = clock::now();
         let timeout = self.config.orphan_timeout;
         let connections = self.reactor.open_connections();

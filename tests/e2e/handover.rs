@@ -13,14 +13,19 @@ use std::time::Duration;
 
 use crate::support::{Client, DEADLINE, Deadline, Watched, own_address, poll_one};
 use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use uppercased::channel::{self, Channel};
 use uppercased::config::{Config, LogLevel};
 use uppercased::handover::{HandedOver, HandoverEnd};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
+use uppercased::memory::life;
 use uppercased::sys::shared::SharedMemory;
-use uppercased::wire::{Envelope, FromWorker, HandOver, Listen, Start, Stop, TakeOver, ToWorker};
+use uppercased::wire::{
+    Envelope, FromWorker, HandOver, Listen, Rescued, Start, Stop, TakeOver, ToWorker,
+};
 use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 use uppercased_ctl::metrics::Counter;
 
@@ -105,7 +110,9 @@ impl Slot {
             room: max_connections,
             descriptors: DESCRIPTORS,
         };
-        let mut descriptors = vec![file.as_fd()];
+        // The test is its supervisor.
+        let supervisor = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        let mut descriptors = vec![file.as_fd(), supervisor.as_fd()];
         descriptors.extend(self.listener.as_ref().map(AsFd::as_fd));
         let message = ToWorker::Start(Box::new(start));
         let envelope = Envelope {
@@ -175,6 +182,28 @@ impl Worker {
     }
 
     #[track_caller]
+    fn expect_rescued(&mut self) -> Rescued {
+        match self.receive() {
+            Some((FromWorker::Rescued(rescued), _)) => {
+                self.send(ToWorker::Confirm, &[]);
+                rescued
+            }
+            other => panic!("expected Rescued, received {other:?}"),
+        }
+    }
+
+    /// Kills the worker's keeper, then its process.
+    fn end(&self) {
+        for pid in [life::keeper(&self.memory), life::process(&self.memory)] {
+            let process = pid.and_then(|pid| Watched::open(pid.unsigned_abs()));
+            // A worker that has ended may have left the IDs of processes of others.
+            if let Some(process) = process.filter(|it| is_child(it.pid())) {
+                process.signal(Signal::SIGKILL);
+            }
+        }
+    }
+
+    #[track_caller]
     fn expect_exit(&mut self) -> ExitStatus {
         assert!(self.watched.wait_gone(DEADLINE), "{} still runs", self.id);
         self.child.wait().unwrap()
@@ -200,9 +229,18 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.end();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn is_child(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let parent = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(1));
+    parent == Some(&std::process::id().to_string())
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -286,6 +324,13 @@ fn successor_takes_over_and_predecessor_exits() {
     Client::connect(slot.addr()).roundtrip(b"third");
 }
 
+fn without_rescue() -> Config {
+    Config {
+        crash_rescue: false,
+        ..Config::default()
+    }
+}
+
 #[test]
 fn dead_receiver_returns_unacknowledged_connections() {
     let points = [
@@ -296,7 +341,7 @@ fn dead_receiver_returns_unacknowledged_connections() {
         ("receiver.acknowledged", 250, 200),
     ];
     for (point, count, moved) in points {
-        let mut slot = Slot::new(Config::default());
+        let mut slot = Slot::new(without_rescue());
         let mut old = slot.start(false, "");
         let mut clients = clients(&slot, &old, count);
         let mut new = slot.start(true, &format!("{point}=kill"));
@@ -341,7 +386,7 @@ fn dead_sender_leaves_sent_connections_with_receiver() {
         ("sender.done", true),
     ];
     for (point, arrives) in points {
-        let mut slot = Slot::new(Config::default());
+        let mut slot = Slot::new(without_rescue());
         let mut old = slot.start(false, &format!("{point}=kill"));
         let mut clients = clients(&slot, &old, 4);
         let mut new = slot.start(true, "");
@@ -359,6 +404,197 @@ fn dead_sender_leaves_sent_connections_with_receiver() {
             "{point}"
         );
     }
+}
+
+/// Starts the receiver and the sender of a handover, each with its faults, in a slot whose workers
+/// are rescued, and clients in more than one batch.
+fn rescued_pair(sender: &str, receiver: &str) -> (Slot, Worker, Worker, Vec<Client>) {
+    let mut slot = Slot::new(Config {
+        crash_rescue: true,
+        ..Config::default()
+    });
+    let old = slot.start(false, sender);
+    let clients = clients(&slot, &old, RESCUED_CLIENTS as usize);
+    let new = slot.start(true, receiver);
+    (slot, old, new, clients)
+}
+
+const RESCUED_CLIENTS: u32 = 250;
+
+/// Asserts that everything has migrated: `old` has reported it, and has ended.
+#[track_caller]
+fn expect_all_moved(old: &mut Worker, new: &Worker, slot: &Slot, clients: &mut [Client]) {
+    let expected = HandedOver {
+        moved: RESCUED_CLIENTS,
+        left: 0,
+        end: HandoverEnd::Done,
+        part: false,
+    };
+    assert_eq!(old.expect_handed_over(), expected);
+    serves(clients);
+    Client::connect(slot.addr()).roundtrip(b"newcomer");
+    for (worker, counter) in [
+        (&*old, Counter::MigratedOut),
+        (new, Counter::MigratedIn),
+        (new, Counter::Accepted),
+    ] {
+        let wanted = if counter == Counter::Accepted {
+            1
+        } else {
+            RESCUED_CLIENTS.into()
+        };
+        assert_eq!(worker.count(counter), wanted, "{counter:?}");
+    }
+}
+
+#[test]
+fn rescued_receiver_loses_no_connection() {
+    for point in ["received", "adopted", "acknowledged"] {
+        println!("{point}");
+        let fault = format!("receiver.{point}=kill_first");
+        let (slot, mut old, mut new, mut clients) = rescued_pair("", &fault);
+        hand_over(&mut old, &mut new, false);
+        expect_all_moved(&mut old, &new, &slot, &mut clients);
+        assert!(old.expect_exit().success());
+        assert!(new.expect_rescued().reset == 0);
+    }
+}
+
+#[test]
+fn rescued_sender_loses_no_connection() {
+    for point in ["frozen", "sent", "acknowledged", "done"] {
+        println!("{point}");
+        let fault = format!("sender.{point}=kill_first");
+        let (slot, mut old, mut new, mut clients) = rescued_pair(&fault, "");
+        hand_over(&mut old, &mut new, false);
+        if point != "done" {
+            let rescued = old.expect_rescued();
+            assert_eq!((rescued.reset, rescued.is_handing_over), (0, true));
+        }
+        expect_all_moved(&mut old, &new, &slot, &mut clients);
+    }
+}
+
+#[test]
+fn rescued_pair_loses_no_connection() {
+    for sender in ["frozen", "sent", "acknowledged"] {
+        for receiver in ["received", "adopted", "acknowledged"] {
+            println!("{sender} {receiver}");
+            let (slot, mut old, mut new, mut clients) = rescued_pair(
+                &format!("sender.{sender}=kill_first"),
+                &format!("receiver.{receiver}=kill_first"),
+            );
+            hand_over(&mut old, &mut new, false);
+            assert_eq!(old.expect_rescued().reset, 0);
+            expect_all_moved(&mut old, &new, &slot, &mut clients);
+            assert_eq!(new.expect_rescued().reset, 0);
+        }
+    }
+}
+
+/// Hands over until everything has migrated: a request that was lost is repeated.
+#[track_caller]
+fn hand_over_to_the_end(old: &mut Worker, new: &mut Worker) {
+    hand_over(old, new, false);
+    loop {
+        match old.receive() {
+            Some((FromWorker::Rescued(rescued), _)) => {
+                assert_eq!(rescued.reset, 0);
+                old.send(ToWorker::Confirm, &[]);
+                if !rescued.is_handing_over {
+                    hand_over(old, new, false);
+                }
+            }
+            Some((FromWorker::HandedOver(result), _)) => match result.end {
+                HandoverEnd::PeerGone => hand_over(old, new, false),
+                HandoverEnd::Done => return,
+                _ => panic!("{result:?}"),
+            },
+            other => panic!("expected a report, received {other:?}"),
+        }
+    }
+}
+
+/// Kills the sender, the receiver or both after a store of the handover.
+#[test]
+fn rescued_worker_loses_no_connection_at_any_store() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|it| it.parse().ok());
+    let only = number("E2E_STORE");
+    let step = number("E2E_STORE_STEP").unwrap_or(41);
+    let (mut sent, mut received) = (0, 0);
+    let stores = only.map_or(0..STORES_MAX, |only: usize| only..only + 1);
+    for store in stores.step_by(step) {
+        for side in ["sender", "receiver", "both"] {
+            println!("store {store}, {side}");
+            let plan = format!("store={}", store + 1);
+            let of = |which: &str| {
+                if [which, "both"].contains(&side) {
+                    &plan
+                } else {
+                    ""
+                }
+            };
+            let mut slot = Slot::new(Config {
+                crash_rescue: true,
+                ..Config::default()
+            });
+            let mut old = slot.start(false, of("sender"));
+            let mut clients: Vec<_> = (0..8).map(|_| Client::connect(slot.addr())).collect();
+            clients[0].roundtrip(b"before");
+            let mut new = slot.start(true, of("receiver"));
+            hand_over_to_the_end(&mut old, &mut new);
+            if life::lives(&new.memory) > 1 {
+                // It may have died before it began to accept.
+                assert_eq!(new.expect_rescued().reset, 0);
+                new.send(ToWorker::Serve, &[]);
+            }
+            serves(&mut clients);
+            Client::connect(slot.addr()).roundtrip(b"newcomer");
+            sent += life::lives(&old.memory) - 1;
+            received += life::lives(&new.memory) - 1;
+        }
+    }
+    println!("{sent} senders and {received} receivers were rescued");
+    assert!(only.is_some() || (sent > 5 && received > 5));
+}
+
+/// More stores than a worker makes in a handover of a few connections.
+const STORES_MAX: usize = 400;
+
+/// The request and its socket are lost with the process; the supervisor repeats both.
+#[test]
+fn lost_request_for_handover_is_repeated() {
+    let (slot, mut old, mut new, mut clients) = rescued_pair("sender.requested=kill_first", "");
+    hand_over(&mut old, &mut new, false);
+    let rescued = old.expect_rescued();
+    assert!(!rescued.is_handing_over);
+    hand_over(&mut old, &mut new, false);
+    expect_all_moved(&mut old, &new, &slot, &mut clients);
+
+    let (slot, mut old, mut new, mut clients) = rescued_pair("", "receiver.requested=kill_first");
+    hand_over(&mut old, &mut new, false);
+    let result = old.expect_handed_over();
+    let (left, end) = (RESCUED_CLIENTS, HandoverEnd::PeerGone);
+    assert_eq!((result.moved, result.left, result.end), (0, left, end));
+    assert_eq!(new.expect_rescued().connections, 0);
+    hand_over(&mut old, &mut new, false);
+    expect_all_moved(&mut old, &new, &slot, &mut clients);
+}
+
+/// The sender may have read an answer and died before it stored that, and the only process that
+/// knows it is gone: connections that it has not served since then are taken back.
+#[test]
+fn rescued_sender_survives_lost_receiver() {
+    let (_, mut old, mut new, mut clients) = rescued_pair(
+        "sender.acknowledged=kill_first",
+        "receiver.acknowledged=stop",
+    );
+    hand_over(&mut old, &mut new, false);
+    assert_eq!(old.expect_rescued().reset, 0);
+    new.end();
+    let result = old.expect_handed_over();
+    assert_eq!((result.moved, result.end), (0, HandoverEnd::PeerGone));
+    serves(&mut clients);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use proptest::prelude::*;
 use uppercased::connection::Rules;
 use uppercased::memory::frozen::{Phase, rescued};
 use uppercased::memory::layout::{Flags, HANDS, InHand, Layout, State};
+use uppercased::memory::transit::{Answered, Departure, StoredAnswer};
 use uppercased::memory::unsent;
 use uppercased::sys::shared::SharedMemory;
 use uppercased_ctl::metrics::CloseReason;
@@ -442,13 +443,44 @@ fn rich_terms() -> Terms {
 /// Returns the owner of the connection by the rules of the memory, if both workers exited now.
 fn owner(sender: &Memory, receiver: &Memory) -> &'static str {
     let (there, here) = (sender.record(3).state(), receiver.record(5));
-    let marked = here.flags().has(Flags::MOVING);
-    let gone = matches!(there, State::Handed | State::Free);
-    if here.state() == State::Open && (!marked || gone) {
+    let is_marked = here.flags().has(Flags::MOVING);
+    if here.state() == State::Open && (!is_marked || receiver.owns_arriving()) {
         return "receiver";
     }
     assert_eq!(there, State::Open, "no worker has it");
     "sender"
+}
+
+/// Rescues the worker of `memory`, if it serves yet.
+fn continue_handover(memory: &mut Memory, kernel: &mut Kernel) {
+    let rescuer = &mut Rescuer {
+        kernel,
+        lengths: BTreeMap::new(),
+    };
+    let rescue = memory.begin_rescue().unwrap();
+    memory.finish_closes(rescuer);
+    let repaired = memory.repair(rescue, rescuer);
+    assert_eq!(repaired.reset, []);
+    // A batch that has no answer is sent again.
+    for fd in memory.arriving().collect::<Vec<_>>() {
+        memory.record_mut(fd).end_handover();
+        memory.record_mut(fd).end_close();
+    }
+}
+
+/// Returns the answer to a batch of one connection, which the receiver adopts.
+fn first_answer() -> (Answered, StoredAnswer) {
+    let answered = Answered {
+        last_sequence: 1,
+        adopted: 1,
+        is_refusing: false,
+    };
+    let answer = StoredAnswer {
+        sequence: 1,
+        taken: 1,
+        left: Vec::new(),
+    };
+    (answered, answer)
 }
 
 fn any_script() -> impl Strategy<Value = (Terms, Vec<Op>)> {
@@ -511,7 +543,7 @@ fn readers_omitting_a_rule_are_caught() {
 }
 
 /// Stops after each store of a handover; at each point the records of both sides name one owner,
-/// which has every byte.
+/// which has every byte, and it keeps that when both workers are rescued.
 #[test]
 fn handover_leaves_one_owner_after_every_store() {
     let mut owners = Vec::new();
@@ -526,16 +558,40 @@ fn handover_leaves_one_owner_after_every_store() {
         sender.record_mut(3).end_send(hand, 1).unwrap();
         world.countdown.arm(point);
         let died = dies(|| {
+            let (link, last, part) = (9, false, false);
+            sender.begin_departure(Departure { link, last, part });
+            receiver.begin_arrival(9, 1);
             let frozen = sender.record_mut(3).freeze().unwrap();
-            sender.record_mut(3).begin_handover();
+            sender.record_mut(3).begin_handover(1, 0);
+            receiver.begin_adoption(1);
             receiver.arrive(5, 9, &frozen).unwrap();
+            let (answered, answer) = first_answer();
+            receiver.store_answer(answered, Some(&answer));
             // The acknowledgement is sent, and then read.
             receiver.record_mut(5).take_ownership();
+            sender.begin_resolving(1, 1);
             sender.record_mut(3).end_handover();
             sender.record_mut(3).end_close();
+            sender.end_departure(None);
+            receiver.end_arrival();
         });
         world.countdown.arm(u64::MAX);
         let owner = owner(&sender, &receiver);
+        let mut kernel = world.kernel;
+        for memory in [&mut sender, &mut receiver] {
+            continue_handover(memory, &mut kernel);
+        }
+        let is_in_flight = sender.record(3).flags().is_departing();
+        assert_eq!(sender.batches().len(), usize::from(is_in_flight));
+        if owner == "sender" {
+            assert_eq!(receiver.record(5).state(), State::Free, "at point {point}");
+        } else {
+            assert!(!receiver.record(5).flags().has(Flags::MOVING));
+            let (answered, answer) = first_answer();
+            let arrival = receiver.arrival();
+            let is_known = arrival.is_none_or(|it| it.answers == [answer.clone()]);
+            assert!(is_known && receiver.answered() == answered);
+        }
         let told = match owner {
             "receiver" => rescued(&mut receiver, 5, 3),
             _ => rescued(&mut sender, 3, 3),

@@ -14,9 +14,10 @@ use super::state::{Incoming, Link};
 use crate::channel::packets;
 use crate::config::{HANDOVER_COUNT_TIMEOUT, HANDOVER_MESSAGE_BYTES, HANDOVER_TURN};
 use crate::fault;
-use crate::handover::machine::{Receiver, ReceiverAction, ReceiverEvent};
+use crate::handover::machine::{Answer, Receiver, ReceiverAction, ReceiverEvent};
 use crate::handover::record::{self, Left, Message, Packet, Record};
 use crate::log::event;
+use crate::memory::transit::{Answered, Source, StoredAnswer};
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock;
 use uppercased_ctl::metrics::Counter;
@@ -48,6 +49,7 @@ impl Reactor {
             buffer: vec![0; HANDOVER_MESSAGE_BYTES],
             answered: 0,
         });
+        self.memory.begin_arrival(incoming.link.number(), expected);
         self.memory.note_answered(0);
         if self.finishing || self.gate == Gate::Ended {
             // At once: the sender still has every option.
@@ -78,7 +80,7 @@ impl Reactor {
                 event!(takeover_finished, connections = adopted);
                 self.accept_while_expecting(self.expected);
                 self.expect_no_more();
-                return;
+                return self.close_incoming(incoming);
             }
             if !incoming.link.ready || clock::now() >= until {
                 break;
@@ -97,8 +99,17 @@ impl Reactor {
         self.pause_at_limit();
     }
 
+    /// Closes the link of a handover to here.
+    pub(super) fn close_incoming(&mut self, incoming: Box<Incoming>) {
+        self.memory.set_unnamed(Source::Link, true);
+        self.memory.end_arrival();
+        drop(incoming);
+        self.memory.set_unnamed(Source::Link, false);
+    }
+
     /// Handles the next packet, if there is one. Returns whether the handover is over.
     fn receive_batch(&mut self, incoming: &mut Incoming) -> bool {
+        self.memory.set_unnamed(Source::Link, true);
         let mut descriptors = Vec::new();
         if incoming.link.ready {
             match incoming.link.receive(&mut incoming.buffer) {
@@ -116,6 +127,18 @@ impl Reactor {
                 }
             }
         }
+        let is_over = self.execute_received(incoming, descriptors);
+        self.memory.set_unnamed(Source::Link, false);
+        is_over
+    }
+
+    /// Executes what the receiver requests, with the `descriptors` of the packet. Returns whether
+    /// the handover is over.
+    pub(super) fn execute_received(
+        &mut self,
+        incoming: &mut Incoming,
+        descriptors: Vec<OwnedFd>,
+    ) -> bool {
         let mut descriptors = Some(descriptors);
         while let Some(action) = incoming.machine.poll_action() {
             let over = match action {
@@ -162,9 +185,28 @@ impl Reactor {
     /// Answers a packet. Returns true if that is impossible: the sender must then see the socket
     /// close.
     fn answer(&mut self, incoming: &mut Incoming, sequence: u32, message: Message) -> bool {
+        self.store_answer(incoming);
         incoming.answered += 1;
         self.memory.note_answered(incoming.answered);
         !incoming.link.offers(sequence, message)
+    }
+
+    /// Stores what the process that continues this one must know of the next answer.
+    fn store_answer(&mut self, incoming: &Incoming) {
+        let received = incoming.machine.received();
+        let answered = Answered {
+            last_sequence: received.last_sequence,
+            adopted: received.adopted,
+            is_refusing: received.is_refusing,
+        };
+        let latest = received.answers.back();
+        let latest = latest.filter(|(sequence, _)| *sequence == received.last_sequence);
+        let answer = latest.map(|(sequence, Answer { taken, left })| StoredAnswer {
+            sequence: *sequence,
+            taken: *taken,
+            left: left.clone(),
+        });
+        self.memory.store_answer(answered, answer.as_ref());
     }
 
     /// Adopts as much of a batch as it can, acknowledges it and begins to serve it. Returns whether
@@ -179,6 +221,8 @@ impl Reactor {
         if first {
             fault::point("receiver.received");
         }
+        let before = self.memory.answered();
+        self.memory.begin_adoption(incoming.machine.last_sequence());
         let AdoptedBatch { batch, left } =
             self.adopt_batch(descriptors.unwrap_or_default(), connections);
         if let Some(left) = &left {
@@ -207,6 +251,7 @@ impl Reactor {
         };
         let message = Message::Acknowledged { taken, left };
         let frame = Packet { sequence, message }.encode();
+        self.store_answer(incoming);
         match incoming.link.packets.send(&frame, &[]) {
             // A sender that is gone no longer owns them.
             Ok(true) | Err(packets::Error::Closed) => {}
@@ -215,6 +260,7 @@ impl Reactor {
                 let error =
                     refused.map_or_else(|error| error.to_string(), |_| "no room".to_owned());
                 event!(takeover_batch_returned, error);
+                self.memory.store_answer(before, None);
                 self.release_batch(&batch);
                 return true;
             }
@@ -290,7 +336,7 @@ impl Reactor {
     }
 
     /// Releases the recorded part of a batch. The watch first: its sender has the same sockets.
-    fn release_batch(&mut self, batch: &[u32]) {
+    pub(super) fn release_batch(&mut self, batch: &[u32]) {
         for &fd in batch {
             let socket = Socket::numbered(fd);
             // Fails for the one whose watch failed.

@@ -17,6 +17,7 @@ use crate::handover::record::{BatchEncoder, CAUSE_MAX_BYTES, Message, Packet};
 use crate::handover::{HandedOver, HandoverEnd, Part};
 use crate::log::event;
 use crate::memory::layout::{Flags, State};
+use crate::memory::transit::{Batch, Departed, Departure, Source};
 use crate::sys::socket::Socket;
 use uppercased_ctl::clock;
 use uppercased_ctl::metrics::{CloseReason, Counter};
@@ -41,6 +42,12 @@ impl Reactor {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let link = Link::new(link, self.next_token(), self.poll.registry())?;
+        let departure = Departure {
+            link: link.number(),
+            last,
+            part: false,
+        };
+        self.memory.begin_departure(departure);
         if !last {
             self.pause_accepting();
         }
@@ -69,6 +76,12 @@ impl Reactor {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let link = Link::new(link, self.next_token(), self.poll.registry())?;
+        let departure = Departure {
+            link: link.number(),
+            last: false,
+            part: true,
+        };
+        self.memory.begin_departure(departure);
         let part = Some(Chosen::pending(part));
         self.memory.note_sent(0, 0);
         self.outgoing = Some(Box::new(Outgoing::new(link, false, part)));
@@ -166,9 +179,11 @@ impl Reactor {
                         cause: error.to_string(),
                     },
                 },
-                Err(packets::Error::Closed) => SenderEvent::PeerGone,
                 Err(error) => {
-                    event!(handover_socket_failed, %error);
+                    if !matches!(error, packets::Error::Closed) {
+                        event!(handover_socket_failed, %error);
+                    }
+                    outgoing.is_peer_gone = true;
                     SenderEvent::PeerGone
                 }
             };
@@ -177,7 +192,7 @@ impl Reactor {
         }
     }
 
-    fn execute(&mut self, outgoing: &mut Outgoing) {
+    pub(super) fn execute(&mut self, outgoing: &mut Outgoing) {
         while let Some(action) = outgoing.machine.poll_action() {
             match action {
                 SenderAction::Send { sequence } => {
@@ -185,15 +200,15 @@ impl Reactor {
                     if sequence == FIRST {
                         fault::point("sender.frozen");
                     }
-                    outgoing.batches.push_back((sequence, batch));
+                    outgoing.batches.push_back(batch);
                     outgoing.transmit(sequence, frame, self.now);
                 }
                 SenderAction::Repeat { sequence } => {
                     let frame = self.batch_again(outgoing, sequence);
-                    outgoing.repeat(sequence, &frame);
+                    outgoing.repeat(sequence, &frame, self.now);
                 }
                 SenderAction::Retry { sequence } => {
-                    if let Some((frame, _)) = outgoing.staged.take() {
+                    if let Some(frame) = outgoing.staged.take() {
                         outgoing.transmit(sequence, frame, self.now);
                     }
                 }
@@ -204,20 +219,7 @@ impl Reactor {
                     outgoing.settled += 1;
                     self.release(outgoing, sequence, &left);
                 }
-                SenderAction::TakeBack { sequence } => {
-                    if outgoing
-                        .batches
-                        .back()
-                        .is_some_and(|last| last.0 == sequence)
-                    {
-                        // Only the latest batch can wait for the kernel.
-                        outgoing.staged = None;
-                    }
-                    outgoing.settled += 1;
-                    for fd in outgoing.batch(sequence) {
-                        self.keep_stuck(outgoing, fd);
-                    }
-                }
+                SenderAction::TakeBack { sequence } => self.take_back(outgoing, sequence),
                 SenderAction::SendEnd { sequence } => {
                     let moved = outgoing.moved;
                     let message = Message::End { moved };
@@ -227,16 +229,18 @@ impl Reactor {
                         let _ = link.packets.send(&frame, &[]);
                     }
                 }
-                SenderAction::Finish => outgoing.link = None,
+                SenderAction::Finish => self.close_outgoing(outgoing),
             }
         }
     }
 
     /// Freezes as many connections as fit a batch.
-    fn freeze_batch(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Vec<u32>) {
+    fn freeze_batch(&mut self, outgoing: &mut Outgoing, sequence: u32) -> (Vec<u8>, Batch) {
         let mut encoder = BatchEncoder::new(sequence);
-        let mut batch = Vec::new();
-        for fd in self.candidates(outgoing) {
+        let mut connections = Vec::new();
+        self.memory.begin_batch(self.last_generation);
+        // A batch has fewer connections than a byte has values.
+        for (place, fd) in (0..=u8::MAX).zip(self.candidates(outgoing)) {
             // No connection is being closed between two steps of a turn.
             let Some(frozen) = self.memory.record_mut(fd).freeze() else {
                 continue;
@@ -247,19 +251,23 @@ impl Reactor {
             // Fails only if it is not watched.
             let _ = Socket::numbered(fd).unwatch(self.poll.registry());
             self.timers.disarm(fd);
-            self.memory.record_mut(fd).begin_handover();
-            batch.push(fd);
+            self.memory.record_mut(fd).begin_handover(sequence, place);
+            connections.push((place, fd));
             outgoing.cursor = fd + 1;
         }
         outgoing.moving += encoder.count();
+        let batch = Batch {
+            sequence,
+            connections,
+        };
         (encoder.finish(), batch)
     }
 
     /// Returns a batch in flight as it was sent: nothing has touched its connections since.
     fn batch_again(&mut self, outgoing: &Outgoing, sequence: u32) -> Vec<u8> {
         let mut encoder = BatchEncoder::new(sequence);
-        let batch = outgoing.batches.iter().find(|batch| batch.0 == sequence);
-        for fd in batch.into_iter().flat_map(|batch| &batch.1) {
+        let batch = outgoing.batches.iter().find(|it| it.sequence == sequence);
+        for (_, fd) in batch.into_iter().flat_map(|batch| &batch.connections) {
             let frozen = self.memory.record_mut(*fd).freeze();
             // It fitted when it was sent first.
             let _ = frozen.is_some_and(|frozen| encoder.push(&frozen));
@@ -290,31 +298,67 @@ impl Reactor {
 
     /// Closes migrated connections; those at the places `left` stay.
     fn release(&mut self, outgoing: &mut Outgoing, sequence: u32, left: &[u8]) {
-        for (place, fd) in outgoing.batch(sequence).into_iter().enumerate() {
-            if left.iter().any(|stays| usize::from(*stays) == place) {
+        // Another process may have released some of them.
+        if outgoing.resolved != sequence {
+            let batch = outgoing.batches.iter().find(|it| it.sequence == sequence);
+            let places = batch.map_or(0, |batch| batch.connections.len());
+            outgoing.moved += (places - left.len()) as u32;
+            outgoing.resolved = sequence;
+            self.memory.begin_resolving(sequence, outgoing.moved);
+        }
+        for (place, fd) in outgoing.batch(sequence) {
+            if left.contains(&place) {
                 self.keep_stuck(outgoing, fd);
                 continue;
             }
             self.memory.count(Counter::MigratedOut, 1);
             self.close_migrated(fd);
             outgoing.moving -= 1;
-            outgoing.moved += 1;
         }
         self.gate_after_close();
+    }
+
+    /// Serves the connections of a batch again.
+    fn take_back(&mut self, outgoing: &mut Outgoing, sequence: u32) {
+        outgoing.settled += 1;
+        let is_latest = outgoing
+            .batches
+            .back()
+            .is_some_and(|it| it.sequence == sequence);
+        // Only the latest batch can wait for the kernel.
+        let is_unsent = is_latest && outgoing.staged.take().is_some();
+        // Answers to older ones are still to come if this one was refused.
+        if !is_unsent && outgoing.is_oldest(sequence) && outgoing.resolved != sequence {
+            outgoing.resolved = sequence;
+            self.memory.begin_resolving(sequence, outgoing.moved);
+        }
+        let mut connections = outgoing.batch(sequence);
+        if is_unsent {
+            connections.reverse();
+        }
+        let is_doubtful = outgoing.is_resumed && outgoing.is_peer_gone;
+        for (_, fd) in connections {
+            if is_doubtful && !self.was_returned(fd) {
+                outgoing.moving -= 1;
+                self.lose(fd);
+            } else {
+                self.keep_stuck(outgoing, fd);
+            }
+        }
     }
 
     /// Serves a connection again that the other worker could not adopt.
     fn keep_stuck(&mut self, outgoing: &mut Outgoing, fd: u32) {
         outgoing.moving -= 1;
-        let generation = self.memory.record(fd).generation();
+        let generation = self.next_generation();
         outgoing.stuck.insert(fd, generation);
+        self.memory.record_mut(fd).take_back(generation);
         self.watch_again(fd);
     }
 
     /// Watches a connection again that was migrating, which reports its readiness.
     fn watch_again(&mut self, fd: u32) {
-        let mut record = self.memory.record_mut(fd);
-        record.take_ownership();
+        let record = self.memory.record(fd);
         let token = pack_token(fd, record.generation());
         if let Err(error) = Socket::numbered(fd).watch(self.poll.registry(), token) {
             event!(connection_watch_failed, %error, fd);
@@ -334,7 +378,7 @@ impl Reactor {
     }
 
     /// Completes a handover that is over; returns whether it is.
-    fn finish_handover(&mut self, outgoing: &Outgoing) -> bool {
+    pub(super) fn finish_handover(&mut self, outgoing: &Outgoing) -> bool {
         let Some(end) = outgoing.machine.end() else {
             // The result of a stopped handover is not reported.
             return outgoing.machine.is_over();
@@ -354,5 +398,19 @@ impl Reactor {
             part: outgoing.part.is_some(),
         });
         true
+    }
+
+    /// Stores the result of a handover that is over, and closes its link.
+    pub(super) fn close_outgoing(&mut self, outgoing: &mut Outgoing) {
+        let result = outgoing.machine.end().map(|end| Departed {
+            end: end.number(),
+            moved: outgoing.moved,
+            left: self.open,
+            part: outgoing.part.is_some(),
+        });
+        self.memory.set_unnamed(Source::Link, true);
+        self.memory.end_departure(result);
+        outgoing.link = None;
+        self.memory.set_unnamed(Source::Link, false);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -15,7 +15,8 @@ use crate::fault;
 use crate::handover::Part;
 use crate::handover::machine::{Receiver, Sender, SenderEvent};
 use crate::handover::record::{Message, Packet};
-use crate::sys::socket;
+use crate::memory::transit::{Batch, Departure};
+use crate::sys::{fd, socket};
 use uppercased_ctl::clock::Tick;
 
 /// The number of the first batch, for the fault points.
@@ -41,6 +42,26 @@ impl Link {
             token,
             ready: true,
         })
+    }
+
+    /// Returns the link that a dead process had at descriptor `number`.
+    ///
+    /// # Errors
+    /// There is none, or what `epoll_ctl` returned.
+    pub(super) fn resumed(number: u32, token: Token, registry: &Registry) -> io::Result<Self> {
+        let socket = fd::inherited_link(number).ok_or(io::ErrorKind::NotFound)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        socket::watch_again(socket.as_raw_fd(), registry, token, interest)?;
+        Ok(Self {
+            packets: Packets::over(socket),
+            token,
+            ready: true,
+        })
+    }
+
+    /// Returns its descriptor number.
+    pub(super) fn number(&self) -> u32 {
+        self.packets.as_fd().as_raw_fd().cast_unsigned()
     }
 
     /// Receives the next packet; `None` if there is none now.
@@ -81,10 +102,12 @@ pub(crate) struct Incoming {
 pub(crate) struct Outgoing {
     pub(super) link: Option<Link>,
     pub(super) machine: Sender,
-    /// Batches that are not settled: number and connections.
-    pub(super) batches: VecDeque<(u32, Vec<u32>)>,
-    /// The batch that the kernel has not accepted, and when it is offered again.
-    pub(super) staged: Option<(Vec<u8>, Tick)>,
+    /// Batches that are not settled.
+    pub(super) batches: VecDeque<Batch>,
+    /// The batch that the kernel has not accepted.
+    pub(super) staged: Option<Vec<u8>>,
+    /// When a batch that the kernel has not accepted is offered again.
+    pub(super) retry: Option<Tick>,
     /// Where the search for connections continues.
     pub(super) cursor: u32,
     /// No other worker will accept from these listeners.
@@ -98,6 +121,12 @@ pub(crate) struct Outgoing {
     /// Batches sent, and those settled, as the supervisor reads them.
     pub(super) sent: u64,
     pub(super) settled: u64,
+    /// The last batch whose resolution was stored.
+    pub(super) resolved: u32,
+    /// Whether another process began it, which may have read answers and not acted on them.
+    pub(super) is_resumed: bool,
+    /// Whether the other worker is gone.
+    pub(super) is_peer_gone: bool,
 }
 
 impl Outgoing {
@@ -107,6 +136,7 @@ impl Outgoing {
             machine: Sender::default(),
             batches: VecDeque::new(),
             staged: None,
+            retry: None,
             cursor: 0,
             last,
             part,
@@ -115,26 +145,74 @@ impl Outgoing {
             stuck: BTreeMap::new(),
             sent: 0,
             settled: 0,
+            resolved: 0,
+            is_resumed: false,
+            is_peer_gone: false,
         }
     }
 
-    pub(super) fn batch(&mut self, sequence: u32) -> Vec<u32> {
-        let at = self.batches.iter().position(|batch| batch.0 == sequence);
+    /// Returns the handover that another process began: `batches` were in flight, after batch
+    /// `resolved`, with which `moved` connections had migrated. Of a part, no more is sent.
+    pub(super) fn resumed(
+        link: Option<Link>,
+        departure: Departure,
+        batches: Vec<Batch>,
+        (resolved, moved): (u32, u32),
+    ) -> Self {
+        let in_flight = batches.iter().map(|batch| {
+            // The last place is resolved last.
+            let places = batch.connections.last().map_or(0, |(place, _)| *place);
+            (batch.sequence, u32::from(places) + 1)
+        });
+        let in_flight: Vec<(u32, u32)> = in_flight.collect();
+        let last = in_flight.last().map_or(resolved, |last| last.0);
+        let moving = batches.iter().map(|batch| batch.connections.len());
+        Self {
+            link,
+            machine: Sender::resumed(last, &in_flight),
+            // Bounded by the number of descriptors.
+            moving: moving.sum::<usize>() as u32,
+            batches: batches.into(),
+            staged: None,
+            retry: None,
+            cursor: 0,
+            last: departure.last,
+            part: departure.part.then(|| Chosen::Made(VecDeque::new())),
+            moved,
+            stuck: BTreeMap::new(),
+            sent: last.into(),
+            settled: resolved.into(),
+            resolved,
+            is_resumed: true,
+            is_peer_gone: false,
+        }
+    }
+
+    pub(super) fn batch(&mut self, sequence: u32) -> Vec<(u8, u32)> {
+        let at = self.batches.iter().position(|it| it.sequence == sequence);
         at.and_then(|at| self.batches.remove(at))
-            .map_or_else(Vec::new, |batch| batch.1)
+            .map_or_else(Vec::new, |batch| batch.connections)
+    }
+
+    /// Returns whether batch `sequence` is the oldest of those that are not settled.
+    pub(super) fn is_oldest(&self, sequence: u32) -> bool {
+        let oldest = self.batches.front();
+        oldest.is_some_and(|batch| batch.sequence == sequence)
     }
 
     /// Offers batch `sequence` again, which `frame` contains.
-    pub(super) fn repeat(&mut self, sequence: u32, frame: &[u8]) {
-        let batch = self.batches.iter().find(|batch| batch.0 == sequence);
-        let (Some((_, batch)), Some(link)) = (batch, &mut self.link) else {
+    pub(super) fn repeat(&mut self, sequence: u32, frame: &[u8], now: Tick) {
+        let batch = self.batches.iter().find(|it| it.sequence == sequence);
+        let (Some(batch), Some(link)) = (batch, &mut self.link) else {
             return;
         };
-        let sent = socket::lend(batch, |fds| link.packets.send(frame, fds));
+        let fds = batch.descriptors();
+        let sent = socket::lend(&fds, |fds| link.packets.send(frame, fds));
+        self.retry = (!matches!(sent, Ok(true))).then_some(now + HANDOVER_RETRY);
         self.machine.handle(match sent {
             Ok(true) => SenderEvent::Sent {
                 // Bounded by the format.
-                count: batch.len() as u32,
+                count: fds.len() as u32,
             },
             Ok(false) => SenderEvent::Blocked,
             Err(error) => {
@@ -149,26 +227,32 @@ impl Outgoing {
 
     /// Offers the last batch to the kernel.
     pub(super) fn transmit(&mut self, sequence: u32, frame: Vec<u8>, now: Tick) {
-        let batch = self.batches.back().map_or(&[][..], |batch| &batch.1);
+        let fds = self
+            .batches
+            .back()
+            .map_or_else(Vec::new, Batch::descriptors);
         let Some(link) = &mut self.link else {
             return;
         };
-        let event = match socket::lend(batch, |fds| link.packets.send(&frame, fds)) {
+        self.retry = None;
+        let event = match socket::lend(&fds, |fds| link.packets.send(&frame, fds)) {
             Ok(true) => {
                 self.sent += 1;
                 SenderEvent::Sent {
                     // Bounded by the format.
-                    count: batch.len() as u32,
+                    count: fds.len() as u32,
                 }
             }
             Ok(false) => {
-                self.staged = Some((frame, now + HANDOVER_RETRY));
+                self.staged = Some(frame);
+                self.retry = Some(now + HANDOVER_RETRY);
                 SenderEvent::Blocked
             }
             Err(packets::Error::Closed) => {
                 // Answers that arrived before the end come first.
                 link.ready = true;
-                self.staged = Some((frame, now + HANDOVER_RETRY));
+                self.staged = Some(frame);
+                self.retry = Some(now + HANDOVER_RETRY);
                 SenderEvent::Blocked
             }
             Err(error) => SenderEvent::Failed {
@@ -182,7 +266,7 @@ impl Outgoing {
     }
 
     pub(super) fn is_due(&self, now: Tick) -> bool {
-        self.staged.as_ref().is_some_and(|(_, retry)| *retry <= now)
+        self.retry.is_some_and(|retry| retry <= now)
     }
 }
 

@@ -145,7 +145,7 @@ impl Server {
             let frozen = self.memory.record_mut(fd).freeze().unwrap();
             let mut batch = BatchEncoder::new(sequence);
             assert!(batch.push(&frozen));
-            self.memory.record_mut(fd).begin_handover();
+            self.memory.record_mut(fd).begin_handover(sequence, 0);
             assert_eq!(self.memory.record_mut(fd).freeze().as_ref(), Some(&frozen));
             let packet = Packet::decode(&batch.finish()).unwrap();
             let arrived = Message::Batch(vec![Ok(frozen)]);
@@ -183,10 +183,11 @@ impl Server {
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
             let before = self.memory.record_mut(fd).freeze();
-            let generation = self.memory.record(fd).generation();
-            self.memory.record_mut(fd).begin_handover();
+            self.memory.record_mut(fd).begin_handover(1, 0);
             self.ready.retain(|&ready| ready != fd);
-            self.memory.record_mut(fd).take_ownership();
+            self.last_generation += 1;
+            let generation = self.last_generation;
+            self.memory.record_mut(fd).take_back(generation);
             assert_eq!(self.memory.record_mut(fd).freeze(), before);
             kernel.watch(fd, generation);
             if self.memory.record(fd).flags().has(Flags::READABLE) {
