@@ -323,6 +323,7 @@ impl Supervisor {
                         connections: rescued.connections,
                         owed_bytes: rescued.owed_bytes,
                         reset: rescued.reset,
+                        is_handing_over: rescued.is_handing_over,
                         took: Duration::from_micros(rescued.took_us),
                     };
                     self.apply(Event::Rescued { worker, rescue });

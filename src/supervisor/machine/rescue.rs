@@ -11,7 +11,8 @@
 use super::plan::Course;
 use super::worker::WorkerState;
 use super::{
-    Action, Effect, ExitStatus, KillReason, LastCrash, Machine, Notice, Queue, Rescue, WorkerId,
+    Action, Effect, ExitStatus, KillReason, LastCrash, Machine, Notice, Queue, Rescue, SlotState,
+    WorkerId,
 };
 use crate::config::{CRASH_WINDOW, CRASHES_RESCUED_MAX};
 use uppercased_ctl::clock::Tick;
@@ -25,10 +26,16 @@ impl Machine {
         Effect::Applied
     }
 
+    /// Returns whether a keeper continues the worker if its process dies.
+    pub(super) fn is_kept(&self, worker: WorkerId) -> bool {
+        self.find(worker)
+            .is_some_and(|(_, it)| it.kept && it.state.has_pulse())
+    }
+
     /// Ends a worker that makes no progress: only its process, if its keeper can continue it.
     pub(super) fn end_hang(&mut self, worker: WorkerId, now: Tick) {
         match self.find_mut(worker) {
-            Some((_, it)) if it.kept && it.is_serving() => {
+            Some((_, it)) if it.kept && it.state.has_pulse() => {
                 it.kept = false;
                 // Sampled again from now on, so that a rescue that hangs is noticed.
                 it.pulse = None;
@@ -80,7 +87,7 @@ impl Machine {
             return Effect::Applied;
         }
         self.actions.push_back(Action::Confirm { worker });
-        self.send_again(worker, now);
+        self.send_again(worker, rescue.is_handing_over, now);
         let is_failure = self.roll().is_some_and(|roll| {
             matches!(roll.course, Course::Forward { .. })
                 && roll.target == release
@@ -94,9 +101,9 @@ impl Machine {
         Effect::Applied
     }
 
-    /// Sends a rescued worker again what it is to do.
-    fn send_again(&mut self, worker: WorkerId, now: Tick) {
-        let Some((_, it)) = self.find(worker) else {
+    /// Sends a rescued worker again what it is to do, unless it is known to do it.
+    fn send_again(&mut self, worker: WorkerId, is_handing_over: bool, now: Tick) {
+        let Some((index, it)) = self.find(worker) else {
             return;
         };
         match it.state {
@@ -116,6 +123,19 @@ impl Machine {
                 within: deadline.since(now),
             }),
             WorkerState::Stopping => self.actions.push_back(Action::StopWorker { worker }),
+            // The request was lost, and with it the socket: the receiver gets one again, too.
+            WorkerState::HandingOver {
+                to,
+                deadline: Some(_),
+                ..
+            } if !is_handing_over && self.serves(to) => {
+                let last = self.slots[index].state == SlotState::Retired;
+                self.actions.push_back(Action::HandOver {
+                    from: worker,
+                    to,
+                    last,
+                });
+            }
             WorkerState::Starting { .. }
             | WorkerState::HandingOver { .. }
             | WorkerState::Killed { .. } => {}

@@ -104,7 +104,7 @@ impl Machine {
         };
         let after = now.since(it.since);
         let WorkerState::HandingOver {
-            deadline: deadline @ Some(_),
+            deadline: Some(_),
             to: receiver,
             watch,
             ..
@@ -118,7 +118,7 @@ impl Machine {
         if watch.progress != found {
             *watch = Watch {
                 progress: found,
-                misses: 0,
+                ..Watch::default()
             };
             return Effect::Applied;
         }
@@ -129,14 +129,26 @@ impl Machine {
         // The receiver must answer what was sent and not answered; everything else is up to the
         // sender.
         let receiver_stalls = found.sent > found.answered;
+        let stalled = if receiver_stalls { to } else { from };
+        let was_continued = std::mem::replace(&mut watch.is_continued, true);
+        watch.misses = 0;
+        if !was_continued && self.is_kept(stalled) {
+            self.notice(Notice::HandoverTimedOut {
+                from,
+                to,
+                stalled,
+                after,
+            });
+            self.end_hang(stalled, now);
+            return Effect::Applied;
+        }
         if receiver_stalls {
-            *deadline = None;
+            self.abandon_receiver(from);
             if !self.serves(to) {
                 // It is being killed already; its exit returns all connections.
                 return Effect::Applied;
             }
         }
-        let stalled = if receiver_stalls { to } else { from };
         self.notice(Notice::HandoverTimedOut {
             from,
             to,
@@ -148,6 +160,15 @@ impl Machine {
         }
         self.kill(stalled, KillReason::HandoverTimedOut, now);
         Effect::Applied
+    }
+
+    /// Stops sampling a handover whose receiver is killed.
+    fn abandon_receiver(&mut self, from: WorkerId) {
+        if let Some((_, it)) = self.find_mut(from)
+            && let WorkerState::HandingOver { deadline, .. } = &mut it.state
+        {
+            *deadline = None;
+        }
     }
 
     pub(super) fn handover_ended(

@@ -158,6 +158,9 @@ pub(super) struct Watch {
     pub(super) progress: Progress,
     /// Samples in a row without progress.
     pub(super) misses: u32,
+    /// Whether a process was killed for that, and its keeper continues it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_continued: bool,
 }
 
 /// The state of a worker.

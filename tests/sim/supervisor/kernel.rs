@@ -620,6 +620,7 @@ impl Kernel {
                     connections: 1,
                     owed_bytes: 0,
                     reset: 0,
+                    is_handing_over: rng.bool(),
                     took: ms(1),
                 },
             },

@@ -221,6 +221,8 @@ pub struct Rescue {
     pub owed_bytes: u64,
     /// Connections that were reset.
     pub reset: u32,
+    /// Whether it continues the handover of all its connections.
+    pub is_handing_over: bool,
     /// Time from the wake-up of the keeper to its report.
     pub took: Duration,
 }

@@ -21,6 +21,7 @@ const fn rescued(slot: u16, generation: u32, exit: ExitStatus) -> Event {
             connections: 3,
             owed_bytes: 0,
             reset: 0,
+            is_handing_over: false,
             took: ms(2),
         },
     }
@@ -103,6 +104,66 @@ fn hang_ends_only_kept_process() {
         let (at, _) = stage.next_timeout();
         ended = stage.at(at, pulse());
         assert!(at < 2_000);
+    }
+}
+
+#[test]
+fn lost_request_for_handover_is_repeated() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(10, reload(calm(1)));
+    stage.at(20, ready(0, 2));
+    let request = Action::HandOver {
+        from: worker(0, 1),
+        to: worker(0, 2),
+        last: false,
+    };
+    let rescued_now = |is_handing_over| {
+        let mut event = rescued(0, 1, ExitStatus::KILLED);
+        if let Event::Rescued { rescue, .. } = &mut event {
+            rescue.is_handing_over = is_handing_over;
+        }
+        event
+    };
+    assert_eq!(stage.at(30, rescued_now(true)), [confirm(0, 1)]);
+    assert_eq!(stage.at(40, rescued_now(false)), [confirm(0, 1), request]);
+    let done = handed_over(0, 1, HandoverEnd::Done);
+    assert_eq!(stage.at(50, done).len(), 1);
+    // It has reported the end before.
+    let leave = Action::Leave {
+        worker: worker(0, 1),
+        within: KILL_GRACE,
+    };
+    assert_eq!(stage.at(50, rescued_now(false)), [confirm(0, 1), leave]);
+}
+
+#[test]
+fn stalled_handover_ends_kept_process_first() {
+    let (from, to) = (worker(0, 1), worker(0, 2));
+    for (sent, stalled) in [(1, to), (0, from)] {
+        let mut stage = Stage::booted(calm(1), 0);
+        stage.at(10, reload(calm(1)));
+        stage.at(20, ready(0, 2));
+        let progress = Progress {
+            sent,
+            settled: 0,
+            answered: 0,
+        };
+        for end in [
+            Action::KillProcess { worker: stalled },
+            Action::Kill { worker: stalled },
+        ] {
+            for generation in [1, 2] {
+                let (at, _) = stage.next_timeout();
+                stage.at(at, kept(0, generation));
+            }
+            let mut ended = Vec::new();
+            while !ended.contains(&end) {
+                assert_eq!(ended, [], "{stalled}");
+                let (at, _) = stage.next_timeout();
+                let sample = Event::Progress { from, to, progress };
+                ended = stage.at(at, sample);
+            }
+        }
     }
 }
 
