@@ -1,7 +1,7 @@
 //! Every process of a planned operation, killed or stopped at every step.
 //!
 //! Invariants: no slot stays without a worker; no listener is lost; no connection has two owners; a
-//! crashing process loses only its own connections.
+//! crashing process loses only its own connections, and none if a keeper continues it.
 
 use nix::sys::signal::Signal;
 
@@ -22,6 +22,12 @@ const QUICK: [&str; 7] = [
     "--backoff-initial=10ms",
     "--crash-rescue=off",
 ];
+
+/// The same with keepers.
+fn rescued(others: &[&'static str]) -> Vec<&'static str> {
+    let on = ["--crash-rescue=on"];
+    [&QUICK[..QUICK.len() - 1], &on, others].concat()
+}
 
 /// Clients in every relevant state, and their pending replies.
 struct Clients {
@@ -185,6 +191,91 @@ fn dying_predecessor_leaves_queue_to_successor() {
             clients.expect_all_served();
         }
     }
+}
+
+/// Reloads in a fresh server in which processes have the faults of `sender`, and those of the new
+/// binary the faults of `receiver`. Asserts that no client notices; returns the exit code.
+#[track_caller]
+fn reload_with_rescues(sender: &str, receiver: &str) -> i32 {
+    println!("{sender} {receiver}");
+    let args = rescued(&["--workers=2"]);
+    let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", sender));
+    let before = KernelCounters::read();
+    let clients = Clients::of(&planned);
+    if !receiver.is_empty() {
+        planned.install(Image::copy(planned.folder()).with_faults(receiver));
+    }
+    let answered = planned.server.reload();
+    until_all_serve(&planned);
+    clients.expect_all_served();
+    assert_new_clients_are_served(&planned);
+    KernelCounters::read().assert_no_loss_since(&before);
+    answered.code
+}
+
+/// A death of the predecessor does not fail the reload.
+#[test]
+fn rescued_predecessor_loses_no_connection() {
+    isolated(|| {
+        for point in [
+            "sender.requested=kill_first",
+            "sender.frozen=kill_first",
+            "sender.sent=kill_first",
+            "sender.acknowledged=kill_first",
+            "sender.done=kill_first",
+            "sender.sent=panic_first",
+            "sender.frozen=stop",
+            "sender.sent=stop",
+        ] {
+            assert_eq!(reload_with_rescues(point, ""), 0, "{point}");
+        }
+    });
+}
+
+/// A death of the successor fails the reload, and everything returns to the old release.
+#[test]
+fn rescued_successor_loses_no_connection() {
+    isolated(|| {
+        for point in [
+            "worker.standing_by=kill_first",
+            "receiver.requested=kill_first",
+            "receiver.received=kill_first",
+            "receiver.adopted=kill_first",
+            "receiver.acknowledged=kill_first",
+            "receiver.adopted=panic_first",
+            "receiver.adopted=stop",
+        ] {
+            assert_eq!(reload_with_rescues("", point), 1, "{point}");
+        }
+        // The reload may end before it stalls for too long.
+        let code = reload_with_rescues("", "receiver.acknowledged=stop");
+        assert!(code <= 1);
+    });
+}
+
+#[test]
+fn rescued_workers_lose_no_connection_together() {
+    isolated(|| {
+        for (sender, receiver) in [
+            (
+                "sender.requested=kill_first",
+                "receiver.requested=kill_first",
+            ),
+            ("sender.frozen=kill_first", "receiver.received=kill_first"),
+            ("sender.sent=kill_first", "receiver.adopted=kill_first"),
+            ("sender.sent=kill_first", "receiver.acknowledged=kill_first"),
+            (
+                "sender.acknowledged=kill_first",
+                "receiver.acknowledged=kill_first",
+            ),
+        ] {
+            assert_eq!(
+                reload_with_rescues(sender, receiver),
+                1,
+                "{sender} {receiver}"
+            );
+        }
+    });
 }
 
 #[test]
