@@ -115,7 +115,7 @@ pub const HANDOVER_RETRY: Duration = Duration::from_millis(10);
 pub const HANG_CHECKS: u32 = 4;
 
 /// Crashes of one worker within [`CRASH_WINDOW`] that are rescued; the next one ends the worker, and
-/// the slot is restarted with a delay. Signals from outside do not count.
+/// the slot is restarted with a delay. Hangs and kills from outside do not count.
 pub const CRASHES_RESCUED_MAX: usize = 5;
 
 /// Time in which crashes of a worker are counted.
@@ -123,6 +123,10 @@ pub const CRASH_WINDOW: Duration = Duration::from_secs(10);
 
 /// Time for a keeper to report that it has become the worker; it is killed afterwards.
 pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time after the kill of a hung process before its worker is sampled again: that process may wait
+/// for a CPU before it ends, and two keepers in a row may exceed [`RESCUE_TIMEOUT`].
+pub const HANG_RESCUE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Minimum time between two requests for a keeper of the same worker.
 pub const KEEPER_RETRY: Duration = Duration::from_secs(1);

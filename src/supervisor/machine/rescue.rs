@@ -6,15 +6,15 @@
 //!
 //! Invariant: a rescue counts as a crash of the slot, and as a failure of a release that is being
 //! rolled out; a worker that crashes more than [`CRASHES_RESCUED_MAX`] times in [`CRASH_WINDOW`]
-//! is not continued.
+//! is not continued; hangs and kills from outside are no crashes.
 
 use super::plan::Course;
-use super::worker::WorkerState;
+use super::worker::{Pulse, WorkerState};
 use super::{
     Action, Effect, ExitStatus, KillReason, LastCrash, Machine, Notice, Queue, Rescue, SlotState,
     WorkerId,
 };
-use crate::config::{CRASH_WINDOW, CRASHES_RESCUED_MAX};
+use crate::config::{CRASH_WINDOW, CRASHES_RESCUED_MAX, HANG_RESCUE_TIMEOUT};
 use uppercased_ctl::clock::Tick;
 
 impl Machine {
@@ -37,8 +37,9 @@ impl Machine {
         match self.find_mut(worker) {
             Some((_, it)) if it.kept && it.state.has_pulse() => {
                 it.kept = false;
-                // Sampled again from now on, so that a rescue that hangs is noticed.
-                it.pulse = None;
+                // Its rescue has a deadline of its own, and needs a CPU, too. Later the worker is
+                // sampled again, so that a process that the kernel holds is noticed.
+                it.pulse = Some(Pulse::due_at(now + HANG_RESCUE_TIMEOUT, now));
                 self.actions.push_back(Action::KillProcess { worker });
             }
             _ => self.kill(worker, KillReason::Hung, now),
@@ -57,7 +58,8 @@ impl Machine {
             | WorkerState::Stopping => {}
         }
         it.pulse = None;
-        if rescue.is_hang || rescue.exit != ExitStatus::KILLED {
+        // Hangs are as far apart as `hang_timeout`, and most of those on a busy machine are none.
+        if !rescue.is_hang && rescue.exit != ExitStatus::KILLED {
             it.crashed.retain(|&at| now.since(at) < CRASH_WINDOW);
             it.crashed.push(now);
         }

@@ -134,6 +134,17 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
+    /// Returns the samples of a worker of which the first is due at `due`.
+    pub(super) const fn due_at(due: Tick, now: Tick) -> Self {
+        Self {
+            due,
+            awaited: false,
+            turns: None,
+            moved: now,
+            misses: 0,
+        }
+    }
+
     /// Returns the time since which the worker has stalled, if it has.
     pub(super) fn stalled_since(&self) -> Option<Tick> {
         (self.misses >= STALL_CHECKS).then_some(self.moved)
