@@ -113,6 +113,41 @@ fn operator_rolls_back() {
 }
 
 #[test]
+fn worker_dies_and_is_rescued() {
+    let runbook = Runbook::open("Find out why workers die");
+    let server = Server::builder().args(QUICK).start();
+    let worker = worker_of(&server, 0);
+    let mut clients = Vec::new();
+    // The kernel distributes them.
+    until("the worker has a client", || {
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"before");
+        clients.push(client);
+        server.status_json()["slots"][0]["open"] == 1
+    });
+    worker.signal(Signal::SIGKILL);
+    let rescued = server.wait_log(|line| line.contains("event=worker_rescued"));
+    let words = "WARN worker rescued slot=0 generation=1 worker_pid=";
+    runbook.quotes(words, &rescued);
+    let words = "signal=SIGKILL connections=1 owed_bytes=0 reset=0 duration_ms=";
+    runbook.quotes(words, &rescued);
+    for client in &mut clients {
+        client.roundtrip(b"and after");
+    }
+    let shown = screen(&server);
+    for words in [
+        "keepers      ",
+        "rescues      1 of 1 connection, 0B owed; ",
+        "slot 0: generation 1 exited ",
+        "signal 9 (SIGKILL)",
+    ] {
+        runbook.quotes(words, &shown);
+    }
+    server.reload().expect_success();
+    assert_eq!(server.status_json()["totals"]["crashes"], 1);
+}
+
+#[test]
 fn worker_keeps_dying() {
     let runbook = Runbook::open("Fix a crash-looping worker");
     let server = Server::builder()
