@@ -392,10 +392,12 @@ settings! {
         /// A worker whose loop made no iteration for this long is replaced; `None`: never.
         // Below 200 ms it would end workers that merely wait on a busy machine.
         hang_timeout: Option<Duration> = OrWord("off", Span::new(200 * MS, HOUR));
-            "TIME", default "10s", example "2s";
-            "Replace a worker stuck for this long"
+            "TIME", default "2s", example "10s";
+            "Replace the process of a worker stuck for this long"
             "The supervisor watches a counter that every turn of a worker's event loop advances; \
-             it costs the worker nothing. off: a stalled worker stays."
+             it costs the worker nothing. The worker's keeper continues its connections, so that \
+             a worker that merely waited for a CPU loses none. With crash_rescue=false it loses \
+             all of them: raise this on a busy machine. off: a stalled worker stays."
         /// Whether each worker has a keeper, which continues its connections if it dies.
         crash_rescue: bool = Switch;
             "BOOL", default "true", example "false";

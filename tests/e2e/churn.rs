@@ -246,6 +246,7 @@ fn clients_survive_killed_workers() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&[
+            "--hang-timeout=off",
             "--workers=2",
             "--listen=127.0.0.1:0",
             // Each worker is replaced at once, however often it is killed.
@@ -278,6 +279,7 @@ fn clients_survive_killed_only_worker() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&[
+            "--hang-timeout=off",
             "--workers=1",
             "--listen=127.0.0.1:0",
             "--backoff-initial=1ms",
@@ -301,6 +303,7 @@ fn clients_survive_slot_backoff() {
     isolated(|| {
         let before = KernelCounters::read();
         let server = Server::start(&[
+            "--hang-timeout=off",
             "--workers=3",
             "--listen=127.0.0.1:0",
             "--backoff-initial=100ms",
@@ -334,7 +337,7 @@ fn clients_survive_slot_backoff() {
 fn clients_and_counters_notice_lost_queue() {
     isolated(|| {
         const WAITING: usize = 5;
-        let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0"]);
+        let server = Server::start(&["--hang-timeout=off", "--workers=1", "--listen=127.0.0.1:0"]);
         let before = KernelCounters::read();
         let worker = worker_of(&server, 0);
         freeze(&worker);

@@ -516,7 +516,7 @@ fn image_copies_behave_as_named() {
 
 #[test]
 fn baseline_detects_leaks() {
-    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0"]);
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0", "--hang-timeout=off"]);
     let baseline = Baseline::of(&server);
     assert_eq!(baseline.processes(), 5, "{baseline}");
     assert!(baseline.descriptors() > 10 && baseline.memory_bytes() > 0);

@@ -450,7 +450,7 @@ fn urgent_data_may_follow_header() {
 
 #[test]
 fn stop_answers_bytes_behind_header() {
-    let server = server(&[]);
+    let server = server(&["--hang-timeout=off"]);
     let worker = worker_of(&server, 0);
     freeze(&worker);
     // One is in the accept queue with its header; the other is idle.

@@ -79,6 +79,7 @@ fn dead_leaving_worker_is_replaced_to_serve_queue() {
             "--listen=127.0.0.1:0",
             "--workers=2",
             "--handshake-timeout=1s",
+            "--hang-timeout=off",
         ]);
         let server = &planned.server;
         let before = KernelCounters::read();
@@ -118,7 +119,12 @@ fn break_slot(server: &Server, slot: u16) {
 #[test]
 fn failing_slot_leaves_and_loses_no_client() {
     isolated(|| {
-        let planned = start(&["--workers=2", "--backoff-initial=10m", "--backoff-max=10m"]);
+        let planned = start(&[
+            "--workers=2",
+            "--backoff-initial=10m",
+            "--backoff-max=10m",
+            "--hang-timeout=off",
+        ]);
         let server = &planned.server;
         break_slot(server, 1);
         let before = KernelCounters::read();

@@ -25,7 +25,11 @@ const PATIENT: [&str; 3] = [
 
 /// Starts a server with bounded send buffers, so that output soon becomes pending.
 fn start(args: &[&str]) -> Server {
-    let common = ["--listen=127.0.0.1:0", "--send-buffer=64KiB"];
+    let common = [
+        "--listen=127.0.0.1:0",
+        "--send-buffer=64KiB",
+        "--hang-timeout=off",
+    ];
     Server::builder().args(common).args(args).start()
 }
 

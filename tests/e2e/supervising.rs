@@ -84,7 +84,7 @@ fn workers_hold_only_their_own_descriptors() {
         let expected = [
             (log_kind, 1), // The same pipe, reopened for non-blocking writes.
             ("/memfd:uppercased-slot".to_owned(), 1),
-            ("anon_inode:".to_owned(), 2), // The epoll instance and its own pidfd; see below.
+            ("anon_inode:".to_owned(), 3), // The epoll instance, two pidfds; see below.
             ("socket:".to_owned(), 3),     // The channel and one listener for each address.
         ];
         assert_eq!(kinds(&held), expected.into(), "{held:?}");
@@ -210,7 +210,7 @@ fn crash_costs_only_connections_of_worker() {
 /// Fills the accept queue of a stopped worker, kills it, and expects its successor to serve it.
 fn a_queue_outlives_its_worker(workers: usize) {
     let count = format!("--workers={workers}");
-    let server = Server::start(&[&count, "--listen=127.0.0.1:0"]);
+    let server = Server::start(&[&count, "--listen=127.0.0.1:0", "--hang-timeout=off"]);
     let port = server.addr().port();
     let victim = worker_of(&server, 0);
     freeze(&victim);
@@ -306,6 +306,7 @@ fn sibling_serves_lent_queue_until_recalled() {
         "--backoff-max=1h",
         "--backoff-reset=1h",
         "--lend-after=20ms",
+        "--hang-timeout=off",
     ]);
     let port = server.addr().port();
     let mark = server.log_len();
