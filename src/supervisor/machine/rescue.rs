@@ -85,6 +85,10 @@ impl Machine {
             took: rescue.took,
         });
         if is_loop {
+            let found = self.find(worker);
+            if found.is_some_and(|(_, it)| it.is_handing_over()) {
+                self.damage(format!("{worker} crashed too often during its handover"));
+            }
             self.kill(worker, KillReason::CrashLoop, now);
             return Effect::Applied;
         }

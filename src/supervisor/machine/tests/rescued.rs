@@ -147,6 +147,19 @@ fn lost_request_for_handover_is_repeated() {
 }
 
 #[test]
+fn crash_loop_in_handover_fails_operation() {
+    let mut stage = Stage::booted(calm(1), 0);
+    stage.at(10, reload(calm(1)));
+    stage.at(20, ready(0, 2));
+    for at in 0..=CRASHES_RESCUED_MAX as u64 {
+        stage.at(30 + at, rescued(0, 1, ExitStatus::Signalled(11)));
+    }
+    let end = stage.at(50, killed(0, 1));
+    let is_named = |action: &Action| format!("{action:?}").contains("crashed too often");
+    assert!(end.iter().any(is_named), "{end:?}");
+}
+
+#[test]
 fn stalled_handover_ends_kept_process_first() {
     let (from, to) = (worker(0, 1), worker(0, 2));
     for (sent, stalled) in [(1, to), (0, from)] {
