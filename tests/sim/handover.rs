@@ -2,9 +2,9 @@
 //! side may exit, be continued by another process, be stopped, be delayed, or refuse.
 //!
 //! A process that is continued dies between any two stores or calls, and its machine with it. The
-//! next one has the records, the committed answers and the sockets. Not simulated: a sender that is
-//! continued while its receiver dies for good, because only the receiver can repeat an answer that
-//! the dead sender had read.
+//! next one has the sockets and the working memory, which is the product's: it is repaired, and must
+//! agree with the model. Not simulated: a sender that is continued while its receiver dies for good,
+//! because only the kernel's counters show then whether the receiver has served a connection.
 //!
 //! In half of the worlds only some of the connections migrate, and the rest stay with the sender.
 //!
@@ -23,10 +23,14 @@ use std::collections::VecDeque;
 use uppercased::config::HANDOVER_WINDOW;
 use uppercased::handover::HandoverEnd;
 use uppercased::handover::machine::{
-    Received, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
+    Answer, Received, Receiver, ReceiverAction, ReceiverEvent, Sender, SenderAction, SenderEvent,
 };
 use uppercased::handover::record::{Left, Message, Packet};
 use uppercased::memory::frozen::{Frozen, Phase};
+use uppercased::memory::layout::{Flags, Layout, State};
+use uppercased::memory::rescue::{Counters, Kernel};
+use uppercased::memory::transit::{Answered, Departure, StoredAnswer};
+use uppercased::memory::{self, Memory};
 use uppercased_ctl::clock::Tick;
 
 /// Number of runs in a plain `cargo test`.
@@ -83,10 +87,11 @@ struct World {
     receiver_closed: bool,
     to_sender: VecDeque<Parcel>,
     to_receiver: VecDeque<Parcel>,
+    sender_memory: Memory,
+    receiver_memory: Memory,
+    last_generation: u32,
     /// Batches that the sender has not resolved: the places and connections of each.
     batches: Vec<(u32, Vec<(u8, usize)>)>,
-    /// The last batch that the sender has begun to resolve.
-    last_resolved: u32,
     /// What the receiver has committed.
     committed: Received,
     /// The connections of its last answer, while they are not served, and whether it was sent.
@@ -126,6 +131,59 @@ fn frozen(index: usize) -> Frozen {
     }
 }
 
+/// The descriptor number of the first connection.
+const FIRST: u32 = 3;
+/// The descriptor number of a link, which no connection has.
+const LINK: u32 = 9_999;
+
+/// Returns the descriptor number of a connection, the same at both sides.
+const fn number_of(index: usize) -> u32 {
+    FIRST + index as u32
+}
+
+fn fresh_memory() -> Memory {
+    let layout = Layout {
+        descriptors: LINK,
+        buffers: 1,
+        buffer_bytes: 16,
+    };
+    let mut memory = Memory::adopt(memory::create(layout).unwrap(), layout).unwrap();
+    memory.set_ready();
+    memory
+}
+
+/// Nothing is in hand, so a repair asks for nothing but closes.
+struct NoCounters;
+
+impl Kernel for NoCounters {
+    fn counters(&mut self, fd: u32) -> Result<Counters, &'static str> {
+        panic!("the counters of {fd} are not needed");
+    }
+
+    fn close(&mut self, fd: u32, reset: bool) {
+        assert!(!reset, "{fd} is reset");
+    }
+}
+
+fn rescue(memory: &mut Memory) {
+    let rescue = memory.begin_rescue().unwrap();
+    memory.finish_closes(&mut NoCounters);
+    assert_eq!(memory.repair(rescue, &mut NoCounters).reset, []);
+    memory.confirm_rescues();
+}
+
+/// Returns the numbers of the connections that a memory's worker serves.
+fn served_in(memory: &Memory) -> Vec<u32> {
+    let served = |&fd: &u32| !memory.record(fd).flags().has(Flags::MOVING);
+    memory.occupied().filter(served).collect()
+}
+
+/// Returns the numbers of `connections` that are `held`.
+fn numbers(connections: &[Connection], held: impl Fn(&Connection) -> bool) -> Vec<u32> {
+    let held = connections.iter().enumerate().filter(|(_, one)| held(one));
+    held.map(|(index, _)| number_of(index)).collect()
+}
+
 impl Connection {
     const fn of_sender() -> Self {
         Self {
@@ -150,10 +208,20 @@ impl World {
         let connections = random.usize(0..30);
         let limit = if calm { u32::MAX } else { random.u32(1..60) };
         let part = (!calm && random.bool()).then(|| random.usize(0..20));
-        Self {
+        let (mut sender_memory, mut receiver_memory) = (fresh_memory(), fresh_memory());
+        sender_memory.begin_departure(Departure {
+            link: LINK,
+            last: true,
+            part: part.is_some(),
+        });
+        receiver_memory.begin_arrival(LINK, 0);
+        let mut world = Self {
             random,
             told,
-            connections: (0..connections).map(|_| Connection::of_sender()).collect(),
+            connections: Vec::new(),
+            sender_memory,
+            receiver_memory,
+            last_generation: 0,
             sender: Sender::default(),
             receiver: Receiver::default(),
             sender_dead: false,
@@ -163,7 +231,6 @@ impl World {
             to_sender: VecDeque::new(),
             to_receiver: VecDeque::new(),
             batches: Vec::new(),
-            last_resolved: 0,
             committed: Received::default(),
             answering: Vec::new(),
             answer_sent: false,
@@ -178,7 +245,24 @@ impl World {
             part,
             limit,
             calm,
-        }
+        };
+        (0..connections).for_each(|_| world.open());
+        world
+    }
+
+    /// Lets the sender accept a connection.
+    fn open(&mut self) {
+        let fd = number_of(self.connections.len());
+        let generation = self.next_generation();
+        let peer = ([192, 0, 2, 1], 80).into();
+        let memory = &mut self.sender_memory;
+        memory.open(fd, generation, peer, Tick::ZERO, State::Open);
+        self.connections.push(Connection::of_sender());
+    }
+
+    const fn next_generation(&mut self) -> u32 {
+        self.last_generation += 1;
+        self.last_generation
     }
 
     fn run(&mut self) {
@@ -219,10 +303,16 @@ impl World {
         }
         let index = self.random.usize(0..self.connections.len());
         let one = &mut self.connections[index];
-        for held in [&mut one.sender, &mut one.receiver] {
+        for (held, memory) in [
+            (&mut one.sender, &mut self.sender_memory),
+            (&mut one.receiver, &mut self.receiver_memory),
+        ] {
             if *held == Held::Served {
                 *held = Held::No;
                 one.ended = true;
+                let mut record = memory.record_mut(number_of(index));
+                record.begin_close();
+                record.end_close();
             }
         }
     }
@@ -230,7 +320,7 @@ impl World {
     /// Lets the sender accept a client: no other worker empties its queue.
     fn one_comes(&mut self) {
         if !self.sender_is_down() && !self.sender.is_over() {
-            self.connections.push(Connection::of_sender());
+            self.open();
         }
     }
 
@@ -280,12 +370,20 @@ impl World {
                 SenderAction::Repeat { sequence } => self.repeat(sequence),
                 SenderAction::Retry { .. } => self.transmit(),
                 SenderAction::Release { sequence, left } => {
-                    self.last_resolved = sequence;
-                    while let Some((place, index)) = self.next_of(sequence) {
+                    self.begin_resolving(sequence, left.len());
+                    while let Some((place, index)) = self.next_of(sequence, false) {
                         if self.sender_burns() {
                             return;
                         }
-                        self.resolve_one(sequence);
+                        self.resolve_one(sequence, place);
+                        let generation = self.next_generation();
+                        let mut record = self.sender_memory.record_mut(number_of(index));
+                        if left.contains(&place) {
+                            record.take_back(generation);
+                        } else {
+                            record.end_handover();
+                            record.end_close();
+                        }
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         if left.contains(&place) {
@@ -304,14 +402,20 @@ impl World {
                 }
                 SenderAction::TakeBack { sequence } => {
                     let last = self.batches.last().map(|batch| batch.0);
-                    if last != Some(sequence) || self.staged.take().is_none() {
-                        self.last_resolved = sequence;
+                    let is_unsent = last == Some(sequence) && self.staged.take().is_some();
+                    let oldest = self.batches.first().map(|batch| batch.0);
+                    if !is_unsent && oldest == Some(sequence) {
+                        let (_, moved) = self.sender_memory.resolved();
+                        self.sender_memory.begin_resolving(sequence, moved);
                     }
-                    while let Some((_, index)) = self.next_of(sequence) {
+                    while let Some((place, index)) = self.next_of(sequence, is_unsent) {
                         if self.sender_burns() {
                             return;
                         }
-                        self.resolve_one(sequence);
+                        self.resolve_one(sequence, place);
+                        let generation = self.next_generation();
+                        let mut record = self.sender_memory.record_mut(number_of(index));
+                        record.take_back(generation);
                         let one = &mut self.connections[index];
                         assert_eq!(one.sender, Held::Moving);
                         one.sender = Held::Served;
@@ -339,15 +443,34 @@ impl World {
         assert!(self.batches.len() <= HANDOVER_WINDOW, "the window");
     }
 
-    /// Returns the first connection of a batch that is not resolved, with its place.
-    fn next_of(&self, sequence: u32) -> Option<(u8, usize)> {
-        let batch = self.batches.iter().find(|batch| batch.0 == sequence)?;
-        batch.1.first().copied()
+    /// Stores that a batch is resolved, of which `left` connections stay, unless another process
+    /// has.
+    fn begin_resolving(&mut self, sequence: u32, left: usize) {
+        let (resolved, moved) = self.sender_memory.resolved();
+        if resolved != sequence {
+            let batch = self.batches.iter().find(|batch| batch.0 == sequence);
+            let places = batch.map_or(0, |batch| batch.1.len());
+            let moved = moved + (places - left) as u32;
+            self.sender_memory.begin_resolving(sequence, moved);
+        }
     }
 
-    fn resolve_one(&mut self, sequence: u32) {
+    /// Returns the connection of a batch that is resolved next, with its place: the first, or the
+    /// last of a batch that was never sent.
+    fn next_of(&self, sequence: u32, is_unsent: bool) -> Option<(u8, usize)> {
+        let batch = self.batches.iter().find(|batch| batch.0 == sequence)?;
+        let next = if is_unsent {
+            batch.1.last()
+        } else {
+            batch.1.first()
+        };
+        next.copied()
+    }
+
+    fn resolve_one(&mut self, sequence: u32, place: u8) {
         let batch = self.batches.iter_mut().find(|batch| batch.0 == sequence);
-        batch.expect("resolved once").1.remove(0);
+        let places = &mut batch.expect("resolved once").1;
+        places.retain(|(other, _)| *other != place);
         self.batches.retain(|batch| !batch.1.is_empty());
     }
 
@@ -395,14 +518,24 @@ impl World {
         for one in &mut self.connections {
             one.stuck = false;
         }
-        let places =
-            |batch: &Vec<(u8, usize)>| batch.last().map_or(0, |last| u32::from(last.0) + 1);
-        let in_flight = self.batches.iter();
-        let in_flight: Vec<_> = in_flight
-            .map(|(number, it)| (*number, places(it)))
-            .collect();
-        let last = in_flight.last().map_or(0, |last| last.0);
-        self.sender = Sender::resumed(last.max(self.last_resolved), &in_flight);
+        let memory = &mut self.sender_memory;
+        rescue(memory);
+        let served = |one: &Connection| one.sender == Held::Served;
+        assert_eq!(served_in(memory), numbers(&self.connections, served));
+        let stored = memory.batches().into_iter().map(|batch| {
+            let indexed = batch.connections.into_iter();
+            let indexed = indexed.map(|(place, fd)| (place, (fd - FIRST) as usize));
+            (batch.sequence, indexed.collect())
+        });
+        assert_eq!(stored.collect::<Vec<_>>(), self.batches);
+        let in_flight = self.batches.iter().map(|(number, places)| {
+            let last = places.last().map_or(0, |last| u32::from(last.0));
+            (*number, last + 1)
+        });
+        let in_flight: Vec<_> = in_flight.collect();
+        let (resolved, _) = memory.resolved();
+        let last = in_flight.last().map_or(resolved, |last| last.0);
+        self.sender = Sender::resumed(last, &in_flight);
     }
 
     /// Continues the receiver from what it had committed.
@@ -418,7 +551,32 @@ impl World {
                 one.receiver = if taken { Held::Served } else { Held::No };
             }
         }
-        self.receiver = Receiver::resumed(self.committed.clone());
+        let memory = &mut self.receiver_memory;
+        rescue(memory);
+        for fd in memory.arriving().collect::<Vec<_>>() {
+            memory.record_mut(fd).end_handover();
+            memory.record_mut(fd).end_close();
+        }
+        let served = |one: &Connection| one.receiver == Held::Served;
+        assert_eq!(served_in(memory), numbers(&self.connections, served));
+        let arrival = memory.arrival().expect("the link is stored");
+        let answers = arrival.answers.into_iter();
+        let received = Received {
+            last_sequence: arrival.answered.last_sequence,
+            adopted: arrival.answered.adopted,
+            is_refusing: arrival.answered.is_refusing,
+            answers: answers
+                .map(
+                    |StoredAnswer {
+                         sequence,
+                         taken,
+                         left,
+                     }| (sequence, Answer { taken, left }),
+                )
+                .collect(),
+        };
+        assert_eq!(received, self.committed);
+        self.receiver = Receiver::resumed(received);
         self.receiver_executes(&[]);
     }
 
@@ -439,6 +597,8 @@ impl World {
                 return;
             }
             self.connections[index].sender = Held::Moving;
+            let mut record = self.sender_memory.record_mut(number_of(index));
+            record.begin_handover(sequence, place);
             if place == 0 {
                 self.batches.push((sequence, Vec::new()));
             }
@@ -574,6 +734,8 @@ impl World {
                 assert!(sent.eq(came.iter().copied()), "other connections came");
                 let mut places = Vec::new();
                 let mut taken = 0;
+                let sequence = self.receiver.last_sequence();
+                self.receiver_memory.begin_adoption(sequence);
                 for (place, index) in (0..).zip(0..connections.len()) {
                     // A missing one, one without capacity, one that cannot be watched.
                     let full = self.receiver.adopted() + taken >= self.limit;
@@ -585,6 +747,11 @@ impl World {
                             }
                             assert_eq!(self.connections[index].receiver, Held::No);
                             self.connections[index].receiver = Held::Moving;
+                            let generation = self.next_generation();
+                            let memory = &mut self.receiver_memory;
+                            let arrived =
+                                memory.arrive(number_of(index), generation, &frozen(index));
+                            arrived.unwrap();
                             taken += 1;
                         }
                         Some(_) | None => places.push(place),
@@ -639,6 +806,8 @@ impl World {
                         "served before it is acknowledged"
                     );
                     one.receiver = Held::Served;
+                    let mut record = self.receiver_memory.record_mut(number_of(index));
+                    record.take_ownership();
                 }
             }
             ReceiverAction::Refuse { sequence, cause } => {
@@ -662,6 +831,19 @@ impl World {
     /// Stores the next answer, with which `taken` become the receiver's.
     fn commit(&mut self, taken: Vec<usize>) {
         self.committed = self.receiver.received();
+        let answered = Answered {
+            last_sequence: self.committed.last_sequence,
+            adopted: self.committed.adopted,
+            is_refusing: self.committed.is_refusing,
+        };
+        let latest = self.committed.answers.back();
+        let latest = latest.filter(|(sequence, _)| *sequence == answered.last_sequence);
+        let answer = latest.map(|(sequence, Answer { taken, left })| StoredAnswer {
+            sequence: *sequence,
+            taken: *taken,
+            left: left.clone(),
+        });
+        self.receiver_memory.store_answer(answered, answer.as_ref());
         for &index in &taken {
             self.connections[index].acknowledged = true;
         }
@@ -762,6 +944,7 @@ impl World {
             return;
         }
         assert_eq!(self.moved, acknowledged, "every acknowledgement arrived");
+        assert_eq!(self.sender_memory.resolved().1, self.moved);
         let Some(end) = self.sender.end() else {
             assert!(self.sender.is_over() && !self.calm, "it received a stop");
             return;
@@ -792,12 +975,37 @@ impl World {
     }
 }
 
+/// A world after its run, without the files of its memories.
+struct Finished {
+    connections: Vec<Connection>,
+    sender: Sender,
+    sender_dead: bool,
+    sender_lives: u32,
+    receiver_lives: u32,
+    moved: u32,
+    part: Option<usize>,
+}
+
+impl From<World> for Finished {
+    fn from(world: World) -> Self {
+        Self {
+            connections: world.connections,
+            sender: world.sender,
+            sender_dead: world.sender_dead,
+            sender_lives: world.sender_lives,
+            receiver_lives: world.receiver_lives,
+            moved: world.moved,
+            part: world.part,
+        }
+    }
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
 /// Runs every seed; a failure reports its seed.
-fn run_all(calm: bool) -> Vec<World> {
+fn run_all(calm: bool) -> Vec<Finished> {
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
@@ -811,7 +1019,7 @@ fn run_all(calm: bool) -> Vec<World> {
             eprintln!("replay it with SIM_SEED={seed}");
             std::panic::resume_unwind(failure);
         }
-        worlds.push(world);
+        worlds.push(world.into());
     }
     worlds
 }
@@ -831,7 +1039,7 @@ fn every_connection_has_one_owner_under_faults() {
     };
     assert!(ends(|end| *end == HandoverEnd::Done) > 10);
     assert!(ends(|end| *end == HandoverEnd::PeerGone) > 10);
-    let stopped = |world: &&World| world.sender.is_over() && world.sender.end().is_none();
+    let stopped = |world: &&Finished| world.sender.is_over() && world.sender.end().is_none();
     let stopped = worlds
         .iter()
         .filter(stopped)
@@ -842,15 +1050,15 @@ fn every_connection_has_one_owner_under_faults() {
     let crashes = worlds.iter().filter(|world| world.sender_dead).count();
     assert!(crashes > 100, "only {crashes} senders died");
     let continued =
-        |lives: fn(&World) -> u32| worlds.iter().filter(|world| lives(world) > 0).count();
-    let both = |world: &&World| world.sender_lives > 0 && world.receiver_lives > 0;
+        |lives: fn(&Finished) -> u32| worlds.iter().filter(|world| lives(world) > 0).count();
+    let both = |world: &&Finished| world.sender_lives > 0 && world.receiver_lives > 0;
     let both = worlds.iter().filter(both).count();
     let senders = continued(|world| world.sender_lives);
     assert!(senders > 300, "only {senders} senders continued");
     let receivers = continued(|world| world.receiver_lives);
     assert!(receivers > 300, "only {receivers} receivers continued");
     assert!(both > 100, "only {both} worlds continued both");
-    let stays = |world: &&World| {
+    let stays = |world: &&Finished| {
         let served = |one: &Connection| one.sender == Held::Served;
         world.part.is_some() && world.moved > 0 && world.connections.iter().any(served)
     };
