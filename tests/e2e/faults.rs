@@ -278,6 +278,31 @@ fn rescued_workers_lose_no_connection_together() {
     });
 }
 
+/// The workers that leave are the senders, and their siblings the receivers.
+#[test]
+fn rescued_workers_lose_no_connection_in_scale_down() {
+    isolated(|| {
+        for point in [
+            "sender.requested=kill_first",
+            "sender.sent=kill_first",
+            "receiver.requested=kill_first",
+            "receiver.adopted=kill_first",
+            "receiver.acknowledged=kill_first",
+            "sender.acknowledged=kill_first;receiver.received=kill_first",
+        ] {
+            println!("{point}");
+            let args = rescued(&["--workers=3"]);
+            let planned = Planned::start_with(&args, |builder| builder.env("FAULT_POINTS", point));
+            let before = KernelCounters::read();
+            let clients = Clients::of(&planned);
+            planned.server.command(&["scale", "1"]).expect_success();
+            clients.expect_all_served();
+            assert_new_clients_are_served(&planned);
+            KernelCounters::read().assert_no_loss_since(&before);
+        }
+    });
+}
+
 #[test]
 fn stalled_predecessor_is_replaced() {
     for point in ["sender.frozen=stop", "sender.sent=stop"] {
