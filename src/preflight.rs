@@ -4,7 +4,10 @@
 //! arguments: host names, users and files are resolved here. For an upgrade it runs the new
 //! program, reads the configuration likewise and the actual state to be passed on, and initializes
 //! as far as a worker does. Either way it returns the configuration as data. It binds nothing,
-//! serves no client, exits after its reply, and never outlives its supervisor.
+//! serves no client, exits after its reply, and never outlives its supervisor. For a stop it asks the
+//! service manager whether the service is to start again.
+
+mod job;
 
 use std::process::ExitCode;
 
@@ -26,6 +29,8 @@ enum Task {
     Resolve,
     /// Also show that it can take over with this state.
     TakeOver(OwnedFd),
+    /// Ask the service manager why the server is being stopped.
+    Ask,
 }
 
 /// Runs the child. `read` reads the configuration of the running server again; it may block.
@@ -54,7 +59,7 @@ pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
     let outcome = carry_out(task, read);
     let passed = outcome.is_ok();
     let message = match outcome {
-        Ok(config) => FromPreflight::Resolved { config },
+        Ok(message) => message,
         Err(cause) => FromPreflight::Failed { cause },
     };
     let sent = channel.send(&Envelope::without_worker(message), &[]);
@@ -68,13 +73,17 @@ pub fn run(read: impl FnOnce() -> Result<Config, String>) -> ExitCode {
 fn carry_out(
     task: Task,
     read: impl FnOnce() -> Result<Config, String>,
-) -> Result<serde_json::Value, String> {
+) -> Result<FromPreflight, String> {
+    if matches!(task, Task::Ask) {
+        let job = job::ask()?;
+        return Ok(FromPreflight::Answered { job });
+    }
     let config = read()?;
     let as_data = serde_json::to_value(&config).map_err(|error| error.to_string())?;
     if let Task::TakeOver(state) = task {
         rehearse(config, state)?;
     }
-    Ok(as_data)
+    Ok(FromPreflight::Resolved { config: as_data })
 }
 
 fn rehearse(config: Config, state: OwnedFd) -> Result<(), String> {
@@ -86,6 +95,7 @@ fn await_task(channel: &mut Channel<FromPreflight, ToPreflight>) -> Result<Task,
     let received = channel.receive_first().map_err(|error| error.to_string())?;
     match received.envelope.message {
         ToPreflight::Resolve => Ok(Task::Resolve),
+        ToPreflight::Ask => Ok(Task::Ask),
         ToPreflight::TakeOver => {
             let state = received.descriptors.into_iter().next();
             Ok(Task::TakeOver(state.ok_or("no state arrived")?))

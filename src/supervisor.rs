@@ -55,12 +55,13 @@ use admin::Admin;
 use control::Control;
 use fleet::Fleet;
 use locks::PortLocks;
-use machine::{Event, Machine, Outcome, Queue, Rescue};
+use machine::{Event, Life, Machine, Outcome, Queue, Rescue};
 use reaper::Reaper;
 use reaper::orphans::reap_orphans;
 use signals::Signals;
 use subprocess::Ended;
 use systemd::Systemd;
+use systemd::inquiry::Inquiry;
 use telemetry::Telemetry;
 use timers::{PollTimes, Timers};
 use tokens::Source;
@@ -93,6 +94,7 @@ pub struct Supervisor {
     signals: Signals,
     locks: PortLocks,
     reaper: Reaper,
+    inquiry: Inquiry,
     outcome: Option<Outcome>,
     /// Time at which the process exits even if children have not been reaped.
     closing: Option<Tick>,
@@ -181,6 +183,7 @@ impl Supervisor {
         let mut timers = Timers::default();
         loop {
             self.execute();
+            self.leave_if_idle();
             self.notify();
             if self.is_over() {
                 return Ok(self.outcome.take().unwrap_or(Outcome::Clean));
@@ -223,11 +226,12 @@ impl Supervisor {
         self.end(process);
         self.control.close();
         let now = clock::now();
-        if self.closing.is_none() {
+        let leaves = self.inquiry.is_restart();
+        if self.closing.is_none() && !leaves {
             self.fleet.kill_all_keepers();
         }
         let until = *self.closing.get_or_insert(now + CLOSE_TIMEOUT);
-        self.reaper.is_empty() && !self.fleet.has_keepers() || until <= now
+        self.reaper.is_empty() && (leaves || !self.fleet.has_keepers()) || until <= now
     }
 
     fn config(&self) -> &Config {
@@ -243,6 +247,7 @@ impl Supervisor {
             self.systemd.deadline(),
             self.locks.deadline(),
             self.reaper.deadline(),
+            self.inquiry.deadline(),
             self.closing,
         ];
         deadlines.into_iter().flatten().min()
@@ -254,6 +259,8 @@ impl Supervisor {
         self.reaper.handle_timeout(registry, now);
         self.fleet.handle_timeout(now, is_lent(&self.machine));
         self.locks.handle_timeout(now);
+        self.inquiry_answered(now);
+        let registry = self.poll.registry();
         let events = self.control.handle_timeout(registry, now);
         self.take_fleet_events();
         self.handle_requests(events);
@@ -275,6 +282,7 @@ impl Supervisor {
             }
             Some(Source::Lock(index)) => self.locks.on_ready(index, now),
             Some(Source::PreflightChannel | Source::PreflightProcess) => self.preflight_ended(),
+            Some(Source::InquiryChannel | Source::InquiryProcess) => self.inquiry_answered(now),
             Some(Source::Killed) => self.reaper.on_ready(),
             Some(Source::Announcement) => self.telemetry.on_ready(),
             Some(Source::AdminProcess) => self.admin_ended(),
@@ -361,9 +369,52 @@ impl Supervisor {
 
     /// Returns whether a part awaits the exit of this child.
     fn is_own(&self, pid: i32) -> bool {
-        let others = [self.upgrade.pid(), self.admin.pid()];
+        let others = [self.upgrade.pid(), self.admin.pid(), self.inquiry.pid()];
         let mut workers = self.fleet.pids().chain(self.reaper.pids());
         others.contains(&Some(pid)) || workers.any(|own| own == pid)
+    }
+
+    /// Stops at `SIGTERM`, or leaves the workers if the service manager restarts the service.
+    fn stop_or_leave(&mut self, by: String) {
+        let may_leave = by == "SIGTERM"
+            && self.systemd.is_present()
+            && !self.config().orphan_timeout.is_zero()
+            && self.machine.life() == Life::Serving
+            && self.inquiry.is_none();
+        if may_leave {
+            let asked = self.inquiry.begin(&by, self.poll.registry(), clock::now());
+            match asked {
+                Ok(()) => return,
+                Err(error) => event!(service_job_unknown, %error),
+            }
+        }
+        let child = self.inquiry.end();
+        self.end(child);
+        self.apply(Event::Stop { by });
+    }
+
+    fn inquiry_answered(&mut self, now: Tick) {
+        let Some(answer) = self.inquiry.poll(now) else {
+            return;
+        };
+        self.end(Some(answer.child));
+        match answer.stop_by {
+            Some(by) => self.apply(Event::Stop { by }),
+            None => event!(
+                server_leaving,
+                reason = "restart",
+                workers = self.active_workers().count(),
+                connections = self.fleet.all_connections()
+            ),
+        }
+    }
+
+    /// Ends the supervisor and leaves its workers to the next one, unless an operation is in
+    /// progress: that has a deadline.
+    fn leave_if_idle(&mut self) {
+        if self.inquiry.is_restart() && self.machine.operation_kind().is_none() {
+            self.outcome = Some(Outcome::Clean);
+        }
     }
 
     /// Starts an admin process if one is due.

@@ -159,7 +159,11 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
                 agent: AgentAnswers::default(),
             },
         ])?,
-        encoder.frames([ToPreflight::Resolve, ToPreflight::TakeOver])?,
+        encoder.frames([
+            ToPreflight::Resolve,
+            ToPreflight::TakeOver,
+            ToPreflight::Ask,
+        ])?,
         encoder.frames([FromPreflight::Resolved {
             config: serde_json::to_value(uppercased::config::Config::default())?,
         }])?,

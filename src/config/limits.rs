@@ -128,6 +128,9 @@ pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
 /// for a CPU before it ends, and two keepers in a row may exceed [`RESCUE_TIMEOUT`].
 pub const HANG_RESCUE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time for the service manager to say whether it stops or restarts the service; a stop follows.
+pub const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Minimum time between two requests for a keeper of the same worker.
 pub const KEEPER_RETRY: Duration = Duration::from_secs(1);
 

@@ -65,6 +65,10 @@ events! {
             "The signal has no effect.";
         terminal_closed: INFO "terminal closed, serving on" []
             "The server was started with `SIGHUP` ignored (`nohup`).";
+        service_job_unknown: WARN "service job unknown, stopping" [error]
+            "systemd did not say whether it stops or restarts the service; the workers drain.";
+        server_leaving: INFO "server leaving its workers" [reason, workers, connections]
+            "systemd restarts the service: the workers serve on, and the next supervisor adopts them.";
         server_stopping: INFO "server stopping" [reason, timeout_ms]
             "A graceful stop begins; workers still running after `timeout_ms` are killed.";
         server_stop_forced: WARN "server stop forced" [reason]

@@ -26,6 +26,7 @@ use super::reaper::Reaper;
 use super::signals::{Signals, handle_stops};
 use super::systemd::Systemd;
 use super::systemd::activation::Given;
+use super::systemd::inquiry::Inquiry;
 use super::telemetry::Telemetry;
 use super::upgrade::Upgrade;
 use super::{Supervisor, report};
@@ -97,6 +98,7 @@ impl Supervisor {
             upgrade,
             telemetry: Telemetry::new(now),
             signals,
+            inquiry: Inquiry::default(),
             locks,
             reaper: Reaper::new(),
             outcome: None,

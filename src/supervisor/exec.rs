@@ -87,6 +87,12 @@ impl Supervisor {
     /// Execs the program that passed the preflight. If that fails, this one continues.
     pub(super) fn exec(&mut self) {
         fault::point("supervisor.exec");
+        if !self.inquiry.is_none() {
+            // The next program asks again.
+            let child = self.inquiry.end();
+            self.end(child);
+            self.signals.repeat_stop();
+        }
         let cause = self.replace_program();
         self.apply(Event::ExecFailed { cause });
         self.handle_signals();

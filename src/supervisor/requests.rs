@@ -27,7 +27,7 @@ impl Supervisor {
         }
         for request in requests {
             match request {
-                signals::Request::Stop { by } => self.apply(Event::Stop { by }),
+                signals::Request::Stop { by } => self.stop_or_leave(by),
                 // The shell and the kernel may both have reported it: the second report is not a
                 // second request.
                 signals::Request::StopForTerminal => {

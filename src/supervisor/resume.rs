@@ -34,6 +34,7 @@ use super::reaper::Reaper;
 use super::signals::Signals;
 use super::state::State;
 use super::systemd::Systemd;
+use super::systemd::inquiry::Inquiry;
 use super::telemetry::Telemetry;
 use super::upgrade::{EarlierBinary, Upgrade};
 
@@ -106,6 +107,7 @@ impl Supervisor {
             signals,
             locks,
             reaper,
+            inquiry: Inquiry::default(),
             outcome: None,
             closing: None,
         })

@@ -106,6 +106,11 @@ impl Signals {
         self.held.extend(self.delivery.pending());
     }
 
+    /// Handles `SIGTERM` again, here or in the next program.
+    pub(crate) fn repeat_stop(&mut self) {
+        self.held.push(SIGTERM);
+    }
+
     pub(crate) fn save(&self) -> Saved {
         Saved {
             terminal: self.terminal,

@@ -10,6 +10,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod inheritance;
+pub(crate) mod inquiry;
 pub(crate) mod notify;
 
 use std::ffi::OsStr;
@@ -111,6 +112,11 @@ impl Systemd {
             None => {}
         }
         manager.flush(listeners, now);
+    }
+
+    /// Returns whether there is a service manager.
+    pub(crate) const fn is_present(&self) -> bool {
+        self.0.is_some()
     }
 
     pub(crate) fn deadline(&self) -> Option<Tick> {

@@ -16,6 +16,10 @@ pub(crate) enum Source {
     PreflightChannel,
     /// The pidfd of the preflight child.
     PreflightProcess,
+    /// The channel of the child that asks the service manager.
+    InquiryChannel,
+    /// Its pidfd.
+    InquiryProcess,
     /// The admin process's pidfd.
     AdminProcess,
     /// The pipe that a service manager closes.
@@ -55,6 +59,8 @@ impl Source {
             Self::AdminChannel => 5,
             Self::Killed => 6,
             Self::Announcement => 7,
+            Self::InquiryChannel => 8,
+            Self::InquiryProcess => 9,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 3 * serial as usize,
@@ -74,6 +80,8 @@ impl Source {
             5 => Self::AdminChannel,
             6 => Self::Killed,
             7 => Self::Announcement,
+            8 => Self::InquiryChannel,
+            9 => Self::InquiryProcess,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 3) as u64;
@@ -104,6 +112,8 @@ mod tests {
             Source::AdminChannel,
             Source::Killed,
             Source::Announcement,
+            Source::InquiryChannel,
+            Source::InquiryProcess,
             Source::Control,
             Source::Lock(0),
             Source::Lock(4000),

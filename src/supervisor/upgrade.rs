@@ -173,6 +173,7 @@ impl Upgrade {
             Ok(Some(received)) => match received.envelope.message {
                 FromPreflight::Resolved { config } => Ok(config),
                 FromPreflight::Failed { cause } => Err(cause),
+                FromPreflight::Answered { .. } => Err("it answered another question".to_owned()),
             },
             // After closing its channel it exits; its pidfd reports the status.
             Ok(None) | Err(channel::Error::Closed) => Err(ended_early(exit?)),

@@ -14,6 +14,8 @@ pub enum ToPreflight {
     /// Read the configuration, and show that this program can take over. Descriptor: the state to
     /// take over.
     TakeOver,
+    /// Ask the service manager for its job.
+    Ask,
 }
 
 /// The result of a pre-flight.
@@ -27,11 +29,28 @@ pub enum FromPreflight {
         /// passes this on unchanged.
         config: serde_json::Value,
     },
+    /// The service manager has answered.
+    Answered {
+        /// Its job.
+        job: Job,
+    },
     /// The task failed.
     Failed {
         /// One line: what failed, why, what to do.
         cause: String,
     },
+}
+
+/// What the service manager wants of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    /// The service is to run: it is started, or restarted.
+    Start,
+    /// The service is to stop.
+    Stop,
+    /// Nothing: whoever sent the signal was not the service manager.
+    Nothing,
 }
 
 impl Message for ToPreflight {

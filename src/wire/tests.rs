@@ -142,6 +142,7 @@ fn from_preflight() -> Vec<FromPreflight> {
         FromPreflight::Resolved {
             config: serde_json::to_value(Config::default()).unwrap(),
         },
+        FromPreflight::Answered { job: Job::Start },
         FromPreflight::Failed { cause: "x".into() },
     ]
 }
@@ -160,7 +161,11 @@ fn encoded_messages_decode_unchanged() {
     survive(from_worker());
     survive(to_admin());
     survive(from_admin());
-    survive(vec![ToPreflight::Resolve, ToPreflight::TakeOver]);
+    survive(vec![
+        ToPreflight::Resolve,
+        ToPreflight::TakeOver,
+        ToPreflight::Ask,
+    ]);
     survive(from_preflight());
 }
 

@@ -37,6 +37,7 @@ mod rescue;
 mod runbooks;
 mod sandbox;
 mod scale;
+mod service_job;
 mod serving;
 mod status;
 mod stop;
