@@ -6,13 +6,14 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
+use uppercased_ctl::clock;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::proxy_header::{Version, encode};
 
@@ -654,8 +655,8 @@ fn supervisor_recovers_from_any_two_deaths() {
         let (worker, keeper) = pair(server);
         freeze(&supervisor);
         kill(worker);
-        let killed = Instant::now();
-        while killed.elapsed() < delay {}
+        let killed = clock::now();
+        while clock::now().since(killed) < delay {}
         kill(keeper);
         supervisor.signal(Signal::SIGCONT);
         until("another process is the worker", || {
