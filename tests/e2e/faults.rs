@@ -3,13 +3,15 @@
 //! Invariants: no slot stays without a worker; no listener is lost; no connection has two owners; a
 //! crashing process loses only its own connections, and none if a keeper continues it.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 use crate::support::image::Image;
 use crate::support::netns::{KernelCounters, isolated};
 use crate::support::observe::{freeze, unacknowledged, until, worker_of};
 use crate::support::planned::Planned;
-use crate::support::{Client, pattern, wait_gone};
+use crate::support::{Client, Deadline, Watched, pattern, wait_gone};
 
 /// Timeouts that end a stall. The tests wait for them, so they are only as long as a healthy
 /// process needs on a busy machine.
@@ -425,6 +427,56 @@ fn leave_by(point: &str, command: &[&str]) {
     Client::connect(next.addr()).roundtrip(b"the next server");
 }
 
+/// Workers die at an arbitrary moment of each reload or scaling; the clients stay for all of them.
+#[test]
+fn clients_survive_kills_during_operations() {
+    isolated(|| {
+        let planned = Planned::start(&rescued(&["--workers=2"]));
+        let server = &planned.server;
+        let before = KernelCounters::read();
+        let seed = std::env::var("E2E_SEED")
+            .ok()
+            .and_then(|it| it.parse().ok());
+        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+        println!("E2E_SEED={seed}");
+        let rounds = std::env::var("E2E_ROUNDS")
+            .ok()
+            .and_then(|it| it.parse().ok());
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut clients: Vec<_> = (0..60).map(|_| Client::connect(server.addr())).collect();
+        for round in 0..rounds.unwrap_or(10) {
+            for client in &mut clients {
+                client.roundtrip(format!("round {round}").as_bytes());
+            }
+            until("every worker has a keeper", || {
+                server.keeper_pids().len() == server.worker_pids().len()
+            });
+            let command = ["reload", "scale 3", "scale 2"][rng.usize(0..3)];
+            let arguments: Vec<&str> = command.split(' ').collect();
+            let command = server.start_command(&arguments);
+            let later = Deadline::after(Duration::from_micros(rng.u64(0..400_000)));
+            while later.left() > Duration::ZERO {
+                std::thread::yield_now();
+            }
+            let mut pids = server.worker_pids();
+            rng.shuffle(&mut pids);
+            // Sometimes two at once.
+            pids.truncate(rng.usize(1..=2));
+            for victim in pids.into_iter().filter_map(Watched::open) {
+                victim.signal(Signal::SIGKILL);
+            }
+            let answered = command.wait();
+            assert!(answered.code <= 1, "round {round}: {answered:?}");
+            until_all_serve(&planned);
+            assert_new_clients_are_served(&planned);
+        }
+        for client in &mut clients {
+            client.roundtrip(b"after all of them");
+        }
+        KernelCounters::read().assert_no_loss_since(&before);
+    });
+}
+
 /// Workers are killed repeatedly at arbitrary moments.
 #[test]
 fn workers_killed_during_reloads_leave_no_dead_slot() {
@@ -440,7 +492,7 @@ fn workers_killed_during_reloads_leave_no_dead_slot() {
         }
         let pids = server.worker_pids();
         let victim = pids.get(rng.usize(0..pids.len().max(1)));
-        if let Some(victim) = victim.and_then(|pid| crate::support::Watched::open(*pid)) {
+        if let Some(victim) = victim.and_then(|pid| Watched::open(*pid)) {
             if rng.u8(0..4) == 0 {
                 freeze(&victim);
             }
