@@ -734,3 +734,33 @@ fn log_names_cause_of_death_from_outside() {
     clients.expect_served(server);
     assert!(server.stop().success());
 }
+
+/// A connection that is served at two deaths in a row is reset, and no other.
+#[test]
+fn fatal_connection_is_reset_alone() {
+    let planned = Planned::start_with(
+        &["--listen=127.0.0.1:0", "--workers=1", "--crash-rescue=true"],
+        |builder| {
+            let faults = "store=100;rescue.store=300;store.death=panic";
+            builder.env("FAULT_POINTS", faults)
+        },
+    );
+    let server = &planned.server;
+    let counters = Counters::of(server);
+    let mut bystander = Client::connect(server.addr());
+    let mut fatal = Client::connect(server.addr());
+    // Every store of the worker is for this client.
+    until("the fatal client is reset", || {
+        !fatal.is_served(b"one more")
+    });
+    let line = server.wait_log(|line| line.contains("event=connection_not_continued"));
+    assert!(line.contains("reason=poisoned"), "{line}");
+    assert!(
+        line.contains(&format!("peer={} ", fatal.local_addr())),
+        "{line}"
+    );
+    counters.wait(Counter::Closed(CloseReason::Poisoned), 1);
+    bystander.roundtrip(b"still served");
+    counters.wait_open(1);
+    assert!(server.stop().success());
+}
