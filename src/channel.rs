@@ -9,6 +9,7 @@
 //! It must not interpret messages.
 
 pub mod packets;
+pub mod rendezvous;
 
 use std::collections::VecDeque;
 use std::io;
@@ -139,6 +140,17 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Continues over another socket, under the same descriptor number. What is queued was for the
+    /// former peer.
+    ///
+    /// # Errors
+    /// What the system returned; nothing has changed then.
+    pub fn replace_socket(&mut self, socket: OwnedFd) -> io::Result<()> {
+        self.packets.replace(socket)?;
+        self.queue.clear();
+        Ok(())
     }
 
     /// Forgets the queued messages and does not close their descriptors: in the copy of a process

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net as unix;
 
-use procfs::net::TcpState;
+use procfs::net::{TcpNetEntry, TcpState};
 
 use crate::config::LOCK_CHECKS_PER_TURN;
 use crate::wire::Listen;
@@ -68,6 +68,22 @@ pub enum Error {
 /// sockets to ignore.
 #[must_use]
 pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
+    let entry = overlapping(listen, own)?;
+    let (pid, program) = owner_of(entry.inode).unzip();
+    Some(Holder {
+        pid,
+        program,
+        address: entry.local_address.to_string(),
+    })
+}
+
+/// Returns whether there is such a listener. Costs far less than the search for its process.
+#[must_use]
+pub fn is_held(listen: &Listen, own: &[u64]) -> bool {
+    overlapping(listen, own).is_some()
+}
+
+fn overlapping(listen: &Listen, own: &[u64]) -> Option<TcpNetEntry> {
     // Without a readable /proc nothing is found; a conflict is then reported by the bind.
     let entries = [procfs::net::tcp(), procfs::net::tcp6()]
         .into_iter()
@@ -75,13 +91,7 @@ pub fn holder(listen: &Listen, own: &[u64]) -> Option<Holder> {
         .flatten();
     let mut listeners =
         entries.filter(|entry| entry.state == TcpState::Listen && !own.contains(&entry.inode));
-    let entry = listeners.find(|entry| overlaps(listen, entry.local_address))?;
-    let (pid, program) = owner_of(entry.inode).unzip();
-    Some(Holder {
-        pid,
-        program,
-        address: entry.local_address.to_string(),
-    })
+    listeners.find(|entry| overlaps(listen, entry.local_address))
 }
 
 impl Lock {

@@ -33,7 +33,7 @@ mod wait;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -194,6 +194,21 @@ impl Reactor {
         }
         self.acceptors.push(acceptor);
         Ok(())
+    }
+
+    /// Returns the listeners of slot `owner`.
+    pub fn listeners_of(&self, owner: SlotId) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let own = self.acceptors.iter().filter(move |it| it.owner == owner);
+        own.map(Acceptor::listener)
+    }
+
+    /// Returns the slots, except `own`, whose listeners it has.
+    #[must_use]
+    pub fn lent_slots(&self, own: SlotId) -> Vec<SlotId> {
+        let mut lent: Vec<SlotId> = self.acceptors.iter().map(|it| it.owner).collect();
+        lent.retain(|&owner| owner != own);
+        lent.dedup();
+        lent
     }
 
     /// Stops accepting from the listeners of slot `owner` and closes them.

@@ -13,6 +13,7 @@
 
 mod actions;
 mod admin;
+mod adoption;
 pub mod backoff;
 mod boot;
 mod control;
@@ -24,6 +25,7 @@ pub mod machine;
 mod policy;
 mod progress;
 mod reaper;
+mod rendezvous;
 mod report;
 mod requests;
 mod resume;
@@ -229,6 +231,7 @@ impl Supervisor {
         let leaves = self.inquiry.is_restart();
         if self.closing.is_none() && !leaves {
             self.fleet.kill_all_keepers();
+            self.fleet.close_directory();
         }
         let until = *self.closing.get_or_insert(now + CLOSE_TIMEOUT);
         self.reaper.is_empty() && (leaves || !self.fleet.has_keepers()) || until <= now

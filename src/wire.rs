@@ -23,7 +23,9 @@ use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 pub use admin::{FromAdmin, StartAdmin, ToAdmin};
 pub use direction::{Direction, Message};
 pub use preflight::{FromPreflight, Job, ToPreflight};
-pub use worker::{FromWorker, HandOver, Listen, Ready, Rescued, Start, Stop, TakeOver, ToWorker};
+pub use worker::{
+    Adoptable, FromWorker, HandOver, Listen, Ready, Rescued, Start, Stop, TakeOver, ToWorker,
+};
 
 /// Version of the frame format and of the messages.
 pub const VERSION: u16 = 1;

@@ -13,6 +13,8 @@
 //!
 //! It must not import the supervisor: they share `wire` and `memory`.
 
+mod adoption;
+mod introduction;
 mod keeper;
 mod migration;
 #[cfg(debug_assertions)]
@@ -47,6 +49,7 @@ use uppercased_ctl::identity::WorkerId;
 use uppercased_ctl::metrics::{CloseReason, Counter};
 use uppercased_ctl::stderr;
 
+use introduction::Adoption;
 use phase::{Orphan, Phase};
 
 /// The exit code of a process that has panicked: the standard library's.
@@ -65,6 +68,8 @@ struct Worker {
     supervisor: OwnedFd,
     /// Present once the supervisor has exited.
     orphan: Option<Orphan>,
+    /// `None` if no later supervisor can adopt it.
+    adoption: Option<Adoption>,
     reactor: Reactor,
     /// Of this process; its keeper waits for it. `None` if it is to have none.
     pidfd: Option<OwnedFd>,
@@ -150,9 +155,16 @@ impl Worker {
         let Some(supervisor) = descriptors.next() else {
             return Err(fail(channel, &"the start message has no supervisor"));
         };
+        let adoption = match Adoption::of(&start, &mut descriptors) {
+            Ok(adoption) => adoption,
+            Err(cause) => return Err(fail(channel, &cause)),
+        };
         let reactor = reactor_over(memory, &start).and_then(|reactor| {
             reactor.watch_control(&channel)?;
             reactor.watch_control(&supervisor)?;
+            if let Some(adoption) = &adoption {
+                reactor.watch_control(&adoption.rendezvous)?;
+            }
             let pidfd = start.config.crash_rescue.then(own_pidfd);
             Ok((reactor, pidfd.transpose()?))
         });
@@ -176,6 +188,7 @@ impl Worker {
             channel,
             supervisor,
             orphan: None,
+            adoption,
             reactor,
             pidfd,
             needs_keeper: false,
@@ -232,6 +245,10 @@ impl Worker {
         }
         let sandbox = sandbox::begin(&self.config)?.finish(Role::Worker)?;
         fault::point("worker.sandboxed");
+        if let Some(adoption) = &mut self.adoption {
+            adoption.introduction.listen.clone_from(&listen);
+            adoption.introduction.sandbox = sandbox.clone();
+        }
         Ok(Announcement {
             ready: Ready { listen, sandbox },
             deposit,
@@ -316,10 +333,11 @@ impl Worker {
     fn receive_messages(&mut self) {
         self.handle_messages();
         self.check_supervisor();
+        self.meet_visitors();
     }
 
     fn handle_messages(&mut self) {
-        while !self.is_orphan() {
+        while self.has_channel() {
             let memory = self.reactor.memory_mut();
             // Nothing names the descriptors before the message was handled.
             let prepare = || memory.set_unnamed(Source::Channel, true);
@@ -336,7 +354,7 @@ impl Worker {
                     fault::point("worker.received");
                     self.handle(received.envelope.message, received.descriptors);
                 }
-                Err(error) => self.handle_supervisor_exit(&error),
+                Err(error) => self.handle_channel_end(&error),
             }
             self.note_unnamed();
         }
@@ -381,6 +399,7 @@ impl Worker {
             ToWorker::Ping => {}
             ToWorker::Keep => self.needs_keeper = true,
             ToWorker::Confirm => self.reactor.memory_mut().confirm_rescues(),
+            ToWorker::Adopt => self.become_adopted(descriptors),
             ToWorker::Serve => self.start_serving(),
             ToWorker::TakeOver(request) => self.take_over(request, descriptors),
             ToWorker::HandOver(request) => self.hand_over(request, descriptors),

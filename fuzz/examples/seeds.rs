@@ -68,6 +68,7 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         config: config.clone(),
         listen: listen.clone(),
         adopt: true,
+        adoptable: true,
         standby: true,
         cpu: Some(1),
         max_connections: 100,

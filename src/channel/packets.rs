@@ -23,6 +23,7 @@ use rustix::net::{
 
 use socket2::SockRef;
 
+use crate::sys::fd;
 use crate::wire::FDS_MAX;
 
 /// Maximum number of descriptors that the kernel delivers with one message (`SCM_MAX_FD`), so that
@@ -78,6 +79,14 @@ impl Packets {
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
         Self(socket)
+    }
+
+    /// Continues over another end, under the same descriptor number.
+    ///
+    /// # Errors
+    /// What the system returned; nothing has changed then.
+    pub fn replace(&mut self, socket: OwnedFd) -> io::Result<()> {
+        fd::replace(&mut self.0, &socket)
     }
 
     /// Sends a packet: true if the kernel accepted it, false if it has no room now. At most

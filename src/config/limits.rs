@@ -23,6 +23,19 @@ pub const REARM_BATCH: usize = 250;
 /// Interval at which a worker whose supervisor has exited looks for signals.
 pub const ORPHAN_CHECK_EVERY: Duration = Duration::from_millis(100);
 
+/// Connections to a worker's rendezvous accepted per iteration of its event loop.
+pub const ADOPTION_VISITS_PER_TURN: usize = 4;
+
+/// Time for the workers of an earlier instance to introduce themselves to a starting one: each does
+/// so in its next iteration.
+pub const ADOPTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time for the workers that a starting instance ends to close their listeners.
+pub const ADOPTION_RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval at which that is checked.
+pub const ADOPTION_RELEASE_CHECK_MS: u16 = 5;
+
 /// Maximum number of listeners that a worker accepts from, its own and those lent by siblings.
 pub const LISTENERS_MAX: usize = 1024;
 

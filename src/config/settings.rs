@@ -408,10 +408,19 @@ settings! {
              a process per worker, and 1 to 3 % of the CPU time of a busy one."
         /// Time for which workers serve after the supervisor has exited.
         orphan_timeout: Duration = Span::new(Duration::ZERO, HOUR);
-            "TIME", default "0s", example "30s";
+            "TIME", default "30s", example "5m";
             "Serve this long after the supervisor has died"
             "Workers whose supervisor was killed go on serving, and accepting, for this long; \
-             then, or at SIGTERM, they stop within drain_timeout. 0s: they stop at once."
+             then, or at SIGTERM, they stop within drain_timeout. A server that starts on the same \
+             addresses meanwhile adopts them. 0s: they stop at once."
+        /// Whether to adopt the workers of a supervisor that has died.
+        adopt: bool = Switch;
+            "BOOL", default "true", example "false";
+            "Adopt workers whose supervisor has died"
+            "A start finds the workers that a killed supervisor has left on the same addresses, \
+             goes on with them, and then replaces them like a reload: no connection is lost. It \
+             finds them in a directory beside the control socket, so control must be the same, \
+             and not off. false: it stops them first."
         /// Whether workers are sandboxed before they serve.
         sandbox: Sandbox = Choice::new();
             "HOW", default "auto", example "required";

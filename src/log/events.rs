@@ -59,6 +59,24 @@ events! {
             "Every slot serves; with `boot = \"any\"`, the first one does and the others have been tried.";
         slot_without_worker: ERROR "slot has no worker" [slot, error]
             "A worker could not start at boot; with `boot = \"any\"` the other slots serve and it is tried again.";
+        orphan_adopted: INFO "worker adopted" [slot, generation, worker_pid, connections]
+            "The server has started and goes on with a worker whose supervisor had died; a reload replaces it next.";
+        orphan_not_adopted: INFO "worker not adopted" [path, reason]
+            "A worker in the directory of this server is not adopted: its supervisor runs, it is about to exit, or it does not answer.";
+        orphan_not_reached: WARN "worker not reached" [path, error]
+            "The rendezvous of a worker that may have no supervisor cannot be connected.";
+        orphan_of_other_user: WARN "rendezvous of another user" [path, client_uid]
+            "Its worker is not adopted.";
+        orphan_incompatible: WARN "worker incompatible" [error]
+            "A worker without supervisor uses another version of the messages; it is stopped.";
+        orphan_ended: INFO "orphan told to stop" [worker_pid]
+            "A worker without supervisor is in the way: `adopt = false`, other addresses, another version, or two in one slot.";
+        orphan_not_ended: WARN "orphan not told to stop" [worker_pid, error]
+            "The same, and it could not be signalled; it stops after its `orphan_timeout`.";
+        rendezvous_unavailable: WARN "workers cannot be adopted" [path, error]
+            "No private directory beside the control socket: if the supervisor dies, its workers stop after `orphan_timeout`.";
+        rendezvous_not_bound: WARN "worker cannot be adopted" [slot, generation, error]
+            "The worker has no rendezvous: if the supervisor dies, it stops after `orphan_timeout`.";
         server_resumed: INFO "server resumed" [pid, version, upgraded]
             "The first line after an in-place upgrade; `upgraded=false` if the old program runs again.";
         signal_ignored: WARN "signal ignored" [signal]
@@ -385,6 +403,18 @@ events! {
             "Replies were still pending (`drain_timeout` among the close reasons).";
         supervisor_lost: WARN "supervisor gone" [error, connections, timeout_ms]
             "The worker goes on serving for `timeout_ms` (`orphan_timeout`).";
+        visitor_refused: WARN "visitor refused" [client_uid]
+            "A process of another user has connected at the worker's rendezvous.";
+        visitor_left: DEBUG "visitor left" [error]
+            "A starting server has connected and did not adopt the worker.";
+        introduction_failed: WARN "introduction failed" [error]
+            "A starting server cannot adopt the worker.";
+        worker_adopted: INFO "adopted by new supervisor" [connections]
+            "The worker has a supervisor again.";
+        adoption_ignored: WARN "adoption ignored" []
+            "A message that crossed another adoption.";
+        supervisor_not_watched: WARN "supervisor not watched" [error]
+            "The worker notices its supervisor's death by its channel only.";
         orphan_stopped: INFO "orphan stops" [reason]
             "The worker has no supervisor, and its time is over or it received a signal; it stops within `drain_timeout`.";
         worker_finished: DEBUG "worker finished" [accepted, received_bytes, sent_bytes, abandoned_bytes, cut_connections]

@@ -113,11 +113,13 @@ const CLONE_FLAGS: libc::c_int =
     libc::CLONE_FILES | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
 
 /// Socket options that a worker may read, with their level: what tells the connections and the
-/// handovers of a dead process from other sockets, and the kernel's byte counters of each.
-const READ_OPTIONS: [(libc::c_int, libc::c_int); 5] = [
+/// handovers of a dead process from other sockets, the kernel's byte counters of each, and the user
+/// of a process that connects to adopt the worker.
+const READ_OPTIONS: [(libc::c_int, libc::c_int); 6] = [
     (libc::SOL_SOCKET, libc::SO_TYPE),
     (libc::SOL_SOCKET, libc::SO_PROTOCOL),
     (libc::SOL_SOCKET, libc::SO_ACCEPTCONN),
+    (libc::SOL_SOCKET, libc::SO_PEERCRED),
     (libc::IPPROTO_TCP, libc::TCP_INFO),
     (libc::IPPROTO_TCP, libc::TCP_ULP),
 ];
@@ -175,7 +177,7 @@ pub(crate) fn rules(role: Role, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRul
 
 /// Returns the rules for a worker whose supervisor or process dies: which signals it takes, and how
 /// its keeper is made, waits, and repairs what a dead process left.
-fn survival_rules() -> Result<[(i64, Vec<SeccompRule>); 6], BackendError> {
+fn survival_rules() -> Result<[(i64, Vec<SeccompRule>); 7], BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     let is = |argument, length, value: libc::c_int| {
         let value = value.unsigned_abs().into();
@@ -197,6 +199,10 @@ fn survival_rules() -> Result<[(i64, Vec<SeccompRule>); 6], BackendError> {
         (
             libc::SYS_rt_sigtimedwait,
             vec![SeccompRule::new(vec![is(1, Qword, 0)?])?],
+        ),
+        (
+            libc::SYS_dup3,
+            vec![SeccompRule::new(vec![is(2, Dword, libc::O_CLOEXEC)?])?],
         ),
         (
             libc::SYS_prctl,
@@ -272,6 +278,7 @@ mod tests {
             libc::SYS_clone,
             libc::SYS_pidfd_open,
             libc::SYS_rt_sigtimedwait,
+            libc::SYS_dup3,
             libc::SYS_prctl,
             libc::SYS_getsockopt,
             libc::SYS_ioctl,

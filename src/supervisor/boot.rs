@@ -1,9 +1,14 @@
 //! Starts a server, up to its first worker: limits, locks, listeners, the image. A failed start
 //! changes nothing.
 
-use mio::Poll;
+use std::os::fd::OwnedFd;
 
-use crate::config::{self, Config, Launch, ListenAddr};
+use mio::Poll;
+use nix::poll::poll;
+
+use crate::config::{
+    self, ADOPTION_RELEASE_CHECK_MS, ADOPTION_RELEASE_TIMEOUT, Config, Launch, ListenAddr,
+};
 use crate::listener;
 use crate::log::{self, event};
 use crate::port::{self, Lock};
@@ -11,21 +16,24 @@ use crate::sys::accounts;
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
 use crate::wire::Listen;
-use uppercased_ctl::clock;
+use uppercased_ctl::clock::{self, Tick};
+use uppercased_ctl::identity::{SlotId, WorkerId};
 use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::admin::Admin;
+use super::adoption::{Adoption, Orphan, in_order};
 use super::control::Control;
 use super::error::Error;
 use super::fleet::Fleet;
 use super::fleet::releases::{Limits, Release, check_memory};
 use super::locks::PortLocks;
-use super::machine::{Event, Machine, Policy};
+use super::machine::{Event, Machine, Policy, Wanted};
 use super::policy::policy;
 use super::reaper::Reaper;
+use super::rendezvous::Directory;
 use super::signals::{Signals, handle_stops};
 use super::systemd::Systemd;
-use super::systemd::activation::Given;
+use super::systemd::activation::{self, Given};
 use super::systemd::inquiry::Inquiry;
 use super::telemetry::Telemetry;
 use super::upgrade::Upgrade;
@@ -52,31 +60,38 @@ impl Supervisor {
         let mut wanted: Vec<Listen> = config.listen.iter().map(address).collect();
         listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
         let given = Given::take(&config, &wanted)?;
-        let workers = config.workers.max(given.slots());
-        let limits = Limits::of_worker(&config, workers, nofile)?;
+        let addresses = given.addresses().to_vec();
+        let locks = lock(&config, &addresses)?;
+        let directory = Directory::open(&config.control);
+        let adoption = Adoption::find(directory.as_ref(), &addresses, config.adopt);
+        await_free(&config, &addresses, &given, &adoption)?;
+        let workers = config.workers.max(given.slots()).max(adoption.slots());
+        let running = adoption.running_config(&config, &addresses);
+        let running = running.as_ref().unwrap_or(&config);
+        let limits = Limits::of_worker(running, workers, nofile)?;
         let room = memory_room().map_err(failed("read the limits on memory"))?;
-        check_memory(&config, limits, workers, room)?;
-        warn_about_backlog(&config);
-        let mut addresses = given.addresses().to_vec();
-        let locks = lock(&config, &addresses, &given.inodes())?;
+        check_memory(running, limits, workers, room)?;
+        warn_about_backlog(running);
         let poll = Poll::new().map_err(failed("create an epoll instance"))?;
         let registry = poll.registry();
-        let image = Image::of_this_process().map_err(failed("open /proc/self/exe"))?;
+        let image = adoption.image().unwrap_or_else(Image::of_this_process);
+        let image = image.map_err(failed("open /proc/self/exe"))?;
         let upgrade = Upgrade::new(args).map_err(failed("read /proc/self/exe"))?;
         let control = Control::open(&config.control, registry)?;
         let admin = Admin::open(&config)?;
-        let (adopted, activated) = (given.slots(), given.unit_slots());
-        let (listeners, outdated) = given.hand_out(&mut addresses, &config)?;
+        let activated = given.unit_slots();
+        let (addresses, listeners, outdated) = hand_out(given, addresses, &adoption, running)?;
+        let bound = u16::try_from(listeners.len()).unwrap_or(u16::MAX);
         let policy = Policy {
             workers,
-            ..policy(&config)
+            ..policy(running)
         };
         let first = Release {
             image,
-            config,
+            config: running.clone(),
             limits,
         };
-        let fleet = Fleet::new(first, addresses, listeners, (activated, nofile));
+        let fleet = Fleet::new(first, addresses, listeners, directory, (activated, nofile));
         let mut systemd = Systemd::from_environment();
         systemd.remove(outdated);
         for slot in fleet.listening() {
@@ -88,9 +103,10 @@ impl Supervisor {
         let now = clock::now();
         // The seed need only make the jitter of backoffs differ between instances.
         let seed = now.as_nanos() ^ u64::from(std::process::id());
+        let machine = Machine::new(policy, seed).with_listeners(bound, now);
         let mut supervisor = Self {
             poll,
-            machine: Machine::new(policy, seed).with_listeners(adopted, now),
+            machine,
             fleet,
             control,
             admin,
@@ -104,8 +120,24 @@ impl Supervisor {
             outcome: None,
             closing: None,
         };
-        supervisor.apply(Event::Boot);
+        if adoption.orphans.is_empty() {
+            supervisor.apply(Event::Boot);
+        } else {
+            supervisor.adopt(adoption.orphans, now);
+        }
         Ok(supervisor)
+    }
+
+    /// Goes on with the orphans, and replaces them by a reload.
+    fn adopt(&mut self, orphans: Vec<Orphan>, now: Tick) {
+        let workers: Vec<WorkerId> = orphans.iter().map(|orphan| orphan.worker).collect();
+        self.machine.adopt(&workers, now);
+        for orphan in orphans {
+            let release = self.machine.release();
+            self.fleet.adopt(orphan, release, self.poll.registry());
+        }
+        self.take_fleet_events();
+        self.request_without_client(Wanted::Reload);
     }
 }
 
@@ -143,22 +175,78 @@ const fn address(one: &ListenAddr) -> Listen {
     }
 }
 
-/// Locks every address whose port is known against other instances, and checks that no other
-/// program listens there. The inherited sockets of this instance, `own`, do not count.
-fn lock(config: &Config, addresses: &[Listen], own: &[u64]) -> Result<Vec<Lock>, Error> {
+/// Locks every address whose port is known against other instances.
+fn lock(config: &Config, addresses: &[Listen]) -> Result<Vec<Lock>, Error> {
     if config.share_port {
         return Ok(Vec::new());
     }
-    let known = addresses.iter().filter(|listen| listen.addr.port() != 0);
-    let known: Vec<Listen> = known.cloned().collect();
-    let locks = port::lock(&known)?;
-    for listen in &known {
-        if let Some(holder) = port::holder(listen, own) {
-            let wanted = listen.addr.to_string();
-            return Err(port::Error::Held { wanted, holder }.into());
+    Ok(port::lock(&known(addresses))?)
+}
+
+/// Checks that no other program listens on any address whose port is known. The sockets that this
+/// instance was given do not count, nor those of orphans that it adopts; those of orphans that it
+/// ends are awaited.
+fn await_free(
+    config: &Config,
+    addresses: &[Listen],
+    given: &Given,
+    adoption: &Adoption,
+) -> Result<(), Error> {
+    if config.share_port {
+        return Ok(());
+    }
+    let mut own = given.inodes();
+    own.extend(adoption.inodes());
+    let until = clock::now() + ADOPTION_RELEASE_TIMEOUT;
+    for listen in &known(addresses) {
+        while port::is_held(listen, &own) {
+            if (!adoption.are_leaving || clock::now() >= until)
+                && let Some(holder) = port::holder(listen, &own)
+            {
+                let wanted = listen.addr.to_string();
+                return Err(port::Error::Held { wanted, holder }.into());
+            }
+            // Only time is awaited; an interruption merely shortens the wait.
+            let _ = poll(&mut [], ADOPTION_RELEASE_CHECK_MS);
         }
     }
-    Ok(locks)
+    Ok(())
+}
+
+fn known(addresses: &[Listen]) -> Vec<Listen> {
+    let known = addresses.iter().filter(|listen| listen.addr.port() != 0);
+    known.cloned().collect()
+}
+
+/// Returns the addresses, the listeners of each slot in their order, and the names to be removed
+/// from the store. A slot has those of its orphan, or those that the service manager passed; a slot
+/// without either below one that has some gets new ones.
+fn hand_out(
+    given: Given,
+    mut addresses: Vec<Listen>,
+    adoption: &Adoption,
+    config: &Config,
+) -> Result<(Vec<Listen>, Vec<Vec<OwnedFd>>, Vec<SlotId>), Error> {
+    let (mut listeners, outdated) = given.hand_out(&mut addresses, config)?;
+    let Some(ordered) = adoption.addresses() else {
+        return Ok((addresses, listeners, outdated));
+    };
+    let slots = listeners.len().max(adoption.slots().into());
+    listeners.resize_with(slots, Vec::new);
+    for (slot, passed) in (0..).map(SlotId).zip(&mut listeners) {
+        let own = adoption.listeners_of(slot);
+        let own = own.or_else(|| in_order(std::mem::take(passed), ordered));
+        *passed = match own {
+            Some(own) => own,
+            None => {
+                let bound = ordered.iter().map(|one| listener::bind(one, config));
+                let bound = bound.map(|one| one.map(|(socket, _)| socket));
+                let bound: Result<_, _> = bound.collect();
+                bound.map_err(activation::Error::from)?
+            }
+        };
+    }
+    Ok((ordered.to_vec(), listeners, outdated))
 }
 
 /// Warns about a backlog that the kernel truncates silently.

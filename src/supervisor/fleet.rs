@@ -40,6 +40,7 @@ use crate::sys::shared::SharedMemory;
 
 use super::machine;
 use super::machine::ExitStatus;
+use super::rendezvous::Directory;
 use super::subprocess;
 use children::{Child, Keeper, SavedKeeper, Unusable};
 use releases::{Release, Releases};
@@ -62,6 +63,8 @@ pub(crate) struct Fleet {
     slots: Vec<SlotResources>,
     /// The processes that wait for the end of a worker's.
     keepers: Vec<Keeper>,
+    /// Where a later supervisor finds the workers.
+    directory: Option<Directory>,
     /// The counters of slots that have left.
     former: Former,
     next_serial: u64,
@@ -82,6 +85,7 @@ pub(crate) struct Saved {
     activated: u16,
     slots: Vec<resources::Saved>,
     keepers: Vec<SavedKeeper>,
+    directory: Option<Directory>,
     former: Former,
     rebinds: Vec<Rebind>,
 }
@@ -148,6 +152,7 @@ impl Fleet {
         first: Release,
         addresses: Vec<Listen>,
         listeners: Vec<Vec<OwnedFd>>,
+        directory: Option<Directory>,
         (activated, nofile): (u16, u64),
     ) -> Self {
         let slots = listeners.into_iter().map(SlotResources::with_listeners);
@@ -158,6 +163,7 @@ impl Fleet {
             activated,
             slots: slots.collect(),
             keepers: Vec::new(),
+            directory,
             former: Former::default(),
             next_serial: 0,
             rebinds: Vec::new(),
@@ -202,7 +208,7 @@ impl Fleet {
             return;
         };
         child.process.unwatch(registry);
-        let exit = child.life.exit_of_last(exit);
+        let exit = child.exit_status(child.life.exit_of_last(exit));
         self.kill_keepers(serial);
         self.slots[worker.slot.index()].remove(worker);
         self.events.push_back(Event::Exited { worker, exit });
@@ -251,6 +257,13 @@ impl Fleet {
         let slot = self.slots.get_mut(worker.slot.index());
         if let Some(process) = slot.and_then(|slot| slot.abandon(worker)) {
             self.events.push_back(Event::Ended(process));
+        }
+    }
+
+    /// Removes the directory of the rendezvous, if no worker has one there.
+    pub(crate) fn close_directory(&mut self) {
+        if let Some(directory) = self.directory.take() {
+            directory.remove();
         }
     }
 
@@ -378,6 +391,7 @@ impl Fleet {
             activated: self.activated,
             slots: self.slots.iter().map(|slot| slot.save(kept)).collect(),
             keepers: self.keepers.iter().map(|it| it.save(kept)).collect(),
+            directory: self.directory.clone(),
             former: self.former.clone(),
             rebinds: self.rebinds.clone(),
         }
@@ -400,6 +414,7 @@ impl Fleet {
             activated: saved.activated,
             slots: Vec::new(),
             keepers: Vec::new(),
+            directory: saved.directory,
             former: saved.former,
             next_serial: 0,
             rebind_at: saved.rebinds.first().map(|_| now),
@@ -477,6 +492,7 @@ impl Fleet {
                     self.keeper_replaced(worker, registry);
                     continue;
                 }
+                FromWorker::Adoptable(_) | FromWorker::NotAdoptable { .. } => continue,
                 FromWorker::Rescued(rescued) => match self.rescued(worker, rescued, registry) {
                     Ok(Some(event)) => event,
                     Ok(None) => continue,

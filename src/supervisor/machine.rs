@@ -158,6 +158,21 @@ impl Machine {
         self
     }
 
+    /// Begins with workers that serve already, of the first release, instead of a boot: one for each
+    /// of some slots, which have listeners.
+    pub fn adopt(&mut self, workers: &[WorkerId], now: Tick) {
+        for worker in workers {
+            if let Some(slot) = self.slots.get_mut(worker.slot.index()) {
+                slot.adopt(worker.generation, now);
+            }
+        }
+        self.phase = Phase::Serving;
+        self.start_waiting(now);
+        self.spread();
+        self.actions.push_back(Action::Announce);
+        self.reconcile(now);
+    }
+
     /// Returns the machine saved in `snapshot`.
     ///
     /// # Errors

@@ -73,7 +73,7 @@ impl<Out: Message, In: Message> Subprocess<Channel<Out, In>> {
 }
 
 impl<S: AsFd> Subprocess<S> {
-    #[cfg(test)]
+    /// Returns a process with its channel.
     pub(crate) const fn new(process: Process, channel: S) -> Self {
         Self { process, channel }
     }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
+use rustix::io::{DupFlags, dup3};
 use serde::{Deserialize, Serialize};
 
 /// The number of a process's channel after exec.
@@ -83,6 +84,14 @@ pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the number is not -1; it is only passed to the one call below, which fails if it is
     // not open.
     duplicate(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Puts a duplicate of `new` in the place of `old`: the number stays, the former file is closed.
+///
+/// # Errors
+/// What `dup3` returned; nothing has changed then.
+pub(crate) fn replace(old: &mut OwnedFd, new: &OwnedFd) -> io::Result<()> {
+    Ok(dup3(new, old, DupFlags::CLOEXEC)?)
 }
 
 /// Returns a close-on-exec duplicate with a number above [`CHANNEL_NUMBER`].

@@ -11,22 +11,24 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat};
+use nix::unistd::{Pid, dup2_raw, dup2_stdin, dup2_stdout, execveat, getpgid};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use uppercased_ctl::process::{LISTEN_VARIABLES, NOTIFY_VARIABLES, STATE_VARIABLE};
 
 use super::fd::{CHANNEL_NUMBER, HIGH_NUMBER, close_on_exec_from, own, pass_on};
+use super::keeper::has_ended;
 
 /// A program, pinned by an open descriptor.
 #[derive(Debug)]
@@ -168,12 +170,57 @@ impl Process {
         Ok(Self::inherited(pid, pidfd))
     }
 
+    /// Returns the process that sent `pidfd`, its own, in a message whose sender the kernel names as
+    /// `sender`. A process can open and send any pidfd, but no message in another's name.
+    ///
+    /// # Errors
+    /// They are not the same process, or it has ended, or `/proc` is not mounted.
+    pub fn sender(sender: Option<i32>, pidfd: OwnedFd) -> io::Result<Self> {
+        let number = pidfd.as_raw_fd();
+        let details = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        let named = details.lines().find_map(|line| line.strip_prefix("Pid:"));
+        let named = named.and_then(|pid| pid.trim().parse().ok());
+        match sender {
+            Some(pid) if named == Some(pid) => Ok(Self::inherited(pid, pidfd)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Returns the process with the ID `pid`, of the process group `group`. For a process of another
+    /// parent this is what the kernel tells without privileges and without `/proc`: a worker and its
+    /// keepers never leave the group of the server that started them.
+    ///
+    /// # Errors
+    /// There is no such process, or it is in another group; or the error of `pidfd_open`.
+    pub fn of_group(pid: i32, group: i32) -> io::Result<Self> {
+        let number = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty())?;
+        let process = Self::inherited(pid, pidfd);
+        if process.group() == Some(group) {
+            Ok(process)
+        } else {
+            Err(Errno::ESRCH.into())
+        }
+    }
+
+    /// Returns its process group; `None` if it has been reaped.
+    #[must_use]
+    pub fn group(&self) -> Option<i32> {
+        getpgid(Some(self.pid)).ok().map(Pid::as_raw)
+    }
+
+    /// Asks the process to stop, with SIGTERM.
+    ///
+    /// # Errors
+    /// It has already been reaped, or this process may not.
+    pub fn terminate(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.pidfd, Signal::TERM)?)
+    }
+
     /// Returns whether it has ended; it may be reaped then.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        let state = waitid(Id::PIDFd(self.pidfd.as_fd()), flags);
-        !matches!(state, Ok(WaitStatus::StillAlive))
+        has_ended(&self.pidfd)
     }
 
     /// Returns whether it has ended, even if it cannot be reaped yet: another process that traces it
@@ -201,12 +248,14 @@ impl Process {
     /// Reaps the process and returns its wait status; `None` while it runs.
     ///
     /// # Errors
-    /// It has already been reaped.
+    /// It has ended, and has been reaped already or is another process's child.
     pub fn reap(&self) -> io::Result<Option<WaitStatus>> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        match waitid(Id::PIDFd(self.pidfd.as_fd()), flags)? {
-            WaitStatus::StillAlive => Ok(None),
-            ended => Ok(Some(ended)),
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
+            Ok(WaitStatus::StillAlive) => Ok(None),
+            Ok(ended) => Ok(Some(ended)),
+            Err(Errno::ECHILD) if !self.has_ended() => Ok(None),
+            Err(errno) => Err(errno.into()),
         }
     }
 }

@@ -87,7 +87,7 @@ pub enum Kind {
     Connection,
     /// A TCP socket that listens.
     Listener,
-    /// A sequenced-packet socket.
+    /// A sequenced-packet socket that does not listen.
     Link,
     /// Anything else, or nothing.
     Other,
@@ -99,7 +99,7 @@ pub fn kind_of(fd: BorrowedFd<'_>) -> Kind {
     match (socket_protocol(fd), socket_acceptconn(fd)) {
         (Ok(Some(ipproto::TCP)), Ok(false)) => Kind::Connection,
         (Ok(Some(ipproto::TCP)), Ok(true)) => Kind::Listener,
-        (Ok(_), _) if socket_type(fd) == Ok(SocketType::SEQPACKET) => Kind::Link,
+        (Ok(_), Ok(false)) if socket_type(fd) == Ok(SocketType::SEQPACKET) => Kind::Link,
         _ => Kind::Other,
     }
 }

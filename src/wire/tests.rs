@@ -39,6 +39,7 @@ fn to_worker() -> Vec<ToWorker> {
             config: Config::default(),
             listen,
             adopt: true,
+            adoptable: true,
             standby: true,
             cpu: Some(1),
             max_connections: 100,
@@ -97,6 +98,15 @@ fn from_worker() -> Vec<FromWorker> {
         }),
         FromWorker::ListenerLost { slot: SlotId(3) },
         FromWorker::Kept,
+        FromWorker::Adoptable(Box::new(Adoptable {
+            config: Config::default(),
+            listen: Vec::new(),
+            sandbox: Sandboxed::default(),
+            lent: vec![SlotId(3)],
+        })),
+        FromWorker::NotAdoptable {
+            cause: "its supervisor runs".to_owned(),
+        },
         FromWorker::Rescued(Rescued {
             life: 2,
             pid: 4242,

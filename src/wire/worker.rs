@@ -16,7 +16,8 @@ use uppercased_ctl::status::Sandboxed;
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
     /// Starts the worker; always the first message. Descriptors: the working memory, a pidfd of the
-    /// supervisor, then the slot's listeners if the worker is to adopt them (one for each address, in order).
+    /// supervisor, the rendezvous and the program if a later supervisor can adopt the worker, then
+    /// the slot's listeners if the worker is to adopt them (one for each address, in order).
     Start(Box<Start>),
     /// Serve a slot's listeners in place of those of the same slot that the worker may have: those
     /// of another slot without a worker, or its own after one was replaced. Descriptors: the
@@ -54,6 +55,9 @@ pub enum ToWorker {
     Keep,
     /// The supervisor has received [`FromWorker::Rescued`] and trusts the rescued worker.
     Confirm,
+    /// The sender is the worker's supervisor from now on; answers [`FromWorker::Adoptable`].
+    /// Descriptor: a pidfd of the supervisor.
+    Adopt,
 }
 
 /// A message from a worker to the supervisor.
@@ -85,6 +89,15 @@ pub enum FromWorker {
     Kept,
     /// A keeper has become the worker, whose process died.
     Rescued(Rescued),
+    /// The worker's supervisor has exited, and the receiver may adopt the worker. The first message
+    /// to a process that connects at the rendezvous. Descriptors: a pidfd of the worker, the working
+    /// memory, the program, then the slot's listeners.
+    Adoptable(Box<Adoptable>),
+    /// The process that has connected at the rendezvous cannot adopt the worker.
+    NotAdoptable {
+        /// One line.
+        cause: String,
+    },
 }
 
 impl Message for ToWorker {
@@ -104,6 +117,9 @@ pub struct Start {
     pub listen: Vec<Listen>,
     /// The listeners are attached; `false`: bind them.
     pub adopt: bool,
+    /// The listening socket at which a later supervisor can adopt the worker is attached, and the
+    /// program.
+    pub adoptable: bool,
     /// Send Ready without accepting, and wait for [`ToWorker::Serve`] or [`ToWorker::TakeOver`]:
     /// another worker of the slot still serves.
     pub standby: bool,
@@ -171,6 +187,19 @@ pub struct Rescued {
     pub is_handing_over: bool,
     /// Microseconds from the wake-up of the keeper to this message.
     pub took_us: u64,
+}
+
+/// A worker, as it introduces itself to a new supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoptable {
+    /// Its configuration.
+    pub config: Config,
+    /// The addresses of its listeners.
+    pub listen: Vec<Listen>,
+    /// Its sandbox.
+    pub sandbox: Sandboxed,
+    /// The slots whose queues it serves beside its own.
+    pub lent: Vec<SlotId>,
 }
 
 /// The receiver and the extent of a handover.

@@ -218,6 +218,10 @@ impl Worker {
     fn rearm(&mut self, reports: &mut Reports) {
         let watched = self.reactor.watch_control_again(&self.channel);
         let watched = watched.and_then(|()| self.reactor.watch_control_again(&self.supervisor));
+        let watched = watched.and_then(|()| match &self.adoption {
+            Some(adoption) => self.reactor.watch_control_again(&adoption.rendezvous),
+            None => Ok(()),
+        });
         if let Err(error) = watched {
             event!(event_loop_failed, %error);
         }

@@ -26,6 +26,11 @@ impl Worker {
         self.orphan.is_some()
     }
 
+    /// Returns whether messages may come on the channel.
+    pub(super) fn has_channel(&self) -> bool {
+        self.orphan.is_none_or(|orphan| orphan.visited)
+    }
+
     /// Checks whether the supervisor has exited.
     pub(super) fn check_supervisor(&mut self) {
         if !self.is_orphan() && has_ended(&self.supervisor) {
@@ -41,7 +46,7 @@ impl Worker {
         event!(supervisor_lost, %error, connections, timeout_ms = timeout.as_millis());
         // They were meant for the whole server.
         while take_pending(&STOP_SIGNALS).is_some() {}
-        self.serve_as_orphan(now + timeout, now);
+        self.serve_as_orphan(now + timeout, false, now);
     }
 
     /// Continues as the orphan that the dead process was, if it was one.
@@ -50,15 +55,18 @@ impl Worker {
         let now = clock::now();
         if let Some(until) = self.reactor.memory().orphaned_until() {
             // What is stored may be anything.
-            self.serve_as_orphan(until.min(now + self.config.orphan_timeout), now);
+            // A supervisor may be about to adopt it; the channel tells.
+            let until = until.min(now + self.config.orphan_timeout);
+            self.serve_as_orphan(until, true, now);
         }
     }
 
-    fn serve_as_orphan(&mut self, until: Tick, now: Tick) {
+    fn serve_as_orphan(&mut self, until: Tick, visited: bool, now: Tick) {
         self.reactor.memory_mut().set_orphaned(Some(until));
         self.orphan = Some(Orphan {
             until,
             check_at: now + ORPHAN_CHECK_EVERY,
+            visited,
         });
         match self.phase {
             // The worker that it was to replace serves.
@@ -82,10 +90,12 @@ impl Worker {
             return;
         };
         orphan.check_at = now + ORPHAN_CHECK_EVERY;
+        let is_over = orphan.is_due(phase, now);
         let reason = match take_pending(&STOP_SIGNALS) {
             Some(signal) => signal.as_str(),
-            None if orphan.is_due(phase, now) => "orphan_timeout",
-            None => return,
+            None if is_over => "orphan_timeout",
+            // Not all may have been accepted at the last report.
+            None => return self.meet_visitors(),
         };
         event!(orphan_stopped, reason);
         self.drain(self.config.drain_timeout);

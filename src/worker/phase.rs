@@ -106,6 +106,8 @@ pub(super) struct Orphan {
     pub(super) until: Tick,
     /// When it looks for a signal next.
     pub(super) check_at: Tick,
+    /// Whether the channel leads to a process that may adopt it.
+    pub(super) visited: bool,
 }
 
 impl Orphan {

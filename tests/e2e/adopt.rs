@@ -1,4 +1,5 @@
-//! The supervisor's death: its workers go on serving and accepting, for a bounded time.
+//! The supervisor's death: its workers go on serving and accepting, for a bounded time, and the next
+//! server on the same addresses goes on with them.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::support::{Client, DEADLINE, Server, Watched, wait_gone};
 
 /// An `orphan_timeout` that a test does not reach.
 const LONG: &str = "--orphan-timeout=1h";
+/// Replaced workers are not watched.
+const QUICK: &str = "--bake-time=0s";
 
 /// Starts a server whose workers have keepers.
 #[track_caller]
@@ -177,4 +180,228 @@ fn orphaned_standby_exits() {
     });
     client.roundtrip(b"after");
     Client::connect(server.addr()).roundtrip(b"a new client");
+}
+
+/// Starts the next server after `first`, on the same address.
+fn next(first: &Server, args: &[&str]) -> crate::support::ServerBuilder {
+    let listen = format!("--listen={}", first.addr());
+    Server::builder()
+        .args([listen])
+        .args(args)
+        .control_of(first)
+}
+
+/// Waits until the server has replaced the workers that it adopted.
+#[track_caller]
+fn wait_replaced(server: &Server) {
+    server.wait_log(|line| line.contains(" operation done operation=reload "));
+}
+
+#[track_caller]
+fn adopted(server: &Server) -> usize {
+    let log = server.log();
+    let adopted = log
+        .iter()
+        .filter(|line| line.contains("event=orphan_adopted"));
+    adopted.count()
+}
+
+#[test]
+fn next_server_adopts_orphans() {
+    let first = server(&["--workers=2", LONG]);
+    let load = Load::start(first.addr(), LoadSize::small());
+    load.go_on_for(50);
+    kill_supervisor(&first, 2);
+    load.go_on_for(50);
+    let second = next(&first, &["--workers=2", QUICK]).start();
+    load.go_on_for(50);
+    wait_replaced(&second);
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    assert_eq!(adopted(&second), 2);
+    let slots = second.status_json()["slots"].clone();
+    assert_eq!(
+        (&slots[0]["generation"], &slots[1]["generation"]),
+        (&2.into(), &2.into())
+    );
+    until("the adopted workers have exited", || {
+        first.processes().is_empty()
+    });
+    let mut client = Client::connect(second.addr());
+    client.roundtrip(b"before an upgrade");
+    second.upgrade().expect_success();
+    client.roundtrip(b"after it");
+    assert!(second.stop().success());
+    assert!(!second.control().with_extension("workers").exists());
+}
+
+/// Again and again, without a break for any client.
+#[test]
+fn each_server_adopts_workers_of_the_last() {
+    let first = server(&["--workers=2", LONG]);
+    let load = Load::start(first.addr(), LoadSize::small());
+    let mut servers = vec![first];
+    for round in 0..4 {
+        let last = servers.last().expect("there is one");
+        load.go_on_for(20);
+        last.kill();
+        let server = next(last, &["--workers=2", QUICK, LONG]).start();
+        assert_eq!(adopted(&server), 2, "round {round}");
+        wait_replaced(&server);
+        servers.push(server);
+    }
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    let last = servers.last().expect("there is one");
+    assert_eq!(last.status_json()["slots"][0]["generation"], 5);
+    assert!(last.stop().success());
+}
+
+/// While one slot bakes, the other still has its adopted worker.
+#[test]
+fn adopted_worker_is_rescued_and_watched() {
+    let first = server(&["--workers=2", LONG]);
+    let mut clients: Vec<_> = (0..8).map(|_| Client::connect(first.addr())).collect();
+    kill_supervisor(&first, 2);
+    let second = next(&first, &["--workers=2", "--bake-time=1h"]).start();
+    second.wait_log(|line| line.contains(" worker standing by slot=0 "));
+    let slot = || second.status_json()["slots"][1].clone();
+    for lives in 1..=3 {
+        let (worker, keeper) = until_some("it has a keeper", || {
+            let slot = slot();
+            Some((slot["pid"].as_u64()?, slot["keeper_pid"].as_u64()?))
+        });
+        let worker = u32::try_from(worker).expect("a process ID");
+        Watched::open(worker)
+            .expect("it runs")
+            .signal(Signal::SIGKILL);
+        for client in &mut clients {
+            client.roundtrip(b"by the next process");
+        }
+        until("its keeper is the worker", || slot()["pid"] == keeper);
+        until("it is reported", || slot()["crashes"] == lives);
+    }
+    assert_eq!(slot()["generation"], 1);
+    assert_eq!(second.command(&["cancel"]).code, 0);
+    for client in &mut clients {
+        client.roundtrip(b"after the rollback");
+    }
+    assert!(second.stop().success());
+    until("every process has exited", || first.processes().is_empty());
+}
+
+#[test]
+fn one_of_two_starts_adopts() {
+    let first = server(&["--workers=2", LONG]);
+    let load = Load::start(first.addr(), LoadSize::small());
+    kill_supervisor(&first, 2);
+    let starts = [0, 1].map(|_| {
+        let builder = next(&first, &["--workers=2", QUICK]);
+        std::thread::spawn(move || builder.start_or_fail())
+    });
+    let starts = starts.map(|start| start.join().expect("it does not panic"));
+    let (won, lost): (Vec<_>, Vec<_>) = starts.into_iter().partition(Result::is_ok);
+    let [won]: [Server; 1] = won
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("one wins");
+    let lost = lost.into_iter().filter_map(Result::err).collect::<Vec<_>>();
+    let [(code, cause)] = &lost[..] else {
+        panic!("one is refused: {lost:?}");
+    };
+    assert!(
+        *code == 1 && cause.contains("cannot listen on"),
+        "{code}: {cause}"
+    );
+    assert_eq!(adopted(&won), 2);
+    wait_replaced(&won);
+    load.go_on_for(50);
+    load.finish().assert_clean();
+}
+
+/// Neither by a start on its address, nor by a visit to its workers.
+#[test]
+fn living_supervisor_is_not_disturbed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listen = format!("--listen={}:0", crate::support::own_address());
+    let start = |listen: &str| {
+        Server::builder()
+            .args([listen, "--workers=2", "--share-port", "--control=auto"])
+            .env("RUNTIME_DIRECTORY", folder.path())
+    };
+    let first = start(&listen).start();
+    let load = Load::start(first.addr(), LoadSize::small());
+    load.go_on_for(20);
+    let second = start(&format!("--listen={}", first.addr())).start();
+    second.wait_log(|line| {
+        line.contains("event=orphan_not_adopted") && line.contains("its supervisor runs")
+    });
+    assert_eq!(adopted(&second), 0);
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    assert_eq!(first.worker_pids().len(), 2);
+    assert!(second.stop().success() && first.stop().success());
+}
+
+#[test]
+fn start_without_adoption_ends_orphans_first() {
+    let first = server(&["--workers=2", LONG]);
+    let mut client = Client::connect(first.addr());
+    client.roundtrip(b"before");
+    kill_supervisor(&first, 2);
+    let second = next(&first, &["--workers=2", "--adopt=false"]).start();
+    client.expect_eof();
+    drop(client);
+    assert_eq!(adopted(&second), 0);
+    Client::connect(second.addr()).roundtrip(b"by new workers");
+    until("the orphans have exited", || first.processes().is_empty());
+}
+
+#[test]
+fn adopted_workers_of_another_user_are_replaced() {
+    if !nix::unistd::geteuid().is_root() {
+        crate::support::adversity::skipped("only root can run workers as another user");
+        return;
+    }
+    let first = server(&["--workers=2", "--user=nobody", LONG]);
+    let load = Load::start(first.addr(), LoadSize::small());
+    kill_supervisor(&first, 2);
+    let second = next(&first, &["--workers=2", QUICK, "--user=nobody"]).start();
+    assert_eq!(adopted(&second), 2);
+    wait_replaced(&second);
+    load.go_on_for(50);
+    load.finish().assert_clean();
+}
+
+/// A slot whose processes have all died gets a new worker; the number of slots is as configured.
+#[test]
+fn adoption_fills_missing_slots() {
+    let first = server(&["--workers=3", LONG]);
+    kill_supervisor(&first, 3);
+    let of_slot_1 = || {
+        let mut all = first.processes();
+        all.retain(|pid| crate::support::observe::arguments(*pid)[0] == "uppercased: worker 1");
+        all
+    };
+    for pid in of_slot_1() {
+        Watched::open(pid).expect("it runs").signal(Signal::SIGSTOP);
+    }
+    for pid in of_slot_1() {
+        Watched::open(pid).expect("it runs").signal(Signal::SIGKILL);
+    }
+    let load = Load::start(first.addr(), LoadSize::small());
+    let second = next(&first, &["--workers=4", QUICK]).start();
+    assert_eq!(adopted(&second), 2);
+    wait_replaced(&second);
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    let slots = second.status_json()["slots"].clone();
+    let states = slots
+        .as_array()
+        .expect("slots")
+        .iter()
+        .map(|slot| &slot["state"]);
+    assert!(states.eq([&"serving"; 4]), "{slots}");
 }

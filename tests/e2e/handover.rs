@@ -105,6 +105,7 @@ impl Slot {
             config: self.config.clone(),
             listen: vec![self.listen],
             adopt: self.listener.is_some(),
+            adoptable: false,
             standby,
             max_connections,
             room: max_connections,

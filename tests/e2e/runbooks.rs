@@ -51,6 +51,42 @@ fn version(planned: &Planned) -> String {
 }
 
 #[test]
+fn operator_replaces_supervisor() {
+    let runbook = Runbook::open("Replace a supervisor that died");
+    let start = |listen: &str| {
+        let args = [
+            listen,
+            "--workers=1",
+            "--bake-time=0s",
+            "--orphan-timeout=30s",
+        ];
+        Server::builder().args(args)
+    };
+    let first = start("--listen=127.0.0.1:0").start();
+    let mut client = Client::connect(first.addr());
+    client.roundtrip(b"before");
+    first.kill();
+    let lost = first.wait_log(|line| line.contains("event=supervisor_lost"));
+    runbook.quotes(
+        r#"supervisor gone error="the peer has closed the channel" connections=1 timeout_ms=30000"#,
+        &lost,
+    );
+    let listen = format!("--listen={}", first.addr());
+    let second = start(&listen).control_of(&first).start();
+    let adopted = second.wait_log(|line| line.contains("event=orphan_adopted"));
+    runbook.quotes(
+        "INFO worker adopted slot=0 generation=1 worker_pid=",
+        &adopted,
+    );
+    let done = second.wait_log(|line| line.contains("event=operation_done"));
+    runbook.quotes(
+        "operation done operation=reload replaced=1 workers=1 migrated=1 draining=0",
+        &done,
+    );
+    client.roundtrip(b"after");
+}
+
+#[test]
 fn operator_rolls_out() {
     let runbook = Runbook::open("Roll out a release");
     let planned = Planned::start(&QUICK);

@@ -10,11 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use mio::Registry;
 use serde::{Deserialize, Serialize};
 
+use crate::channel::rendezvous::Rendezvous;
 use crate::channel::{self, Channel, Received};
 use crate::config::{KEEPER_RETRY, WORKER_WORDS_MAX_CHARS};
 use crate::handover::HandoverEnd;
 use crate::log::event;
+use crate::memory::life;
 use crate::supervisor::machine::{ExitStatus, ListenerSource};
+use crate::supervisor::rendezvous::RendezvousFile;
 use crate::supervisor::subprocess::{self, Subprocess};
 use crate::supervisor::tokens::Source;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
@@ -42,6 +45,10 @@ pub(crate) struct Child {
     pub(crate) sandbox: Option<Sandboxed>,
     pub(crate) quota: Quota,
     pub(crate) life: Life,
+    /// The file of its rendezvous.
+    pub(crate) rendezvous: Option<RendezvousFile>,
+    /// The process group of an adopted worker, which is no child of this process.
+    pub(crate) group: Option<i32>,
 }
 
 /// A worker in a saved state.
@@ -53,6 +60,8 @@ pub(crate) struct Saved {
     memory: Descriptor,
     sandbox: Option<Sandboxed>,
     life: Life,
+    rendezvous: Option<RendezvousFile>,
+    group: Option<i32>,
 }
 
 /// The messages that a worker may still send.
@@ -101,6 +110,7 @@ impl Quota {
             | ToWorker::Serve
             | ToWorker::TakeOver(_)
             | ToWorker::Confirm
+            | ToWorker::Adopt
             | ToWorker::Ping => {}
         }
     }
@@ -110,6 +120,8 @@ impl Quota {
         let unasked = match message {
             // Allowed once for each process that ends, which the fleet knows.
             FromWorker::Rescued(_) => return !self.starting,
+            // Sent to a supervisor that is to become the worker's.
+            FromWorker::Adoptable(_) | FromWorker::NotAdoptable { .. } => return false,
             FromWorker::ListenerLost { .. } => Some(&mut self.reports),
             FromWorker::Kept => Some(&mut self.keepers),
             FromWorker::Ready(_)
@@ -226,6 +238,7 @@ pub(crate) struct NewWorker<'a> {
     pub(crate) image: &'a Image,
     pub(crate) start: Start,
     pub(crate) memory: &'a SharedMemory,
+    pub(crate) rendezvous: Option<&'a Rendezvous>,
     pub(crate) listeners: &'a [OwnedFd],
 }
 
@@ -235,9 +248,15 @@ impl NewWorker<'_> {
     /// # Errors
     /// There is no process then.
     pub(crate) fn start(self) -> io::Result<WorkerProcess> {
-        let Self { worker, start, .. } = self;
+        let Self {
+            worker, mut start, ..
+        } = self;
+        start.adoptable = self.rendezvous.is_some();
         let supervisor = own_pidfd()?;
         let mut descriptors = vec![self.memory.as_fd(), supervisor.as_fd()];
+        if let Some(rendezvous) = self.rendezvous {
+            descriptors.extend([rendezvous.as_fd(), self.image.as_fd()]);
+        }
         if start.adopt {
             descriptors.extend(self.listeners.iter().map(AsFd::as_fd));
         }
@@ -307,6 +326,27 @@ impl Child {
         self.process.pid()
     }
 
+    /// Returns the exit status `exit` of its process, or that of an announced exit if the process is
+    /// another's child, so that its exit status is unknown.
+    pub(super) fn exit_status(&self, exit: ExitStatus) -> ExitStatus {
+        let is_announced = self.group.is_some() && life::is_retired(&self.memory);
+        match exit {
+            ExitStatus::Unknown if is_announced => ExitStatus::Exited(0),
+            exit => exit,
+        }
+    }
+
+    /// Returns the process `pid`, which the worker claims to be its own or its keeper's.
+    ///
+    /// # Errors
+    /// There is no such process, or it cannot be the worker's.
+    pub(super) fn claimed(&self, pid: i32) -> io::Result<Process> {
+        match self.group {
+            None => Process::of_child(pid),
+            Some(group) => Process::of_group(pid, group),
+        }
+    }
+
     pub(crate) fn watch(&self, registry: &Registry) -> io::Result<()> {
         let channel = Source::Channel(self.serial);
         let process = Source::Process(self.serial);
@@ -321,6 +361,8 @@ impl Child {
             memory: kept.keep(&self.memory),
             sandbox: self.sandbox.clone(),
             life: self.life,
+            rendezvous: self.rendezvous.clone(),
+            group: self.group,
         }
     }
 
@@ -339,6 +381,8 @@ impl Child {
             memory: SharedMemory::map(inherited.take(saved.memory)?)?,
             quota: Quota::resumed(saved.sandbox.is_some()),
             life: saved.life,
+            rendezvous: saved.rendezvous,
+            group: saved.group,
             sandbox: saved.sandbox,
         })
     }
@@ -359,7 +403,9 @@ fn with_short_texts(mut message: FromWorker) -> FromWorker {
         | FromWorker::Draining { .. }
         | FromWorker::ListenerLost { .. }
         | FromWorker::Kept
-        | FromWorker::Rescued(_) => {}
+        | FromWorker::Rescued(_)
+        | FromWorker::Adoptable(_)
+        | FromWorker::NotAdoptable { .. } => {}
     }
     message
 }

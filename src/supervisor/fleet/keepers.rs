@@ -5,7 +5,8 @@
 //! here; the worker keeps its identity, its channel and its memory.
 //!
 //! Invariants: the ID in the memory is a claim, so only a child of this process that belongs to no
-//! other part becomes a keeper; a worker that is killed on purpose is not rescued, and its keeper is
+//! other part becomes a keeper, and for an adopted worker, whose processes are not children of this
+//! one, only a process of its process group; a worker that is killed on purpose is not rescued, and its keeper is
 //! killed first; a keeper that has taken its worker's place reports within [`RESCUE_TIMEOUT`].
 
 use std::io;
@@ -42,7 +43,7 @@ impl Fleet {
         if self.pids().any(|known| known == pid) {
             return self.keepers.iter().any(|it| it.serial == serial);
         }
-        let watched = Process::of_child(pid).and_then(|process| {
+        let watched = child.claimed(pid).and_then(|process| {
             subprocess::watch_process(&process, registry, Source::Keeper(serial))?;
             Ok(process)
         });
@@ -131,15 +132,20 @@ impl Fleet {
         match self.keepers.iter().find(|keeper| keeper.pid() == pid) {
             Some(keeper) => keeper.serial == serial && !keeper.process.has_ended(),
             None if self.pids().any(|known| known == pid) => false,
-            None => Process::of_child(pid).is_ok_and(|process| !process.has_ended()),
+            None => self.claimed(serial, pid).is_some_and(|it| !it.has_ended()),
         }
+    }
+
+    fn claimed(&self, serial: u64, pid: i32) -> Option<Process> {
+        let child = self.children().find(|child| child.serial == serial)?;
+        child.claimed(pid).ok()
     }
 
     /// Returns the process `pid`, which is a keeper no longer.
     fn take_keeper(&mut self, serial: u64, pid: i32, registry: &Registry) -> Option<Process> {
         let is_it = |it: &Keeper| it.serial == serial && it.pid() == pid;
         let Some(index) = self.keepers.iter().position(is_it) else {
-            return Process::of_child(pid).ok();
+            return self.claimed(serial, pid);
         };
         let keeper = self.keepers.remove(index);
         subprocess::unwatch_process(&keeper.process, registry);

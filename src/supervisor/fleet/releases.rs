@@ -162,6 +162,7 @@ impl Release {
             listen: listen.to_vec(),
             adopt,
             standby,
+            adoptable: false,
             max_connections: self.limits.max_connections,
             room: self.limits.max_connections,
             descriptors: self.limits.descriptors,

@@ -19,6 +19,7 @@ use crate::listener;
 use crate::log::event;
 use crate::memory;
 use crate::memory::layout::Layout;
+use crate::supervisor::rendezvous::RendezvousFile;
 use crate::supervisor::subprocess::Ended;
 use crate::sys::fd::{Descriptor, Inherited, Kept};
 use crate::sys::shared::SharedMemory;
@@ -157,7 +158,9 @@ impl SlotResources {
     fn take(&mut self, worker: WorkerId) -> Option<Child> {
         let mut children = self.children.iter();
         let index = children.position(|child| child.worker == worker)?;
-        Some(self.children.swap_remove(index))
+        let child = self.children.swap_remove(index);
+        child.rendezvous.iter().for_each(RendezvousFile::remove);
+        Some(child)
     }
 
     /// Records the connections lost with a worker; returns whether its counters are plausible.

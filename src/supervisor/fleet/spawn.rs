@@ -1,13 +1,21 @@
 //! Starts workers.
 
 use std::io;
+use std::os::fd::AsFd as _;
 
 use mio::Registry;
 
 use crate::fault;
+use crate::log::event;
+use crate::memory::{self, life};
+use crate::supervisor::adoption::Orphan;
 use crate::supervisor::machine::{self, ListenerSource};
+use crate::supervisor::rendezvous::RendezvousFile;
+use crate::supervisor::subprocess::Subprocess;
+use crate::sys::keeper::own_pidfd;
 use crate::sys::limits::explain;
-use uppercased_ctl::identity::WorkerId;
+use crate::wire::ToWorker;
+use uppercased_ctl::identity::{ReleaseId, WorkerId};
 
 use super::children::{Child, Life, NewWorker, Quota, Spawn};
 use super::placement::cpu_of;
@@ -52,17 +60,27 @@ impl Fleet {
         start.room = room;
         start.descriptors = run.layout(room).descriptors;
         start.cpu = cpu_of(worker.slot, run.config.pin);
+        let rendezvous = self.directory.as_ref().map(|it| it.bind(worker));
+        let (rendezvous, file) = match rendezvous.transpose() {
+            Ok(bound) => bound.unzip(),
+            Err(error) => {
+                event!(rendezvous_not_bound; worker, %error);
+                (None, None)
+            }
+        };
         let new = NewWorker {
             worker,
             image: &run.image,
             start,
             memory: &memory,
+            rendezvous: rendezvous.as_ref(),
             listeners: slot.listeners(),
         };
         let process = match new.start() {
             Ok(process) => process,
             Err(error) => {
                 slot.leave_behind(memory);
+                file.iter().for_each(RendezvousFile::remove);
                 return Err(error.to_string());
             }
         };
@@ -75,6 +93,8 @@ impl Fleet {
             sandbox: None,
             quota: Quota::NEW,
             life: Life::default(),
+            rendezvous: file,
+            group: None,
         };
         self.next_serial += 1;
         let watched = child.watch(registry);
@@ -84,6 +104,56 @@ impl Fleet {
             fault::point("supervisor.successor_spawned");
         }
         Ok(())
+    }
+
+    /// Takes over an orphan, as a worker of `release`.
+    pub(crate) fn adopt(&mut self, orphan: Orphan, release: ReleaseId, registry: &Registry) {
+        let Orphan {
+            worker,
+            process,
+            channel,
+            memory,
+            introduction,
+            file,
+            ..
+        } = orphan;
+        let lives = life::lives(&memory);
+        let connections = memory::open_connections(&memory);
+        let worker_pid = process.pid();
+        let child = Child {
+            worker,
+            release,
+            serial: self.next_serial,
+            group: process.group(),
+            process: Subprocess::new(process, channel),
+            memory,
+            sandbox: None,
+            quota: Quota::resumed(true),
+            life: Life {
+                ended: lives.saturating_sub(1),
+                ..Life::default()
+            },
+            rendezvous: Some(file),
+        };
+        self.next_serial += 1;
+        let watched = child.watch(registry);
+        self.slots[worker.slot.index()].insert(child);
+        let adopted = watched.and_then(|()| own_pidfd());
+        let supervisor = match adopted {
+            Ok(supervisor) => supervisor,
+            Err(error) => {
+                let cause = self.discard(worker, &error);
+                return self.machine(machine::Event::ChannelBroken { worker, cause });
+            }
+        };
+        self.send(worker, ToWorker::Adopt, &[supervisor.as_fd()]);
+        event!(orphan_adopted; worker, worker_pid, connections);
+        self.note_sandbox(worker, introduction.sandbox);
+        self.find_keeper(worker, registry);
+        for slot in introduction.lent {
+            // Its listeners are this worker's only.
+            self.send(worker, ToWorker::Recall { slot, last: true }, &[]);
+        }
     }
 
     /// Removes a worker that cannot be watched; returns the error message.

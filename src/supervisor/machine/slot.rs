@@ -367,6 +367,22 @@ impl Slot {
         self.id_of(generation)
     }
 
+    /// Adds a worker that serves already, as the active one.
+    pub(super) fn adopt(&mut self, generation: Generation, now: Tick) {
+        self.history.born = self.history.born.max(generation);
+        self.workers.push(Worker {
+            generation,
+            release: self.next_release,
+            state: WorkerState::Serving { owes_report: false },
+            since: now,
+            served_since: Some(now),
+            pulse: None,
+            kept: false,
+            crashed: Vec::new(),
+        });
+        self.activate(generation, now);
+    }
+
     /// Changes the state of a worker. Returns whether the slot has that worker.
     pub(super) fn enter(&mut self, generation: Generation, next: WorkerState, now: Tick) -> bool {
         let worker = self.worker_mut(generation);

@@ -586,6 +586,7 @@ fn extreme_limits_never_overflow() {
     );
 }
 
+mod adopted;
 mod balance;
 mod cancel;
 mod held;

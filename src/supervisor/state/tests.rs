@@ -90,6 +90,8 @@ impl Parts {
             sandbox: None,
             quota: Quota::NEW,
             life: Life::default(),
+            rendezvous: None,
+            group: None,
         };
         let left_behind = memory();
         let listener = || TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -104,7 +106,7 @@ impl Parts {
         let admin = Admin::open(&release.config).unwrap();
         let locks = PortLocks::new(lock_bound(&[listen]).unwrap(), registry).unwrap();
         let listeners = listeners.map(|listener| vec![listener.into()]).into();
-        let mut fleet = Fleet::new(release, vec![listen], listeners, (0, 1024));
+        let mut fleet = Fleet::new(release, vec![listen], listeners, None, (0, 1024));
         fleet.insert(child, Some(left_behind));
         let killed = Subprocess::new(killed, Packets::pair().unwrap().0);
         let parts = Self {

@@ -48,6 +48,10 @@ const CONTROL: &str = "UPPERCASED_CONTROL";
 /// sets the flag, which overrides it.
 const HANG_TIMEOUT: (&str, &str) = ("UPPERCASED_HANG_TIMEOUT", "1h");
 
+/// Tests that kill the supervisor expect its workers to stop; a test of this timeout sets the flag,
+/// which overrides it.
+const ORPHAN_TIMEOUT: (&str, &str) = ("UPPERCASED_ORPHAN_TIMEOUT", "0s");
+
 /// The environment variable that marks all descendants of one server.
 const MARK: &str = "E2E_SERVER";
 
@@ -61,6 +65,7 @@ pub struct ServerBuilder {
     listeners: Option<usize>,
     namespace: Option<Namespace>,
     handed_over: Vec<Named>,
+    control: Option<PathBuf>,
 }
 
 /// The result of a command.
@@ -92,6 +97,7 @@ struct Running {
     mark: String,
     /// Its own directory, with the control socket; removed on drop.
     folder: TempDir,
+    control: PathBuf,
     /// Every child found so far. The mark finds them, too, unless their environment is cleared or
     /// unreadable.
     seen: Mutex<Vec<Watched>>,
@@ -136,6 +142,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Gives it the control socket of another server, and so the directory of its workers.
+    pub fn control_of(mut self, other: &Server) -> Self {
+        self.control = Some(other.control());
+        self
+    }
+
     /// Sets the number of addresses that it will announce, if `--listen` does not give them.
     pub fn listeners(mut self, count: usize) -> Self {
         self.listeners = Some(count);
@@ -145,6 +157,25 @@ impl ServerBuilder {
     /// Starts it and waits until it serves.
     #[track_caller]
     pub fn start(self) -> Server {
+        self.try_start().unwrap_or_else(|running| {
+            // Dropping it in the panic prints the log.
+            let _running = running;
+            panic!("the server does not serve on all addresses")
+        })
+    }
+
+    /// Starts it and waits until it serves, or fails on its own with this exit code and standard
+    /// error.
+    ///
+    /// # Errors
+    /// It has failed.
+    #[track_caller]
+    pub fn start_or_fail(self) -> Result<Server, (i32, String)> {
+        self.try_start().map_err(|running| running.failure())
+    }
+
+    #[track_caller]
+    fn try_start(self) -> Result<Server, Box<Running>> {
         let wanted = self.listeners.unwrap_or_else(|| self.count_listen());
         let running = self.spawn();
         let mut addrs = Vec::new();
@@ -152,28 +183,17 @@ impl ServerBuilder {
             addrs.extend(line.strip_prefix(READY).map(reachable));
             addrs.len() == wanted
         });
-        // Dropping `running` in the panic prints the log.
-        assert!(
-            ready.is_some(),
-            "no server on {wanted} addresses; announced: {addrs:?}"
-        );
+        if ready.is_none() {
+            return Err(Box::new(running));
+        }
         running.note_children();
-        Server { running, addrs }
+        Ok(Server { running, addrs })
     }
 
     /// Starts it and waits until it fails on its own; returns its exit code and standard error.
     #[track_caller]
     pub fn expect_failure(self) -> (i32, String) {
-        let running = self.spawn();
-        let status = running.wait_exit(DEADLINE);
-        assert!(
-            running.stderr.wait_end(DEADLINE),
-            "a process still holds its log"
-        );
-        let code = status.code();
-        assert!(code != Some(0), "it should have failed, but ended with 0");
-        let code = code.unwrap_or_else(|| panic!("it should have failed by itself: {status}"));
-        (code, running.stderr.text())
+        self.spawn().failure()
     }
 
     #[track_caller]
@@ -185,6 +205,7 @@ impl ServerBuilder {
         let id = format!("{}-{number}", std::process::id());
 
         let folder = tempfile::tempdir().expect("a folder of its own");
+        let control = self.control.take().unwrap_or_else(|| control_path(&folder));
         let mut command = if self.handed_over.is_empty() {
             Command::new(&self.program)
         } else {
@@ -193,8 +214,9 @@ impl ServerBuilder {
         remove_settings(&mut command);
         command
             .args(&self.args)
-            .env(CONTROL, control_path(&folder))
+            .env(CONTROL, &control)
             .env(HANG_TIMEOUT.0, HANG_TIMEOUT.1)
+            .env(ORPHAN_TIMEOUT.0, ORPHAN_TIMEOUT.1)
             .envs(self.env)
             .env(MARK, &id)
             .stdin(Stdio::null())
@@ -223,6 +245,7 @@ impl ServerBuilder {
             stderr,
             mark: format!("{MARK}={id}"),
             folder,
+            control,
             seen: Mutex::default(),
         }
     }
@@ -279,6 +302,7 @@ impl Server {
             cwd: None,
             listeners: None,
             namespace: None,
+            control: None,
             handed_over: Vec::new(),
         }
     }
@@ -342,7 +366,7 @@ impl Server {
 
     /// Returns the path of its control socket, unless the test sets another.
     pub fn control(&self) -> PathBuf {
-        control_path(&self.running.folder)
+        self.running.control.clone()
     }
 
     /// Returns a directory that is removed with this.
@@ -545,6 +569,20 @@ impl CommandOutput {
 }
 
 impl Running {
+    /// Waits until it fails on its own; returns its exit code and standard error.
+    #[track_caller]
+    fn failure(&self) -> (i32, String) {
+        let status = self.wait_exit(DEADLINE);
+        assert!(
+            self.stderr.wait_end(DEADLINE),
+            "a process still holds its log"
+        );
+        let code = status.code();
+        assert!(code != Some(0), "it should have failed, but ended with 0");
+        let code = code.unwrap_or_else(|| panic!("it should have failed by itself: {status}"));
+        (code, self.stderr.text())
+    }
+
     #[track_caller]
     fn wait_exit(&self, within: Duration) -> ExitStatus {
         self.supervisor

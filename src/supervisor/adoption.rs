@@ -1,0 +1,297 @@
+//! Adoption: a starting supervisor finds the workers of one that has died, and goes on with them.
+//!
+//! It connects at every rendezvous in its directory. A worker whose supervisor lives refuses; an
+//! orphan introduces itself. Those that listen on the same addresses are adopted, one for each slot;
+//! those that are in the way are told to stop; all others are left alone.
+//!
+//! Invariants: nothing here is irrevocable but the signal to stop: an orphan whose connection is
+//! closed without [`ToWorker::Adopt`] serves on; the process that is signalled, and later killed, is
+//! the one that the kernel names as the sender of the introduction; all waits together are bounded.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstat;
+use socket2::SockRef;
+
+use crate::channel::Channel;
+use crate::channel::rendezvous::{Introduction, receive_introduction, visit};
+use crate::config::{ADOPTION_TIMEOUT, Config};
+use crate::log::event;
+use crate::memory::{self, is_believable};
+use crate::sys::image::{Image, Process};
+use crate::sys::shared::SharedMemory;
+use crate::wire::{Adoptable, Envelope, FromWorker, Listen, ToWorker};
+use uppercased_ctl::clock;
+use uppercased_ctl::identity::{SlotId, WorkerId};
+
+use super::rendezvous::{Directory, RendezvousFile};
+
+/// A worker without a supervisor.
+#[derive(Debug)]
+pub(crate) struct Orphan {
+    pub(crate) worker: WorkerId,
+    pub(crate) process: Process,
+    pub(crate) channel: Channel<ToWorker, FromWorker>,
+    pub(crate) memory: SharedMemory,
+    pub(crate) image: Image,
+    /// In the order of its addresses.
+    pub(crate) listeners: Vec<OwnedFd>,
+    pub(crate) introduction: Adoptable,
+    pub(crate) file: RendezvousFile,
+}
+
+/// A process that has introduced itself.
+#[derive(Debug)]
+enum Met {
+    Orphan(Box<Orphan>),
+    /// It uses another version of the messages.
+    Incompatible(Process),
+}
+
+/// What a starting supervisor does with the orphans.
+#[derive(Debug, Default)]
+pub(crate) struct Adoption {
+    /// The orphans to adopt, one for each slot, by slot.
+    pub(crate) orphans: Vec<Orphan>,
+    /// Whether others are about to close their listeners.
+    pub(crate) are_leaving: bool,
+}
+
+impl Adoption {
+    /// Meets the orphans in `directory`, and chooses those to adopt, if `adopt` is set, for a server
+    /// that listens on `wanted`. Tells those that are in its way to stop.
+    pub(crate) fn find(directory: Option<&Directory>, wanted: &[Listen], adopt: bool) -> Self {
+        let mut adoption = Self::default();
+        for met in directory.map(meet).unwrap_or_default() {
+            let orphan = match met {
+                Met::Orphan(orphan) => orphan,
+                Met::Incompatible(process) => {
+                    adoption.end(&process);
+                    continue;
+                }
+            };
+            let listen = &orphan.introduction.listen;
+            if adopt && is_same(listen, wanted) {
+                adoption.add(*orphan);
+            } else if listen.iter().any(|one| wanted.contains(one)) {
+                adoption.end(&orphan.process);
+            }
+        }
+        adoption.orphans.sort_by_key(|orphan| orphan.worker.slot);
+        adoption
+    }
+
+    /// Returns the newest of the orphans to adopt, whose release and addresses are in force.
+    fn newest(&self) -> Option<&Orphan> {
+        self.orphans.iter().max_by_key(|it| it.worker.generation)
+    }
+
+    /// Returns the configuration that the orphans run, with what concerns the supervisor from
+    /// `config`, whose addresses are `wanted`; `None` without orphans.
+    pub(crate) fn running_config(&self, config: &Config, wanted: &[Listen]) -> Option<Config> {
+        let running = self.newest()?.introduction.config.clone();
+        let ordered = self.addresses()?.iter();
+        let places = ordered.filter_map(|one| wanted.iter().position(|it| it == one));
+        let listen = places.filter_map(|place| config.listen.get(place).cloned());
+        Some(Config {
+            listen: listen.collect(),
+            workers: config.workers,
+            share_port: config.share_port,
+            control: config.control.clone(),
+            admin: config.admin.clone(),
+            agent: config.agent,
+            ..running
+        })
+    }
+
+    /// Returns the program that the orphans run.
+    pub(crate) fn image(&self) -> Option<io::Result<Image>> {
+        let image = self.newest()?.image.as_fd().try_clone_to_owned();
+        Some(image.map(Image::from))
+    }
+
+    /// Returns the addresses of the orphans.
+    pub(crate) fn addresses(&self) -> Option<&[Listen]> {
+        Some(&self.newest()?.introduction.listen)
+    }
+
+    /// Returns the number of slots up to the last that has an orphan.
+    pub(crate) fn slots(&self) -> u16 {
+        let last = self.orphans.last();
+        last.map_or(0, |orphan| orphan.worker.slot.0.saturating_add(1))
+    }
+
+    /// Returns duplicates of the listeners of the orphan of `slot`, in the order of the addresses.
+    pub(crate) fn listeners_of(&self, slot: SlotId) -> Option<Vec<OwnedFd>> {
+        let orphan = self.orphans.iter().find(|it| it.worker.slot == slot)?;
+        let duplicates = orphan.listeners.iter().map(OwnedFd::try_clone);
+        in_order(
+            duplicates.collect::<Result<_, _>>().ok()?,
+            self.addresses()?,
+        )
+    }
+
+    /// Returns the inodes of the orphans' listeners, as in the kernel's lists.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = u64> + '_ {
+        let listeners = self.orphans.iter().flat_map(|orphan| &orphan.listeners);
+        listeners.filter_map(|it| Some(fstat(it).ok()?.st_ino))
+    }
+
+    /// Adds an orphan. Of two of a slot the one with fewer connections stops: their supervisor had
+    /// died while one was to replace the other.
+    fn add(&mut self, orphan: Orphan) {
+        let slot = orphan.worker.slot;
+        let mut orphans = self.orphans.iter_mut();
+        let Some(other) = orphans.find(|it| it.worker.slot == slot) else {
+            return self.orphans.push(orphan);
+        };
+        let rank = |it: &Orphan| (memory::open_connections(&it.memory), it.worker.generation);
+        let mut loser = orphan;
+        if rank(&loser) > rank(other) {
+            std::mem::swap(other, &mut loser);
+        }
+        self.end(&loser.process);
+    }
+
+    fn end(&mut self, process: &Process) {
+        self.are_leaving = true;
+        let worker_pid = process.pid();
+        match process.terminate() {
+            Ok(()) => event!(orphan_ended, worker_pid),
+            Err(error) => event!(orphan_not_ended, worker_pid, %error),
+        }
+    }
+}
+
+/// Connects to every process in the directory; returns those that introduce themselves in time.
+fn meet(directory: &Directory) -> Vec<Met> {
+    let me = nix::unistd::geteuid().as_raw();
+    let mut waiting = Vec::new();
+    for file in directory.files() {
+        let path = file.path().display();
+        match visit(file.path()) {
+            // Only this user, or root, binds a socket in that directory.
+            Ok((socket, uid)) if uid == me => waiting.push((socket, file)),
+            Ok((_, uid)) => event!(orphan_of_other_user, %path, client_uid = uid),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => file.remove(),
+            Err(error) => event!(orphan_not_reached, %path, %error),
+        }
+    }
+    let until = clock::now() + ADOPTION_TIMEOUT;
+    let mut met = Vec::new();
+    while !waiting.is_empty() {
+        let left = until.since(clock::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut sockets: Vec<_> = waiting
+            .iter()
+            .map(|(socket, _)| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+            .collect();
+        // An interruption is repeated, within the time.
+        let _ = poll(&mut sockets, timeout);
+        let ready: Vec<bool> = sockets.iter().map(|it| it.any() == Some(true)).collect();
+        let mut ready = ready.into_iter();
+        let (answered, rest) = waiting
+            .into_iter()
+            .partition::<Vec<_>, _>(|_| ready.next() == Some(true));
+        for (socket, file) in answered {
+            let path = file.path().display().to_string();
+            match receive_introduction(&socket)
+                .map_err(|error| error.to_string())
+                .and_then(|introduction| understand(introduction, socket, file))
+            {
+                Ok(one) => met.push(one),
+                Err(reason) => event!(orphan_not_adopted, path, reason),
+            }
+        }
+        waiting = rest;
+        if clock::now() >= until {
+            for (_, file) in waiting.drain(..) {
+                let path = file.path().display().to_string();
+                event!(orphan_not_adopted, path, reason = "no answer");
+            }
+        }
+    }
+    met
+}
+
+/// Interprets an introduction.
+///
+/// # Errors
+/// Why the worker is not adopted.
+fn understand(
+    introduction: Introduction,
+    socket: OwnedFd,
+    file: RendezvousFile,
+) -> Result<Met, String> {
+    let Introduction {
+        frame,
+        descriptors,
+        sender,
+    } = introduction;
+    let decoded = Envelope::<FromWorker>::decode(&frame);
+    let mut descriptors = descriptors.into_iter();
+    // First of all descriptors in every version.
+    let mut process = || {
+        let pidfd = descriptors.next().ok_or("it sent no pidfd")?;
+        Process::sender(sender, pidfd).map_err(|error| format!("its pidfd is not valid: {error}"))
+    };
+    let (envelope, wanted) = match decoded {
+        Ok(decoded) => decoded,
+        Err(error) => {
+            event!(orphan_incompatible, %error);
+            return process().map(Met::Incompatible);
+        }
+    };
+    let introduction = match envelope.message {
+        FromWorker::Adoptable(introduction) => *introduction,
+        FromWorker::NotAdoptable { cause } => return Err(cause),
+        _ => return Err("it sent another message".to_owned()),
+    };
+    let process = process()?;
+    let rest: Vec<OwnedFd> = descriptors.collect();
+    if rest.len() + 1 != wanted {
+        return Err("descriptors were lost in transit; raise the descriptor limit".to_owned());
+    }
+    let mut rest = rest.into_iter();
+    let (Some(memory), Some(image)) = (rest.next(), rest.next()) else {
+        return Err("it sent no memory".to_owned());
+    };
+    let memory = SharedMemory::map(memory).map_err(|error| error.to_string())?;
+    if !is_believable(&memory) {
+        return Err("its memory is not valid".to_owned());
+    }
+    let listeners = in_order(rest.collect(), &introduction.listen)
+        .ok_or("its listeners are not those of its addresses")?;
+    Ok(Met::Orphan(Box::new(Orphan {
+        worker: envelope.worker,
+        process,
+        channel: Channel::over(socket),
+        memory,
+        image: Image::from(image),
+        listeners,
+        introduction,
+        file,
+    })))
+}
+
+/// Returns the listeners in the order of their addresses; `None` if one is missing.
+pub(crate) fn in_order(listeners: Vec<OwnedFd>, addresses: &[Listen]) -> Option<Vec<OwnedFd>> {
+    let mut left = listeners;
+    addresses
+        .iter()
+        .map(|address| {
+            let bound = |it: &OwnedFd| SockRef::from(it).local_addr().ok()?.as_socket();
+            let mut all = left.iter();
+            let at = all.position(|it| bound(it) == Some(address.addr))?;
+            Some(left.swap_remove(at))
+        })
+        .collect()
+}
+
+/// Returns whether both are the same addresses, in any order.
+fn is_same(these: &[Listen], those: &[Listen]) -> bool {
+    let within = |one: &[Listen], other: &[Listen]| one.iter().all(|it| other.contains(it));
+    within(these, those) && within(those, these)
+}

@@ -1,0 +1,143 @@
+//! The adoption of an orphan: a new supervisor connects at the worker's rendezvous, the connection
+//! becomes the worker's channel, and with [`ToWorker::Adopt`](crate::wire::ToWorker::Adopt) the
+//! worker has a supervisor again.
+//!
+//! Invariants: a worker whose supervisor lives refuses everybody, and an orphan refuses a second
+//! supervisor while the first has not left; only root and the user that started the worker are
+//! answered; until the adoption is complete the worker is an orphan with its deadline. The channel
+//! and the supervisor's pidfd keep their descriptor numbers, because a keeper knows them by these.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::Worker;
+use super::phase::Phase;
+use crate::channel::rendezvous::Visitor;
+use crate::channel::{self, Channel};
+use crate::config::ADOPTION_VISITS_PER_TURN;
+use crate::fault;
+use crate::log::event;
+use crate::sys::fd::replace;
+use crate::sys::keeper::own_pidfd;
+use crate::wire::{Envelope, FromWorker, ToWorker};
+
+impl Worker {
+    /// Answers the processes that have connected at the rendezvous.
+    pub(super) fn meet_visitors(&mut self) {
+        for _ in 0..ADOPTION_VISITS_PER_TURN {
+            let Some(adoption) = &self.adoption else {
+                return;
+            };
+            let Some(visitor) = adoption.rendezvous.accept() else {
+                return;
+            };
+            let owner = adoption.owner;
+            if visitor.uid != 0 && visitor.uid != owner {
+                event!(visitor_refused, client_uid = visitor.uid);
+                continue;
+            }
+            self.check_supervisor();
+            match self.reason_to_refuse() {
+                None => self.introduce(visitor),
+                Some(cause) => refuse(self, visitor, cause),
+            }
+        }
+    }
+
+    /// Returns why it cannot be adopted now, if so.
+    fn reason_to_refuse(&self) -> Option<&'static str> {
+        let Some(orphan) = self.orphan else {
+            return Some("its supervisor runs");
+        };
+        if orphan.visited {
+            return Some("another supervisor adopts it");
+        }
+        match self.phase {
+            Phase::Serving => None,
+            Phase::StandingBy
+            | Phase::LameDuck { .. }
+            | Phase::HandingOver { .. }
+            | Phase::Undecided { .. }
+            | Phase::Leaving { .. }
+            | Phase::Draining { .. }
+            | Phase::Done => Some("it is about to exit"),
+        }
+    }
+
+    /// Makes the connection the channel, and introduces the worker on it.
+    fn introduce(&mut self, visitor: Visitor) {
+        if let Err(error) = self.try_introduce(visitor) {
+            event!(introduction_failed, %error);
+        }
+    }
+
+    fn try_introduce(&mut self, visitor: Visitor) -> io::Result<()> {
+        let Some(adoption) = &mut self.adoption else {
+            return Ok(());
+        };
+        self.channel.replace_socket(visitor.socket)?;
+        self.reactor.watch_control_again(&self.channel)?;
+        adoption.introduction.lent = self.reactor.lent_slots(self.id.slot);
+        let message = FromWorker::Adoptable(Box::new(adoption.introduction.clone()));
+        let envelope = Envelope {
+            worker: self.id,
+            message,
+        };
+        let pidfd = own_pidfd()?;
+        let memory = self.reactor.memory().shared();
+        let mut descriptors = vec![pidfd.as_fd(), memory.as_fd(), adoption.image.as_fd()];
+        descriptors.extend(self.reactor.listeners_of(self.id.slot));
+        self.channel
+            .send(&envelope, &descriptors)
+            .map_err(io::Error::other)?;
+        if let Some(orphan) = &mut self.orphan {
+            orphan.visited = true;
+        }
+        fault::point("worker.introduced");
+        Ok(())
+    }
+
+    /// Handles the end of the channel, which may be that of a supervisor that did not adopt.
+    pub(super) fn handle_channel_end(&mut self, error: &channel::Error) {
+        match &mut self.orphan {
+            Some(orphan) => {
+                orphan.visited = false;
+                event!(visitor_left, %error);
+            }
+            None => self.handle_supervisor_exit(error),
+        }
+    }
+
+    /// Continues with a new supervisor, whose pidfd came with its message.
+    pub(super) fn become_adopted(&mut self, descriptors: Vec<OwnedFd>) {
+        let supervisor = descriptors.into_iter().next();
+        let Some(supervisor) = supervisor.filter(|_| self.is_orphan()) else {
+            return event!(adoption_ignored);
+        };
+        let watched = replace(&mut self.supervisor, &supervisor)
+            .and_then(|()| self.reactor.watch_control_again(&self.supervisor));
+        if let Err(error) = watched {
+            // The end of the channel tells, too.
+            event!(supervisor_not_watched, %error);
+        }
+        self.reactor.memory_mut().set_orphaned(None);
+        self.orphan = None;
+        let connections = self.reactor.open_connections();
+        event!(worker_adopted, connections);
+        fault::point("worker.adopted");
+    }
+}
+
+/// Tells a visitor why the worker is not adopted.
+fn refuse(worker: &Worker, visitor: Visitor, cause: &str) {
+    let mut channel: Channel<FromWorker, ToWorker> = Channel::over(visitor.socket);
+    let message = FromWorker::NotAdoptable {
+        cause: cause.to_owned(),
+    };
+    let envelope = Envelope {
+        worker: worker.id,
+        message,
+    };
+    // It may have left.
+    let _ = channel.send(&envelope, &[]);
+}

@@ -1,0 +1,48 @@
+//! What a worker needs to be adopted by a later supervisor.
+
+use std::os::fd::OwnedFd;
+
+use crate::channel::rendezvous::Rendezvous;
+use crate::wire::{Adoptable, Start};
+use uppercased_ctl::status::Sandboxed;
+
+/// The rendezvous of a worker, and what it shows there.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    pub(super) rendezvous: Rendezvous,
+    /// The program of this process, for the supervisor that starts it again.
+    pub(super) image: OwnedFd,
+    /// The user that started this process.
+    pub(super) owner: u32,
+    pub(super) introduction: Adoptable,
+}
+
+impl Adoption {
+    /// Takes it from the descriptors of the start message; `None` if no supervisor is to adopt the
+    /// worker.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub(super) fn of(
+        start: &Start,
+        descriptors: &mut impl Iterator<Item = OwnedFd>,
+    ) -> Result<Option<Self>, &'static str> {
+        if !start.adoptable {
+            return Ok(None);
+        }
+        let (Some(rendezvous), Some(image)) = (descriptors.next(), descriptors.next()) else {
+            return Err("the start message has no rendezvous");
+        };
+        Ok(Some(Self {
+            rendezvous: Rendezvous::over(rendezvous),
+            image,
+            owner: nix::unistd::geteuid().as_raw(),
+            introduction: Adoptable {
+                config: start.config.clone(),
+                listen: Vec::new(),
+                sandbox: Sandboxed::default(),
+                lent: Vec::new(),
+            },
+        }))
+    }
+}
