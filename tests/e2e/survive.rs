@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -38,14 +39,15 @@ use crate::support::{Server, Watched};
 const WORKERS: u16 = 2;
 
 /// The second address requires PROXY headers. A hang must outlast the time for which a worker may
-/// wait for the CPU on a busy machine.
-const ARGS: [&str; 7] = [
+/// wait for the CPU on a busy machine, and a slow reader must not be disconnected because of that.
+const ARGS: [&str; 8] = [
     "--listen=127.0.0.1:0",
     "--listen=127.0.0.2:0",
     "--proxy-protocol=127.0.0.2:0",
     "--workers=2",
     "--bake-time=0s",
     "--hang-timeout=1s",
+    "--write-stall-timeout=10m",
     "--log-level=debug",
 ];
 
@@ -73,6 +75,9 @@ const DEATHS_ALONE: [(Death, u32); 5] = [
     (Death::OutOfMemory, 1),
     (Death::Stall, 1),
 ];
+
+/// The deaths of one server that is operated meanwhile.
+const DEATHS_DURING_OPERATIONS: u32 = 60;
 
 /// The number of stores after which a worker dies is below this.
 const STORES_MAX: u32 = 1000;
@@ -271,6 +276,47 @@ fn clients_notice_no_death_as_other_user() {
             return skipped("only root can run workers as another user");
         }
         die_under_load(&["--user=nobody"]);
+    });
+}
+
+/// Workers die while they hand over and take over. An operation fails if a worker of the release
+/// that it brings dies.
+#[test]
+fn clients_notice_no_death_during_operations() {
+    isolated_within(patience(), || {
+        let mut totals = Totals::default();
+        for seed in seeds(1, 100) {
+            let planned = start(&[RESCUE], "");
+            let server = &planned.server;
+            server.reload().expect_success();
+            let mut deaths = Deaths::of(server, WORKERS, None, seed);
+            deaths.wait_whole();
+            let baseline = Baseline::of(server);
+            let reports = prove(server, |clients| {
+                let over = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !over.load(Ordering::Relaxed) {
+                            server.reload();
+                            server.scale(WORKERS + 1);
+                            server.upgrade();
+                            server.scale(WORKERS);
+                        }
+                    });
+                    for _ in 0..DEATHS_DURING_OPERATIONS {
+                        deaths.kill_any();
+                        clients.go_on();
+                    }
+                    over.store(true, Ordering::Relaxed);
+                });
+                until("it is scaled back", || server.scale(WORKERS).code == 0);
+                server.reload().expect_success();
+                clients.go_on();
+            });
+            baseline.assert_back(server);
+            assert!(server.stop().success());
+            totals.add(deaths.done(), &reports);
+        }
     });
 }
 

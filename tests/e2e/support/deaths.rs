@@ -7,7 +7,7 @@ use fastrand::Rng;
 use nix::sys::signal::Signal;
 
 use super::cgroup::MemoryGroup;
-use super::observe::{freeze, keepers_of, until, until_some, waits_for_events, workers_of};
+use super::observe::{freeze, keepers_of, state, until, until_some, waits_for_events, workers_of};
 use super::process::{DEADLINE, Deadline, Watched};
 use super::server::Server;
 use super::tracer::Traced;
@@ -18,8 +18,9 @@ const APART_MAX: Duration = Duration::from_millis(4);
 /// Maximum number of instructions before a death of [`Death::Step`].
 const STEPS_MAX: u32 = 1500;
 
-/// The memory that a worker may allocate before the kernel kills it.
-const OOM_BYTES: u64 = 64 << 10;
+/// The memory that a worker may allocate before the kernel kills it: with more the kernel may find
+/// something to reclaim for each page, and the worker lives on slowly.
+const OOM_BYTES: u64 = 4 << 10;
 
 /// A death in one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +64,8 @@ pub struct Deaths<'a> {
     /// Whether the last death of each slot was a crash: a connection served at the next one might
     /// be reset, because two deaths at its expense look like its fault.
     crashed: Vec<bool>,
+    /// The length of the log before the last death of each slot's worker, and its successor.
+    rescues: Vec<Option<(usize, u32)>>,
     random: Rng,
     /// Where a worker runs out of memory.
     group: Option<&'a MemoryGroup>,
@@ -89,6 +92,7 @@ impl<'a> Deaths<'a> {
             slots,
             next: 0,
             crashed: vec![false; slots.into()],
+            rescues: vec![None; slots.into()],
             random: Rng::with_seed(seed),
             group,
             done: BTreeMap::new(),
@@ -124,15 +128,38 @@ impl<'a> Deaths<'a> {
         self.cause_in(slot, death);
     }
 
+    /// Kills a random worker, also during an operation, when a slot may have two: one whose slot has a
+    /// keeper for each.
+    #[track_caller]
+    pub fn kill_any(&mut self) {
+        self.pass_time();
+        let slot = self.random.u16(..self.slots);
+        let workers = until_some("as many keepers as workers in the slot", || {
+            let workers = workers_of(self.server, slot);
+            let keepers = keepers_of(self.server, slot).len();
+            (keepers == workers.len() && keepers > 0).then_some(workers)
+        });
+        let worker = workers[self.random.usize(..workers.len())];
+        if let Some(worker) = Watched::open(worker) {
+            worker.signal(Signal::SIGKILL);
+            assert!(worker.wait_gone(DEADLINE), "it survives SIGKILL");
+        }
+        *self.done.entry(Death::Kill).or_default() += 1;
+    }
+
     #[track_caller]
     fn cause_in(&mut self, slot: u16, death: Death) {
         let pair = self.pair(slot);
+        self.wait_reported(slot);
+        let mark = self.server.log_len();
         self.pass_time();
         match death {
             Death::Kill => pair.worker.signal(Signal::SIGKILL),
             Death::Twice => {
                 pair.worker.signal(Signal::SIGKILL);
-                self.successor(slot, &pair.worker).signal(Signal::SIGKILL);
+                let second = self.successor(slot, &pair.worker);
+                second.signal(Signal::SIGKILL);
+                assert!(second.wait_gone(DEADLINE), "no second death");
             }
             Death::Step => {
                 if let Some(traced) = traced(&pair.worker) {
@@ -158,7 +185,10 @@ impl<'a> Deaths<'a> {
             }
             Death::Keeper => pair.keeper.signal(Signal::SIGKILL),
         }
-        self.wait_recovered(death, slot, &pair);
+        let now = self.wait_recovered(death, slot, &pair);
+        if death != Death::Keeper {
+            self.rescues[usize::from(slot)] = Some((mark, now));
+        }
         *self.done.entry(death).or_default() += 1;
     }
 
@@ -170,10 +200,23 @@ impl<'a> Deaths<'a> {
         }
     }
 
-    /// Waits until the keeper has continued the worker and has a keeper of its own, or until the
-    /// worker has another keeper.
+    /// Waits until the supervisor, unless it is stopped, has logged the rescue from the last death in
+    /// the slot: several that it has not confirmed are the last.
     #[track_caller]
-    fn wait_recovered(&self, death: Death, slot: u16, before: &Pair) {
+    fn wait_reported(&mut self, slot: u16) {
+        let last = self.rescues[usize::from(slot)].take();
+        if let Some((mark, pid)) = last.filter(|_| state(self.server.pid()) != Some('T')) {
+            let pid = format!(" worker_pid={pid} ");
+            self.server.wait_log_from(mark, |line| {
+                line.contains("event=worker_rescued") && line.contains(&pid)
+            });
+        }
+    }
+
+    /// Waits until the keeper has continued the worker and has a keeper of its own, or until the
+    /// worker has another keeper. Returns the worker's process.
+    #[track_caller]
+    fn wait_recovered(&self, death: Death, slot: u16, before: &Pair) -> u32 {
         let dead = match death {
             Death::Keeper => &before.keeper,
             _ => &before.worker,
@@ -187,6 +230,7 @@ impl<'a> Deaths<'a> {
             _ => now == before.keeper.pid(),
         };
         assert!(is_continued, "{death:?}: {now} follows {before:?}");
+        now
     }
 
     /// Waits until the slot has one worker and its keeper, and returns them.
