@@ -134,8 +134,10 @@ pub const CRASHES_RESCUED_MAX: usize = 5;
 /// Time in which crashes of a worker are counted.
 pub const CRASH_WINDOW: Duration = Duration::from_secs(10);
 
-/// Time for a keeper to report that it has become the worker; it is killed afterwards.
-pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for a keeper to report that it has become the worker; it is killed afterwards. It takes
+/// milliseconds, but a starved machine may not run it for seconds, and a second one that is late
+/// ends the worker with its connections.
+pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time after the kill of a hung process before its worker is sampled again: that process may wait
 /// for a CPU before it ends, and two keepers in a row may exceed [`RESCUE_TIMEOUT`].
