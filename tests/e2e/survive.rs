@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -293,21 +293,20 @@ fn clients_notice_no_death_during_operations() {
             deaths.wait_whole();
             let baseline = Baseline::of(server);
             let reports = prove(server, |clients| {
-                let over = AtomicBool::new(false);
                 std::thread::scope(|scope| {
-                    scope.spawn(|| {
-                        while !over.load(Ordering::Relaxed) {
-                            server.reload();
-                            server.scale(WORKERS + 1);
-                            server.upgrade();
-                            server.scale(WORKERS);
+                    let killing = scope.spawn(|| {
+                        for _ in 0..DEATHS_DURING_OPERATIONS {
+                            deaths.kill_any();
+                            clients.go_on();
                         }
                     });
-                    for _ in 0..DEATHS_DURING_OPERATIONS {
-                        deaths.kill_any();
-                        clients.go_on();
+                    while !killing.is_finished() {
+                        server.reload();
+                        server.scale(WORKERS + 1);
+                        server.upgrade();
+                        server.scale(WORKERS);
                     }
-                    over.store(true, Ordering::Relaxed);
+                    killing.join().unwrap_or_else(|panic| resume_unwind(panic));
                 });
                 until("it is scaled back", || server.scale(WORKERS).code == 0);
                 server.reload().expect_success();

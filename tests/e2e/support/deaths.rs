@@ -64,7 +64,7 @@ pub struct Deaths<'a> {
     /// Whether the last death of each slot was a crash: a connection served at the next one might
     /// be reset, because two deaths at its expense look like its fault.
     crashed: Vec<bool>,
-    /// The length of the log before the last death of each slot's worker, and its successor.
+    /// The length of the log before the last death of each slot's worker, and a process.
     rescues: Vec<Option<(usize, u32)>>,
     random: Rng,
     /// Where a worker runs out of memory.
@@ -132,8 +132,18 @@ impl<'a> Deaths<'a> {
     /// keeper for each.
     #[track_caller]
     pub fn kill_any(&mut self) {
+        // Several rescues that the supervisor has not confirmed are the last. There is no report if
+        // the worker was about to end by itself.
+        const REPORT: Duration = Duration::from_secs(1);
+        self.next = (self.next + 1) % self.slots;
+        let slot = self.next;
+        if let Some((mark, _)) = self.rescues[usize::from(slot)] {
+            let slot = format!(" slot={slot} ");
+            self.server.logs_within(mark, REPORT, |line| {
+                line.contains("event=worker_rescued") && line.contains(&slot)
+            });
+        }
         self.pass_time();
-        let slot = self.random.u16(..self.slots);
         let workers = until_some("as many keepers as workers in the slot", || {
             let workers = workers_of(self.server, slot);
             let keepers = keepers_of(self.server, slot).len();
@@ -141,6 +151,7 @@ impl<'a> Deaths<'a> {
         });
         let worker = workers[self.random.usize(..workers.len())];
         if let Some(worker) = Watched::open(worker) {
+            self.rescues[usize::from(slot)] = Some((self.server.log_len(), worker.pid()));
             worker.signal(Signal::SIGKILL);
             assert!(worker.wait_gone(DEADLINE), "it survives SIGKILL");
         }

@@ -467,6 +467,18 @@ impl Server {
             .unwrap_or_else(|| panic!("no such line in the log from line {start} on"))
     }
 
+    /// Waits, from line `start` of the log on, for a line that `wanted` accepts; returns whether there
+    /// was one in time.
+    pub fn logs_within(
+        &self,
+        start: usize,
+        within: Duration,
+        wanted: impl FnMut(&str) -> bool,
+    ) -> bool {
+        let stderr = &self.running.stderr;
+        stderr.find_from(start, within, wanted).is_some()
+    }
+
     /// Returns the number of lines in the log.
     pub fn log_len(&self) -> usize {
         self.running.stderr.len()
