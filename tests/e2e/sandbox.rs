@@ -239,7 +239,7 @@ fn panic_in_sandbox_ends_worker() {
 /// The crash of a serving worker that violates the sandbox is counted and shown, and the worker is
 /// replaced.
 #[test]
-fn escaping_serving_worker_is_counted_and_replaced() {
+fn escaping_serving_worker_is_counted_and_rescued() {
     let planned = Planned::start(&QUICK);
     let server = &planned.server;
     let mark = server.log_len();
@@ -247,7 +247,7 @@ fn escaping_serving_worker_is_counted_and_replaced() {
     planned.install(Image::copy(planned.folder()).with_faults(plan));
     let _answered = server.reload();
     server.wait_log_from(mark, |line| {
-        line.contains("worker exited unexpectedly") && line.contains("SIGSYS")
+        line.contains("worker rescued") && line.contains("SIGSYS")
     });
     until_all_serve(&planned);
     let status = server.status_json();
