@@ -39,6 +39,7 @@ mod effective;
 mod error;
 mod exit;
 mod gather;
+mod leftovers;
 mod manual;
 
 mod names;
@@ -78,6 +79,8 @@ pub enum Command {
     Worker,
     /// Run the admin endpoint; started by the supervisor.
     Admin(admin::Options),
+    /// Stop the workers of a dead supervisor, that of the server with this control socket.
+    DrainLeftovers(Option<PathBuf>),
     /// Check that this program can replace the running supervisor, which started it.
     Preflight(Vec<OsString>),
 }
@@ -122,6 +125,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Command::Manual(asked)) => manual::run(&asked, definition::public_command()),
         #[cfg(feature = "top")]
         Ok(Command::Top(options)) => remote::watch(&options),
+        Ok(Command::DrainLeftovers(control)) => leftovers::run(control),
         Ok(Command::Worker) => worker::run(),
         Ok(Command::Admin(options)) => admin::run(options),
         Ok(Command::Preflight(server)) => preflight::run(|| resolve_launch(&server)),
@@ -202,6 +206,9 @@ fn understand(
             } else {
                 effective::check_result(found.file.as_deref(), &found.ignored)
             }))
+        }
+        Some((names::DRAIN_LEFTOVERS, typed)) => {
+            Ok(Command::DrainLeftovers(control(typed, environment)?))
         }
         Some((names::PREFLIGHT, typed)) => Ok(Command::Preflight(servers(typed, args))),
         #[cfg(feature = "top")]

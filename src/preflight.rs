@@ -7,7 +7,7 @@
 //! serves no client, exits after its reply, and never outlives its supervisor. For a stop it asks the
 //! service manager whether the service is to start again.
 
-mod job;
+pub(crate) mod job;
 
 use std::process::ExitCode;
 

@@ -89,6 +89,7 @@ pub(super) fn command() -> Command {
         #[cfg(feature = "top")]
         top(),
         stop(),
+        drain_leftovers(),
         completions::command(),
         role(WORKER, "Run as a worker (started by the supervisor)"),
         role(
@@ -350,6 +351,17 @@ fn stop() -> Command {
     remote_command(STOP, "Stop gracefully and wait").after_help(
         "A second `stop` closes everything immediately.\n\nExample:\n  uppercased stop --timeout 1m",
     )
+}
+
+fn drain_leftovers() -> Command {
+    Command::new(DRAIN_LEFTOVERS)
+        .about("Stop the workers that a dead supervisor has left behind")
+        .after_help(
+            "Waits until they have sent pending replies, for at most drain_timeout. Workers whose \
+             supervisor runs are not touched. As ExecStopPost= of a systemd unit it does nothing \
+             if the service starts again.\n\nExample:\n  uppercased drain-leftovers",
+        )
+        .arg(control())
 }
 
 /// Defines a command to a running server.

@@ -57,6 +57,12 @@ const TEXT: Meanings = [
     "Bad usage.",
 ];
 
+const LEFTOVERS: Meanings = [
+    "No worker is left, or systemd does not stop the service.",
+    "A worker still runs, or cannot be signalled.",
+    "Bad usage.",
+];
+
 /// Returns a command's exit codes with their meanings; none for an unknown command.
 pub(super) fn meanings(command: &Command) -> Vec<(u8, &'static str)> {
     let takes = |flag: &str| command.get_arguments().any(|arg| arg.get_id() == flag);
@@ -66,6 +72,7 @@ pub(super) fn meanings(command: &Command) -> Vec<(u8, &'static str)> {
         names::CLIENT => CLIENT,
         names::BENCH => BENCH,
         names::COMPARE => COMPARE,
+        names::DRAIN_LEFTOVERS => LEFTOVERS,
         names::MAN | names::COMPLETIONS => TEXT,
         // Every request to a running server can name it.
         _ if takes(names::CONTROL) => REMOTE,

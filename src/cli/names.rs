@@ -26,6 +26,8 @@ pub(super) const CANCEL: &str = "cancel";
 pub(super) const ROTATION: &str = "rotation";
 pub(super) const STATUS: &str = "status";
 pub(super) const STOP: &str = "stop";
+/// Stops the workers that a supervisor has left behind.
+pub(super) const DRAIN_LEFTOVERS: &str = "drain-leftovers";
 /// Watches a running server on a terminal.
 pub(super) const TOP: &str = "top";
 /// Role of workers.

@@ -139,12 +139,15 @@ pub const CRASH_WINDOW: Duration = Duration::from_secs(10);
 /// ends the worker with its connections.
 pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time after the kill of a hung process before its worker is sampled again: that process may wait
-/// for a CPU before it ends, and two keepers in a row may exceed [`RESCUE_TIMEOUT`].
-pub const HANG_RESCUE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for workers that were left behind to exit, beyond their `drain_timeout`.
+pub const LEFTOVERS_MARGIN: Duration = Duration::from_secs(5);
 
 /// Time for the service manager to say whether it stops or restarts the service; a stop follows.
 pub const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time after the kill of a hung process before its worker is sampled again: that process may wait
+/// for a CPU before it ends, and two keepers in a row may exceed [`RESCUE_TIMEOUT`].
+pub const HANG_RESCUE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Minimum time between two requests for a keeper of the same worker.
 pub const KEEPER_RETRY: Duration = Duration::from_secs(1);

@@ -19,7 +19,7 @@ const OWN_UNIT: &str = "/org/freedesktop/systemd1/unit/self";
 ///
 /// # Errors
 /// One line: there is no answer, or an unknown one.
-pub(super) fn ask() -> Result<Job, String> {
+pub(crate) fn ask() -> Result<Job, String> {
     let job = property(OWN_UNIT, "org.freedesktop.systemd1.Unit", "Job")?;
     let Some(path) = path_of(&job)? else {
         return Ok(Job::Nothing);

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
@@ -27,6 +28,9 @@ use uppercased_ctl::clock;
 use uppercased_ctl::identity::{SlotId, WorkerId};
 
 use super::rendezvous::{Directory, RendezvousFile};
+
+/// Set by systemd for a unit with `RuntimeDirectory=`.
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// A worker without a supervisor.
 #[derive(Debug)]
@@ -64,6 +68,8 @@ impl Adoption {
     /// that listens on `wanted`. Tells those that are in its way to stop.
     pub(crate) fn find(directory: Option<&Directory>, wanted: &[Listen], adopt: bool) -> Self {
         let mut adoption = Self::default();
+        // A unit's runtime directory belongs to one instance, which has other addresses now.
+        let is_of_unit = std::env::var_os(RUNTIME_DIRECTORY).is_some();
         for met in directory.map(meet).unwrap_or_default() {
             let orphan = match met {
                 Met::Orphan(orphan) => orphan,
@@ -75,7 +81,7 @@ impl Adoption {
             let listen = &orphan.introduction.listen;
             if adopt && is_same(listen, wanted) {
                 adoption.add(*orphan);
-            } else if listen.iter().any(|one| wanted.contains(one)) {
+            } else if is_of_unit || listen.iter().any(|one| wanted.contains(one)) {
                 adoption.end(&orphan.process);
             }
         }
@@ -163,6 +169,18 @@ impl Adoption {
             Err(error) => event!(orphan_not_ended, worker_pid, %error),
         }
     }
+}
+
+/// Returns the processes that have no supervisor, each with its drain timeout.
+pub(crate) fn find_orphans(directory: &Directory) -> Vec<(Process, Duration)> {
+    let met = meet(directory).into_iter().map(|met| match met {
+        Met::Orphan(orphan) => {
+            let drain = orphan.introduction.config.drain_timeout;
+            (orphan.process, drain)
+        }
+        Met::Incompatible(process) => (process, Config::default().drain_timeout),
+    });
+    met.collect()
 }
 
 /// Connects to every process in the directory; returns those that introduce themselves in time.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::rendezvous::Rendezvous;
+use crate::channel::rendezvous::{Rendezvous, visit};
 use crate::config::{Control, path_bytes};
 use crate::log::event;
 use uppercased_ctl::control::place::Environment;
@@ -73,6 +73,17 @@ impl Directory {
         let paths = entries.map(|entry| entry.path());
         let sockets = paths.filter(|path| path.to_string_lossy().ends_with(SUFFIX));
         sockets.map(|path| RendezvousFile { path }).collect()
+    }
+
+    /// Removes the files at which no process listens any more, and the directory without files.
+    pub(crate) fn remove_unused(&self) {
+        for file in self.files() {
+            let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+            if visit(file.path()).is_err_and(|error| refused(&error)) {
+                file.remove();
+            }
+        }
+        self.remove();
     }
 
     /// Removes the directory, unless it is in use.

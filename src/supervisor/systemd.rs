@@ -353,6 +353,15 @@ impl Barrier {
     }
 }
 
+/// Asks the service manager, if there is one, to wait this long for the calling process.
+pub(crate) fn extend_timeout(within: Duration) {
+    if let Some(manager) = Manager::from_environment(Notifier::new)
+        && let Err(error) = manager.send(&Message::Extend { within }.text(), &[])
+    {
+        event!(notify_blocked, %error);
+    }
+}
+
 /// Returns the watchdog timeout of the service manager, if it has one.
 fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();

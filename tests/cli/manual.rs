@@ -80,6 +80,7 @@ fn manual_covers_each_command_and_file() {
         "uppercased-check.1",
         "uppercased-client.1",
         "uppercased-completions.1",
+        "uppercased-drain-leftovers.1",
         "uppercased-man.1",
         "uppercased-reload.1",
         "uppercased-rotation.1",

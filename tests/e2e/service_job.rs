@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -149,4 +150,62 @@ fn restart_drains_without_orphan_timeout() {
     drop(client);
     assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
     assert!(server.processes().is_empty());
+}
+
+/// Runs `drain-leftovers` as systemd does for `ExecStopPost=`.
+fn after_stop(server: &Server, programs: &Path, result: &str) -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["drain-leftovers", "--control"])
+        .arg(server.control())
+        .env("SERVICE_RESULT", result)
+        .env("PATH", format!("{}:{path}", programs.display()))
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn leftovers_drain_at_stop_only() {
+    let (manager, programs) = (ServiceManager::start(), busctl(BUSCTL));
+    set_job(&programs, "restart");
+    let server = start(&manager, programs.path(), &["--orphan-timeout=1h"]);
+    let mut client = Client::connect(server.addr());
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
+    let left = "systemd does not stop the service: its workers serve on\n";
+    assert_eq!(after_stop(&server, programs.path(), "success"), left);
+    client.roundtrip(b"left for the next supervisor");
+    // A stop that came while the service was being restarted.
+    set_job(&programs, "stop");
+    let drained = std::thread::scope(|scope| {
+        let command = scope.spawn(|| after_stop(&server, programs.path(), "success"));
+        client.expect_eof();
+        drop(client);
+        command.join().expect("it succeeds")
+    });
+    assert_eq!(drained, "2 workers drained\n");
+    until("every process has exited", || server.processes().is_empty());
+}
+
+#[test]
+fn leftovers_of_living_supervisor_are_untouched() {
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2"]);
+    let mut client = Client::connect(server.addr());
+    let answered = server.command(&["drain-leftovers"]).expect_success();
+    assert_eq!(answered.stdout, "0 workers drained\n");
+    client.roundtrip(b"undisturbed");
+    assert!(server.stop().success());
+}
+
+#[test]
+fn leftovers_drain_by_hand() {
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=2", "--orphan-timeout=1h"]);
+    server.kill();
+    until("both workers know", || {
+        let answered = server.command(&["drain-leftovers"]).expect_success();
+        server.processes().is_empty() || answered.stdout == "2 workers drained\n"
+    });
+    until("every process has exited", || server.processes().is_empty());
 }
