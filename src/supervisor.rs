@@ -20,6 +20,7 @@ mod control;
 mod error;
 mod exec;
 mod fleet;
+mod leftovers;
 mod locks;
 pub mod machine;
 mod policy;
@@ -71,6 +72,7 @@ use upgrade::{EarlierBinary, Upgrade};
 
 pub use admin::Error as AdminError;
 pub use error::Error;
+pub use leftovers::{Leftovers, drain_leftovers};
 pub use signals::{handle_stops, stop_while_starting};
 pub use socket_file::Error as ControlError;
 pub use state::examine;
