@@ -60,7 +60,7 @@ impl Supervisor {
         let mut wanted: Vec<Listen> = config.listen.iter().map(address).collect();
         listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
         let given = Given::take(&config, &wanted)?;
-        let addresses = given.addresses().to_vec();
+        let mut addresses = given.addresses().to_vec();
         let locks = lock(&config, &addresses)?;
         let directory = Directory::open(&config.control);
         let adoption = Adoption::find(directory.as_ref(), &addresses, config.adopt);
@@ -80,7 +80,7 @@ impl Supervisor {
         let control = Control::open(&config.control, registry)?;
         let admin = Admin::open(&config)?;
         let activated = given.unit_slots();
-        let (addresses, listeners, outdated) = hand_out(given, addresses, &adoption, running)?;
+        let (listeners, outdated) = hand_out(given, &mut addresses, &adoption, running)?;
         let bound = u16::try_from(listeners.len()).unwrap_or(u16::MAX);
         let policy = Policy {
             workers,
@@ -218,18 +218,18 @@ fn known(addresses: &[Listen]) -> Vec<Listen> {
     known.cloned().collect()
 }
 
-/// Returns the addresses, the listeners of each slot in their order, and the names to be removed
-/// from the store. A slot has those of its orphan, or those that the service manager passed; a slot
+/// Returns the listeners of each slot in the order of the addresses, which are then the real ones,
+/// and the names to be removed from the store. A slot has those of its orphan, or those that the service manager passed; a slot
 /// without either below one that has some gets new ones.
 fn hand_out(
     given: Given,
-    mut addresses: Vec<Listen>,
+    addresses: &mut Vec<Listen>,
     adoption: &Adoption,
     config: &Config,
-) -> Result<(Vec<Listen>, Vec<Vec<OwnedFd>>, Vec<SlotId>), Error> {
-    let (mut listeners, outdated) = given.hand_out(&mut addresses, config)?;
+) -> Result<(Vec<Vec<OwnedFd>>, Vec<SlotId>), Error> {
+    let (mut listeners, outdated) = given.hand_out(addresses, config)?;
     let Some(ordered) = adoption.addresses() else {
-        return Ok((addresses, listeners, outdated));
+        return Ok((listeners, outdated));
     };
     let slots = listeners.len().max(adoption.slots().into());
     listeners.resize_with(slots, Vec::new);
@@ -246,7 +246,8 @@ fn hand_out(
             }
         };
     }
-    Ok((ordered.to_vec(), listeners, outdated))
+    *addresses = ordered.to_vec();
+    Ok((listeners, outdated))
 }
 
 /// Warns about a backlog that the kernel truncates silently.

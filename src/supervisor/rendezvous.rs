@@ -148,7 +148,7 @@ mod tests {
         let path = folder.path().join("c.sock.workers");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
         let (_bound, file) = directory.bind(WorkerId::default()).unwrap();
-        assert_eq!(directory.files(), [file.clone()]);
+        assert_eq!(directory.files(), std::slice::from_ref(&file));
         directory.remove();
         file.remove();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();

@@ -8,7 +8,7 @@ use uppercased_ctl::clock;
 
 use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{descriptors, until, until_some, wait_draining, worker_of};
-use crate::support::{Client, DEADLINE, Server, Watched, wait_gone};
+use crate::support::{Client, DEADLINE, Server, Watched, in_background, wait_gone};
 
 /// An `orphan_timeout` that a test does not reach.
 const LONG: &str = "--orphan-timeout=1h";
@@ -297,7 +297,7 @@ fn one_of_two_starts_adopts() {
     kill_supervisor(&first, 2);
     let starts = [0, 1].map(|_| {
         let builder = next(&first, &["--workers=2", QUICK]);
-        std::thread::spawn(move || builder.start_or_fail())
+        in_background(move || builder.start_or_fail())
     });
     let starts = starts.map(|start| start.join().expect("it does not panic"));
     let (won, lost): (Vec<_>, Vec<_>) = starts.into_iter().partition(Result::is_ok);
