@@ -52,7 +52,7 @@ impl Machine {
         for it in self.slots.iter_mut().flat_map(|slot| &mut slot.workers) {
             match due {
                 Some(due) if it.state.has_pulse() => {
-                    it.pulse.get_or_insert(Pulse::due_at(due, now));
+                    it.pulse.get_or_insert_with(|| Pulse::due_at(due, now));
                 }
                 Some(_) | None => it.pulse = None,
             }
