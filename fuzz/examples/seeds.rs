@@ -136,6 +136,7 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
             FromWorker::Kept,
             FromWorker::Rescued(Rescued {
                 life: 2,
+                pid: 4242,
                 is_handing_over: false,
                 connections: 4,
                 owed_bytes: 65_536,

@@ -1,5 +1,5 @@
 //! The adoption of an orphan: a new supervisor connects at the worker's rendezvous, the connection
-//! becomes the worker's channel, and with [`ToWorker::Adopt`](crate::wire::ToWorker::Adopt) the
+//! becomes the worker's channel, and with [`ToWorker::Adopt`] the
 //! worker has a supervisor again.
 //!
 //! Invariants: a worker whose supervisor lives refuses everybody, and an orphan refuses a second
