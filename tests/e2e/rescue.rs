@@ -499,7 +499,7 @@ fn clients_survive_stall_of_rescuer() {
     let fifo = folder.path().join("hold");
     let hold = format!("rescue.keeper_cloned=hold:{}", fifo.display());
     // A sandboxed worker could not open it.
-    let server = server(&["--sandbox=off"], &hold);
+    let server = server(&["--sandbox=off", "--hang-timeout=400ms"], &hold);
     let clients = Clients::of(&server);
     mkfifo(&fifo, Mode::S_IRWXU).expect("make the FIFO");
     let rescuer = kill_worker(&server);

@@ -118,9 +118,13 @@ impl Fleet {
         self.children().map(load).collect()
     }
 
-    /// Returns the number of turns of a worker's loop.
+    /// Returns the number of turns of a worker's loop; `None` during a rescue, which has a deadline
+    /// of its own.
     pub(crate) fn turns(&self, worker: WorkerId) -> Option<u64> {
         let child = self.child(worker)?;
+        if child.life.pending.is_some() {
+            return None;
+        }
         Some(memory::counter(&child.memory, Counter::Turns))
     }
 
