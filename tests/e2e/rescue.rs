@@ -256,7 +256,7 @@ fn rescue_keeps_deadlines() {
 
 #[test]
 fn rescue_keeps_awaited_proxy_header() {
-    let server = server(&["--proxy-protocol=all"], "");
+    let server = server(&["--proxy-protocol=all", "--proxy-header-timeout=1m"], "");
     let client: SocketAddr = "192.0.2.7:4000".parse().unwrap();
     let header = encode(Version::V2, client, "10.0.0.1:9999".parse().unwrap());
     let mut after = Client::connect(server.addr());
