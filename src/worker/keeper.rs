@@ -103,13 +103,14 @@ impl Worker {
             return Side::Original;
         }
         let word = self.reactor.memory().keeper_word();
-        match clone_process(word) {
-            Ok(Side::Clone) => {
-                // A failure is harmless.
-                let _ = nix::sys::prctl::set_name(c"uppercased-keep");
-                Side::Clone
-            }
-            Ok(Side::Original) => Side::Original,
+        // The keeper inherits its name, so it is never taken for a worker. A failure is harmless.
+        let _ = nix::sys::prctl::set_name(c"uppercased-keep");
+        let cloned = clone_process(word);
+        if !matches!(cloned, Ok(Side::Clone)) {
+            let _ = nix::sys::prctl::set_name(c"uppercased");
+        }
+        match cloned {
+            Ok(side) => side,
             Err(error) => {
                 word.store(0, Ordering::Release);
                 event!(keeper_not_cloned, %error);
