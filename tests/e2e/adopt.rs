@@ -388,9 +388,12 @@ fn adoption_fills_missing_slots() {
     for pid in of_slot_1() {
         Watched::open(pid).expect("it runs").signal(Signal::SIGSTOP);
     }
-    for pid in of_slot_1() {
+    let killed = of_slot_1();
+    for &pid in &killed {
         Watched::open(pid).expect("it runs").signal(Signal::SIGKILL);
     }
+    // Until then its queue still takes clients.
+    assert_all_exit(killed);
     let load = Load::start(first.addr(), LoadSize::small());
     let second = next(&first, &["--workers=4", QUICK]).start();
     assert_eq!(adopted(&second), 2);
