@@ -277,9 +277,14 @@ impl Supervisor {
 
     /// Passes a readiness report to its part.
     fn on_ready(&mut self, token: Token) {
+        let source = Source::of(token);
+        if let Some(Source::Channel(_) | Source::Keeper(_) | Source::Process(_)) = source {
+            let others = self.others().collect();
+            self.fleet.set_others(others);
+        }
         let registry = self.poll.registry();
         let now = clock::now();
-        match Source::of(token) {
+        match source {
             Some(Source::Signals) => self.handle_signals(),
             Some(Source::Control) => {
                 let events = self.control.on_ready(token, registry, now);
@@ -374,9 +379,13 @@ impl Supervisor {
 
     /// Returns whether a part awaits the exit of this child.
     fn is_own(&self, pid: i32) -> bool {
-        let others = [self.upgrade.pid(), self.admin.pid(), self.inquiry.pid()];
-        let mut workers = self.fleet.pids().chain(self.reaper.pids());
-        others.contains(&Some(pid)) || workers.any(|own| own == pid)
+        self.fleet.pids().chain(self.others()).any(|own| own == pid)
+    }
+
+    /// Returns the processes of all parts but the fleet.
+    fn others(&self) -> impl Iterator<Item = i32> + '_ {
+        let single = [self.upgrade.pid(), self.admin.pid(), self.inquiry.pid()];
+        single.into_iter().flatten().chain(self.reaper.pids())
     }
 
     /// Stops at `SIGTERM`, or leaves the workers if the service manager restarts the service.

@@ -63,6 +63,8 @@ pub(crate) struct Fleet {
     slots: Vec<SlotResources>,
     /// The processes that wait for the end of a worker's.
     keepers: Vec<Keeper>,
+    /// The processes of the other parts, which no worker may claim as its keeper.
+    others: Vec<i32>,
     /// Where a later supervisor finds the workers.
     directory: Option<Directory>,
     /// The counters of slots that have left.
@@ -163,6 +165,7 @@ impl Fleet {
             activated,
             slots: slots.collect(),
             keepers: Vec::new(),
+            others: Vec::new(),
             directory,
             former: Former::default(),
             next_serial: 0,
@@ -176,6 +179,11 @@ impl Fleet {
     /// Returns the next event.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Sets the processes of the other parts. Needed before each report of a child is handled.
+    pub(crate) fn set_others(&mut self, others: Vec<i32>) {
+        self.others = others;
     }
 
     /// Handles readiness of the channel of the child with this serial number.
@@ -414,6 +422,7 @@ impl Fleet {
             activated: saved.activated,
             slots: Vec::new(),
             keepers: Vec::new(),
+            others: Vec::new(),
             directory: saved.directory,
             former: saved.former,
             next_serial: 0,

@@ -3,15 +3,20 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::FileExt as _;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use uppercased::memory::layout::Layout;
+
+use crate::support::adversity::skipped;
 use crate::support::image::Image;
-use crate::support::observe::{until, until_some};
+use crate::support::observe::{descriptors, freeze, until, until_some, wait_ready, worker_of};
 use crate::support::planned::Planned;
 use crate::support::usage::resident_bytes;
-use crate::support::{Client, DEADLINE};
+use crate::support::{Client, DEADLINE, Server};
 
 const QUICK: [&str; 5] = [
     "--listen=127.0.0.1:0",
@@ -195,4 +200,38 @@ fn provoke_and_forget(planned: &Planned) -> TcpStream {
         planned.workers().0.iter().all(|it| it.state == "serving")
     });
     client
+}
+
+/// A worker's memory names the process that continues it. Another part's process is none.
+#[test]
+fn claimed_process_of_another_part_is_untouched() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root can write to a worker's memory");
+    }
+    let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0", "--admin=127.0.0.1:0"]);
+    let admin = || server.status_json()["admin"]["pid"].as_u64();
+    let claimed = until_some("an admin process", admin);
+    let worker = worker_of(&server, 0);
+    freeze(&worker);
+    let memory = descriptors(worker.pid()).into_iter();
+    let memory = memory.filter(|(_, target)| target.starts_with("/memfd:uppercased-slot"));
+    let numbers: Vec<i32> = memory.map(|(number, _)| number).collect();
+    let [number] = numbers[..] else {
+        panic!("one memory: {numbers:?}");
+    };
+    let memory = format!("/proc/{}/fd/{number}", worker.pid());
+    let memory = std::fs::OpenOptions::new().write(true).open(memory);
+    let keeper = Layout::LIFE as u64;
+    memory
+        .expect("the memory of the worker")
+        .write_all_at(&claimed.to_ne_bytes(), keeper)
+        .expect("the first word of the line");
+    worker.signal(Signal::SIGKILL);
+    wait_ready(&server, 0, 0, 2);
+    assert_eq!(admin(), Some(claimed));
+    Client::connect(server.addr()).roundtrip(b"by another worker");
+    let status = server.status_json();
+    assert_eq!(status["admin"]["crashes"], 0, "{status}");
+    assert!(server.stop().success());
+    assert!(server.processes().is_empty());
 }

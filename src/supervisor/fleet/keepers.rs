@@ -6,8 +6,9 @@
 //!
 //! Invariants: the ID in the memory is a claim, so only a child of this process that belongs to no
 //! other part becomes a keeper, and for an adopted worker, whose processes are not children of this
-//! one, only a process of its process group; a worker that is killed on purpose is not rescued, and its keeper is
-//! killed first; a keeper that has taken its worker's place reports within [`RESCUE_TIMEOUT`].
+//! one, only a process of its process group; a worker that is killed on purpose is not rescued, and
+//! its keeper is killed first; a keeper that has taken its worker's place reports within
+//! [`RESCUE_TIMEOUT`].
 
 use std::io;
 
@@ -40,7 +41,7 @@ impl Fleet {
         let Some(pid) = named.filter(|_| child.is_ready()) else {
             return false;
         };
-        if self.pids().any(|known| known == pid) {
+        if self.is_known(pid) {
             return self.keepers.iter().any(|it| it.serial == serial);
         }
         let watched = child.claimed(pid).and_then(|process| {
@@ -131,9 +132,14 @@ impl Fleet {
     fn runs(&self, serial: u64, pid: i32) -> bool {
         match self.keepers.iter().find(|keeper| keeper.pid() == pid) {
             Some(keeper) => keeper.serial == serial && !keeper.process.has_ended(),
-            None if self.pids().any(|known| known == pid) => false,
+            None if self.is_known(pid) => false,
             None => self.claimed(serial, pid).is_some_and(|it| !it.has_ended()),
         }
+    }
+
+    /// Returns whether a process has a part in this server already, so that no worker may claim it.
+    fn is_known(&self, pid: i32) -> bool {
+        self.others.contains(&pid) || self.pids().any(|known| known == pid)
     }
 
     fn claimed(&self, serial: u64, pid: i32) -> Option<Process> {
@@ -211,7 +217,7 @@ impl Fleet {
         if let Some(keeper) = self.keepers.iter().find(|it| it.pid() == pid) {
             return self.on_keeper_exit(keeper.serial, registry);
         }
-        if self.pids().any(|known| known == pid) {
+        if self.is_known(pid) {
             return; // It runs.
         }
         let exit = Process::of_child(pid).ok();
