@@ -389,37 +389,42 @@ impl Supervisor {
     }
 
     /// Stops at `SIGTERM`, or leaves the workers if the service manager restarts the service.
-    fn stop_or_leave(&mut self, by: String) {
-        let may_leave = by == "SIGTERM"
-            && self.systemd.is_present()
+    fn stop_or_leave(&mut self) {
+        let may_leave = self.systemd.is_present()
             && !self.config().orphan_timeout.is_zero()
             && self.machine.life() == Life::Serving
             && self.inquiry.is_none();
         if may_leave {
-            let asked = self.inquiry.begin(&by, self.poll.registry(), clock::now());
-            match asked {
+            match self.inquiry.begin(self.poll.registry(), clock::now()) {
                 Ok(()) => return,
                 Err(error) => event!(service_job_unknown, %error),
             }
         }
+        self.stop("SIGTERM");
+    }
+
+    /// Stops, whatever the service manager answers.
+    fn stop(&mut self, by: &str) {
         let child = self.inquiry.end();
         self.end(child);
+        let by = by.to_owned();
         self.apply(Event::Stop { by });
     }
 
     fn inquiry_answered(&mut self, now: Tick) {
-        let Some(answer) = self.inquiry.poll(now) else {
+        let Some(child) = self.inquiry.poll(now) else {
             return;
         };
-        self.end(Some(answer.child));
-        match answer.stop_by {
-            Some(by) => self.apply(Event::Stop { by }),
-            None => event!(
+        self.end(Some(child));
+        if self.inquiry.is_restart() {
+            event!(
                 server_leaving,
                 reason = "restart",
                 workers = self.active_workers().count(),
                 connections = self.fleet.all_connections()
-            ),
+            );
+        } else {
+            self.stop("SIGTERM");
         }
     }
 

@@ -27,7 +27,8 @@ impl Supervisor {
         }
         for request in requests {
             match request {
-                signals::Request::Stop { by } => self.stop_or_leave(by),
+                signals::Request::Terminate => self.stop_or_leave(),
+                signals::Request::Stop { by } => self.stop(&by),
                 // The shell and the kernel may both have reported it: the second report is not a
                 // second request.
                 signals::Request::StopForTerminal => {

@@ -41,6 +41,9 @@ static EARLY_STOP: AtomicBool = AtomicBool::new(false);
 /// The request of a signal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
+    /// `SIGTERM`: a stop, unless a service manager restarts the service.
+    Terminate,
+    /// A stop.
     Stop {
         /// The name of the signal, for the log.
         by: String,
@@ -135,7 +138,8 @@ impl Signals {
     fn meaning_of(&self, number: i32) -> Option<Request> {
         let by = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
         match number {
-            SIGTERM | SIGINT | SIGQUIT => Some(Request::Stop { by: by.to_owned() }),
+            SIGTERM => Some(Request::Terminate),
+            SIGINT | SIGQUIT => Some(Request::Stop { by: by.to_owned() }),
             SIGHUP => self.meaning_of_hangup(),
             SIGUSR1 => Some(Request::LogStatus),
             SIGUSR2 => Some(Request::Operation(Wanted::Upgrade)),

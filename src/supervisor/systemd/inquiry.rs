@@ -35,18 +35,7 @@ pub(crate) enum Inquiry {
 #[derive(Debug)]
 pub(crate) struct Open {
     child: Subprocess<Channel<ToPreflight, FromPreflight>>,
-    /// The signal that caused it.
-    by: String,
     until: Tick,
-}
-
-/// The end of a question.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// The signal that stops the service; `None` if the service starts again.
-    pub(crate) stop_by: Option<String>,
-    /// The child, to be killed.
-    pub(crate) child: Ended,
 }
 
 impl Inquiry {
@@ -54,7 +43,7 @@ impl Inquiry {
     ///
     /// # Errors
     /// The cause.
-    pub(crate) fn begin(&mut self, by: &str, registry: &Registry, now: Tick) -> io::Result<()> {
+    pub(crate) fn begin(&mut self, registry: &Registry, now: Tick) -> io::Result<()> {
         let image = Image::of_this_process()?;
         let arguments = ["uppercased: inquiry", "preflight", "--"].map(OsStr::new);
         let task = Envelope::without_worker(ToPreflight::Ask);
@@ -64,7 +53,6 @@ impl Inquiry {
         let watched = child.watch(registry, Source::InquiryChannel, Source::InquiryProcess);
         *self = Self::Open(Open {
             child,
-            by: by.to_owned(),
             until: now + INQUIRY_TIMEOUT,
         });
         watched
@@ -93,8 +81,9 @@ impl Inquiry {
         }
     }
 
-    /// Receives the answer; `None` while there is none and the deadline has not passed.
-    pub(crate) fn poll(&mut self, now: Tick) -> Option<Answer> {
+    /// Receives the answer. Returns the child, which must be killed; `None` while there is no answer
+    /// and the deadline has not passed.
+    pub(crate) fn poll(&mut self, now: Tick) -> Option<Ended> {
         let Self::Open(open) = self else {
             return None;
         };
@@ -115,18 +104,11 @@ impl Inquiry {
             event!(service_job_unknown, error);
             Job::Stop
         });
-        let next = match job {
-            Job::Start => Self::Restart,
-            Job::Stop | Job::Nothing => Self::None,
-        };
-        let stop = next.is_none();
-        let Self::Open(open) = mem::replace(self, next) else {
-            return None;
-        };
-        Some(Answer {
-            stop_by: stop.then_some(open.by),
-            child: open.child.into_ended(),
-        })
+        let child = self.end();
+        if job == Job::Start {
+            *self = Self::Restart;
+        }
+        child
     }
 
     /// Forgets the question and its answer. The child must be killed.
