@@ -35,23 +35,37 @@ fn set_job(folder: &TempDir, job: &str) {
     fs::write(folder.path().join("job"), format!("{job}\n")).expect("write an own file");
 }
 
+/// Returns a `PATH` on which `programs` comes first.
+fn path_with(programs: &Path) -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{}:{path}", programs.display())
+}
+
 /// Starts a server under `manager` that finds `busctl` in `programs` first.
 fn start(manager: &ServiceManager, programs: &Path, args: &[&str]) -> Server {
-    let path = std::env::var("PATH").unwrap_or_default();
     Server::builder()
         .env("NOTIFY_SOCKET", manager.notify_socket())
-        .env("PATH", format!("{}:{path}", programs.display()))
+        .env("PATH", path_with(programs))
         .args(["--listen=127.0.0.1:0", "--workers=2"])
         .args(args)
         .start()
 }
 
+/// Starts a server under a service manager that runs `job`, or none if it is empty.
+fn start_with_job(job: &str, orphan_timeout: &str) -> (Server, TempDir, ServiceManager) {
+    let (manager, programs) = (ServiceManager::start(), busctl(BUSCTL));
+    if !job.is_empty() {
+        set_job(&programs, job);
+    }
+    let orphan_timeout = format!("--orphan-timeout={orphan_timeout}");
+    let server = start(&manager, programs.path(), &[&orphan_timeout]);
+    (server, programs, manager)
+}
+
 #[test]
 fn restart_leaves_workers_serving() {
     for job in ["restart", "try-restart", "start"] {
-        let (manager, programs) = (ServiceManager::start(), busctl(BUSCTL));
-        set_job(&programs, job);
-        let server = start(&manager, programs.path(), &["--orphan-timeout=1h"]);
+        let (server, _programs, _manager) = start_with_job(job, "1h");
         let mut clients: Vec<_> = (0..8).map(|_| Client::connect(server.addr())).collect();
         let workers = [0, 1].map(|slot| worker_of(&server, slot));
         server.signal(Signal::SIGTERM);
@@ -75,11 +89,7 @@ fn restart_leaves_workers_serving() {
 #[test]
 fn stop_and_stray_signal_drain() {
     for job in ["stop", ""] {
-        let (manager, programs) = (ServiceManager::start(), busctl(BUSCTL));
-        if !job.is_empty() {
-            set_job(&programs, job);
-        }
-        let server = start(&manager, programs.path(), &["--orphan-timeout=1h"]);
+        let (server, _programs, _manager) = start_with_job(job, "1h");
         let mut client = Client::connect(server.addr());
         server.signal(Signal::SIGTERM);
         client.expect_eof();
@@ -141,9 +151,7 @@ fn silent_service_manager_delays_no_stop() {
 
 #[test]
 fn restart_drains_without_orphan_timeout() {
-    let (manager, programs) = (ServiceManager::start(), busctl(BUSCTL));
-    set_job(&programs, "restart");
-    let server = start(&manager, programs.path(), &["--orphan-timeout=0s"]);
+    let (server, _programs, _manager) = start_with_job("restart", "0s");
     let mut client = Client::connect(server.addr());
     server.signal(Signal::SIGTERM);
     client.expect_eof();
@@ -154,12 +162,11 @@ fn restart_drains_without_orphan_timeout() {
 
 /// Runs `drain-leftovers` as systemd does for `ExecStopPost=`.
 fn after_stop(server: &Server, programs: &Path, result: &str) -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
         .args(["drain-leftovers", "--control"])
         .arg(server.control())
         .env("SERVICE_RESULT", result)
-        .env("PATH", format!("{}:{path}", programs.display()))
+        .env("PATH", path_with(programs))
         .output()
         .expect("the program runs");
     assert!(output.status.success(), "{output:?}");
@@ -168,9 +175,7 @@ fn after_stop(server: &Server, programs: &Path, result: &str) -> String {
 
 #[test]
 fn leftovers_drain_at_stop_only() {
-    let (manager, programs) = (ServiceManager::start(), busctl(BUSCTL));
-    set_job(&programs, "restart");
-    let server = start(&manager, programs.path(), &["--orphan-timeout=1h"]);
+    let (server, programs, _manager) = start_with_job("restart", "1h");
     let mut client = Client::connect(server.addr());
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait_exit(DEADLINE).code(), Some(0));
