@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use self::server::{Rival, Running};
 
+#[expect(dead_code, reason = "shared with the peers, which use more of it")]
 #[path = "peers/child.rs"]
 mod child;
 #[path = "rivals/server.rs"]
@@ -135,6 +136,7 @@ fn open(addr: SocketAddr) -> io::Result<TcpStream> {
         if attempt.is_ok() || Instant::now() > until {
             return attempt;
         }
+        // Other servers do not tell when they accept again.
         std::thread::sleep(Duration::from_millis(1));
     }
 }

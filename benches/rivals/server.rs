@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
 use super::PATIENCE;
@@ -17,9 +19,6 @@ use super::child::Child;
 
 /// Text that the program prints before its address once it serves.
 const READY: &str = "listening on ";
-
-/// Interval of the checks whether a process has exited.
-const CHECK_EVERY: Duration = Duration::from_millis(5);
 
 /// A server to be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,12 +178,24 @@ impl Drop for Running {
         // A killed supervisor or master would leave its workers behind.
         for process in &mut self.started {
             let _ = kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGTERM);
-            let until = Instant::now() + PATIENCE;
-            while process.runs().unwrap_or(false) && Instant::now() < until {
-                std::thread::sleep(CHECK_EVERY);
-            }
+            await_exit(process.pid());
         }
     }
+}
+
+/// Waits until a child has exited, at most for [`PATIENCE`].
+fn await_exit(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed());
+    let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let Some(pidfd) = pidfd else {
+        return;
+    };
+    let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO);
+    // Afterwards it is killed.
+    let _ = poll(
+        &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+        timeout,
+    );
 }
 
 /// Returns the configuration of a server that forwards.
