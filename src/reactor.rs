@@ -207,6 +207,7 @@ impl Reactor {
     pub fn lent_slots(&self, own: SlotId) -> Vec<SlotId> {
         let mut lent: Vec<SlotId> = self.acceptors.iter().map(|it| it.owner).collect();
         lent.retain(|&owner| owner != own);
+        lent.sort_unstable();
         lent.dedup();
         lent
     }

@@ -6,10 +6,10 @@
 //!
 //! Invariants: it reports Ready only when every step that can fail has succeeded and it is
 //! sandboxed; it never outlives its supervisor by more than `orphan_timeout` and the deadline of
-//! the phase that follows; it does not exit while
-//! connections migrate from it or to it, unless its time is over; a panic ends its process at once,
-//! without unwinding, because destructors would close connections that its keeper continues; its
-//! phase, and whether it ends by itself, are in the working memory before it acts on them.
+//! the phase that follows; it does not exit while connections migrate from it or to it, unless its
+//! time is over; a panic ends its process at once, without unwinding, because destructors would
+//! close connections that its keeper continues; its phase, and whether it ends by itself, are in the
+//! working memory before it acts on them.
 //!
 //! It must not import the supervisor: they share `wire` and `memory`.
 

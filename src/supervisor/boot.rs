@@ -219,8 +219,8 @@ fn known(addresses: &[Listen]) -> Vec<Listen> {
 }
 
 /// Returns the listeners of each slot in the order of the addresses, which are then the real ones,
-/// and the names to be removed from the store. A slot has those of its orphan, or those that the service manager passed; a slot
-/// without either below one that has some gets new ones.
+/// and the names to be removed from the store. A slot has those of its orphan, or those that the
+/// service manager passed; a slot without either below one that has some gets new ones.
 fn hand_out(
     given: Given,
     addresses: &mut Vec<Listen>,

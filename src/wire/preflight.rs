@@ -49,7 +49,7 @@ pub enum Job {
     Start,
     /// The service is to stop.
     Stop,
-    /// Nothing: whoever sent the signal was not the service manager.
+    /// There is no job: another process sent the signal.
     Nothing,
 }
 

@@ -1,6 +1,5 @@
 //! The adoption of an orphan: a new supervisor connects at the worker's rendezvous, the connection
-//! becomes the worker's channel, and with [`ToWorker::Adopt`] the
-//! worker has a supervisor again.
+//! becomes the worker's channel, and with [`ToWorker::Adopt`] the worker has a supervisor again.
 //!
 //! Invariants: a worker whose supervisor lives refuses everybody, and an orphan refuses a second
 //! supervisor while the first has not left; only root and the user that started the worker are

@@ -54,8 +54,8 @@ impl Worker {
         self.orphan = None;
         let now = clock::now();
         if let Some(until) = self.reactor.memory().orphaned_until() {
-            // What is stored may be anything.
-            // A supervisor may be about to adopt it; the channel tells.
+            // The stored deadline may have been overwritten. The channel may lead to a supervisor that
+            // is adopting the worker.
             let until = until.min(now + self.config.orphan_timeout);
             self.serve_as_orphan(until, true, now);
         }

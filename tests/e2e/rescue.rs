@@ -513,8 +513,8 @@ fn clients_survive_stall_of_rescuer() {
     clients.expect_served(&server);
 }
 
-/// A debugger is told of the death first: the supervisor cannot reap the process until the debugger
-/// has.
+/// The kernel reports the death to the debugger first: the supervisor can reap the process only
+/// afterwards.
 #[test]
 fn clients_survive_death_of_traced_worker() {
     let planned = followed(&["--workers=1"]);

@@ -127,7 +127,7 @@ impl Reactor {
         let (received, sent) = record.bytes_moved();
         let header = u64::from(record.header_bytes());
         let (state, generation) = (record.state(), record.generation());
-        // What is received while a connection lingers is not counted in its record.
+        // The record of a lingering connection does not count what it receives.
         let is_unread = match state {
             State::LingeringIdle | State::LingeringStop => true,
             _ => counters.read == received.saturating_add(header),
