@@ -139,6 +139,9 @@ pub const CRASH_WINDOW: Duration = Duration::from_secs(10);
 /// ends the worker with its connections.
 pub const RESCUE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Maximum `drain_timeout`.
+pub const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Time for workers that were left behind to exit, beyond their `drain_timeout`.
 pub const LEFTOVERS_MARGIN: Duration = Duration::from_secs(5);
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uppercased_ctl::limits::{WORKERS_MAX, WORKERS_MIN};
 
 use super::admin::{Admin, AdminAddr, Agent};
-use super::limits::SCRATCH_BYTES;
+use super::limits::{DRAIN_TIMEOUT_MAX, SCRATCH_BYTES};
 use super::listen::Listen;
 use super::networks::Networks;
 use super::proxy::{HeaderListeners, ProxyListeners};
@@ -290,7 +290,7 @@ settings! {
     }
     "Starting and stopping" {
         /// Grace period for pending replies of a stopping worker.
-        drain_timeout: Duration = Span::new(Duration::ZERO, 24 * HOUR);
+        drain_timeout: Duration = Span::new(Duration::ZERO, DRAIN_TIMEOUT_MAX);
             "TIME", default "30s", example "2m";
             "Grace period for pending replies"
             "Connections that remain after it are cut. Give the service manager's stop timeout a \

@@ -18,10 +18,10 @@ use socket2::SockRef;
 
 use crate::channel::Channel;
 use crate::channel::rendezvous::{Introduction, receive_introduction, visit};
-use crate::config::{ADOPTION_TIMEOUT, Config};
+use crate::config::{ADOPTION_TIMEOUT, Config, DRAIN_TIMEOUT_MAX};
 use crate::log::event;
 use crate::memory::{self, is_believable};
-use crate::sys::image::{Image, Process};
+use crate::sys::image::Process;
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Adoptable, Envelope, FromWorker, Listen, ToWorker};
 use uppercased_ctl::clock;
@@ -39,7 +39,6 @@ pub(crate) struct Orphan {
     pub(crate) process: Process,
     pub(crate) channel: Channel<ToWorker, FromWorker>,
     pub(crate) memory: SharedMemory,
-    pub(crate) image: Image,
     /// In the order of its addresses.
     pub(crate) listeners: Vec<OwnedFd>,
     pub(crate) introduction: Adoptable,
@@ -89,38 +88,23 @@ impl Adoption {
         adoption
     }
 
-    /// Returns the newest of the orphans to adopt, whose release and addresses are in force.
-    fn newest(&self) -> Option<&Orphan> {
-        self.orphans.iter().max_by_key(|it| it.worker.generation)
+    /// Returns the configuration with its addresses, which are `wanted`, in the order of the
+    /// orphans'. Everything else is not theirs: what a worker says must not decide how others run.
+    pub(crate) fn in_order(&self, mut config: Config, wanted: &[Listen]) -> Config {
+        if let Some(ordered) = self.addresses() {
+            let places = ordered
+                .iter()
+                .filter_map(|one| wanted.iter().position(|it| it == one));
+            let listen = places.filter_map(|place| config.listen.get(place).cloned());
+            config.listen = listen.collect();
+        }
+        config
     }
 
-    /// Returns the configuration that the orphans run, with what concerns the supervisor from
-    /// `config`, whose addresses are `wanted`; `None` without orphans.
-    pub(crate) fn running_config(&self, config: &Config, wanted: &[Listen]) -> Option<Config> {
-        let running = self.newest()?.introduction.config.clone();
-        let ordered = self.addresses()?.iter();
-        let places = ordered.filter_map(|one| wanted.iter().position(|it| it == one));
-        let listen = places.filter_map(|place| config.listen.get(place).cloned());
-        Some(Config {
-            listen: listen.collect(),
-            workers: config.workers,
-            share_port: config.share_port,
-            control: config.control.clone(),
-            admin: config.admin.clone(),
-            agent: config.agent,
-            ..running
-        })
-    }
-
-    /// Returns the program that the orphans run.
-    pub(crate) fn image(&self) -> Option<io::Result<Image>> {
-        let image = self.newest()?.image.as_fd().try_clone_to_owned();
-        Some(image.map(Image::from))
-    }
-
-    /// Returns the addresses of the orphans.
+    /// Returns the addresses of the orphans, in the order of the newest one's.
     pub(crate) fn addresses(&self) -> Option<&[Listen]> {
-        Some(&self.newest()?.introduction.listen)
+        let newest = self.orphans.iter().max_by_key(|it| it.worker.generation)?;
+        Some(&newest.introduction.listen)
     }
 
     /// Returns the number of slots up to the last that has an orphan.
@@ -175,8 +159,8 @@ impl Adoption {
 pub(crate) fn find_orphans(directory: &Directory) -> Vec<(Process, Duration)> {
     let met = meet(directory).into_iter().map(|met| match met {
         Met::Orphan(orphan) => {
-            let drain = orphan.introduction.config.drain_timeout;
-            (orphan.process, drain)
+            let drain = Duration::from_millis(orphan.introduction.drain_timeout_ms);
+            (orphan.process, drain.min(DRAIN_TIMEOUT_MAX))
         }
         Met::Incompatible(process) => (process, Config::default().drain_timeout),
     });
@@ -267,15 +251,16 @@ fn understand(
         FromWorker::NotAdoptable { cause } => return Err(cause),
         _ => return Err("it sent another message".to_owned()),
     };
+    if file.worker() != Some(envelope.worker) {
+        return Err(format!("it claims to be {}", envelope.worker));
+    }
     let process = process()?;
     let rest: Vec<OwnedFd> = descriptors.collect();
     if rest.len() + 1 != wanted {
         return Err("descriptors were lost in transit; raise the descriptor limit".to_owned());
     }
     let mut rest = rest.into_iter();
-    let (Some(memory), Some(image)) = (rest.next(), rest.next()) else {
-        return Err("it sent no memory".to_owned());
-    };
+    let memory = rest.next().ok_or("it sent no memory")?;
     let memory = SharedMemory::map(memory).map_err(|error| error.to_string())?;
     if !is_believable(&memory) {
         return Err("its memory is not valid".to_owned());
@@ -287,7 +272,6 @@ fn understand(
         process,
         channel: Channel::over(socket),
         memory,
-        image: Image::from(image),
         listeners,
         introduction,
         file,

@@ -66,29 +66,27 @@ impl Supervisor {
         let adoption = Adoption::find(directory.as_ref(), &addresses, config.adopt);
         await_free(&config, &addresses, &given, &adoption)?;
         let workers = config.workers.max(given.slots()).max(adoption.slots());
-        let running = adoption.running_config(&config, &addresses);
-        let running = running.as_ref().unwrap_or(&config);
-        let limits = Limits::of_worker(running, workers, nofile)?;
+        let config = adoption.in_order(config, &addresses);
+        let limits = Limits::of_worker(&config, workers, nofile)?;
         let room = memory_room().map_err(failed("read the limits on memory"))?;
-        check_memory(running, limits, workers, room)?;
-        warn_about_backlog(running);
+        check_memory(&config, limits, workers, room)?;
+        warn_about_backlog(&config);
         let poll = Poll::new().map_err(failed("create an epoll instance"))?;
         let registry = poll.registry();
-        let image = adoption.image().unwrap_or_else(Image::of_this_process);
-        let image = image.map_err(failed("open /proc/self/exe"))?;
+        let image = Image::of_this_process().map_err(failed("open /proc/self/exe"))?;
         let upgrade = Upgrade::new(args).map_err(failed("read /proc/self/exe"))?;
         let control = Control::open(&config.control, registry)?;
         let admin = Admin::open(&config)?;
         let activated = given.unit_slots();
-        let (listeners, outdated) = hand_out(given, &mut addresses, &adoption, running)?;
+        let (listeners, outdated) = hand_out(given, &mut addresses, &adoption, &config)?;
         let bound = u16::try_from(listeners.len()).unwrap_or(u16::MAX);
         let policy = Policy {
             workers,
-            ..policy(running)
+            ..policy(&config)
         };
         let first = Release {
             image,
-            config: running.clone(),
+            config,
             limits,
         };
         let fleet = Fleet::new(first, addresses, listeners, directory, (activated, nofile));

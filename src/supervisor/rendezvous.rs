@@ -16,7 +16,7 @@ use crate::channel::rendezvous::{Rendezvous, visit};
 use crate::config::{Control, path_bytes};
 use crate::log::event;
 use uppercased_ctl::control::place::Environment;
-use uppercased_ctl::identity::WorkerId;
+use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
 /// The directory beside the control socket.
 const DIRECTORY: &str = "workers";
@@ -98,6 +98,15 @@ impl RendezvousFile {
         &self.path
     }
 
+    /// Returns the worker for which the file was made.
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        let name = self.path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+        let mut numbers = name.split('-').skip(1);
+        let slot = SlotId(numbers.next()?.parse().ok()?);
+        let generation = Generation(numbers.next()?.parse().ok()?);
+        Some(WorkerId { slot, generation })
+    }
+
     /// Removes the file: no process listens there any more.
     pub(crate) fn remove(&self) {
         // A supervisor that starts meanwhile may have.
@@ -149,6 +158,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
         let (_bound, file) = directory.bind(WorkerId::default()).unwrap();
         assert_eq!(directory.files(), std::slice::from_ref(&file));
+        assert_eq!(file.worker(), Some(WorkerId::default()));
         directory.remove();
         file.remove();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();

@@ -99,7 +99,7 @@ fn from_worker() -> Vec<FromWorker> {
         FromWorker::ListenerLost { slot: SlotId(3) },
         FromWorker::Kept,
         FromWorker::Adoptable(Box::new(Adoptable {
-            config: Config::default(),
+            drain_timeout_ms: 30_000,
             listen: Vec::new(),
             sandbox: Sandboxed::default(),
             lent: vec![SlotId(3)],

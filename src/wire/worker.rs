@@ -16,8 +16,8 @@ use uppercased_ctl::status::Sandboxed;
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
     /// Starts the worker; always the first message. Descriptors: the working memory, a pidfd of the
-    /// supervisor, the rendezvous and the program if a later supervisor can adopt the worker, then
-    /// the slot's listeners if the worker is to adopt them (one for each address, in order).
+    /// supervisor, the rendezvous if a later supervisor can adopt the worker, then the slot's
+    /// listeners if the worker is to adopt them (one for each address, in order).
     Start(Box<Start>),
     /// Serve a slot's listeners in place of those of the same slot that the worker may have: those
     /// of another slot without a worker, or its own after one was replaced. Descriptors: the
@@ -91,7 +91,7 @@ pub enum FromWorker {
     Rescued(Rescued),
     /// The worker's supervisor has exited, and the receiver may adopt the worker. The first message
     /// to a process that connects at the rendezvous. Descriptors: a pidfd of the worker, the working
-    /// memory, the program, then the slot's listeners.
+    /// memory, then the slot's listeners.
     Adoptable(Box<Adoptable>),
     /// The process that has connected at the rendezvous cannot adopt the worker.
     NotAdoptable {
@@ -117,8 +117,7 @@ pub struct Start {
     pub listen: Vec<Listen>,
     /// The listeners are attached; `false`: bind them.
     pub adopt: bool,
-    /// The listening socket at which a later supervisor can adopt the worker is attached, and the
-    /// program.
+    /// The listening socket at which a later supervisor can adopt the worker is attached.
     pub adoptable: bool,
     /// Send Ready without accepting, and wait for [`ToWorker::Serve`] or [`ToWorker::TakeOver`]:
     /// another worker of the slot still serves.
@@ -192,8 +191,8 @@ pub struct Rescued {
 /// A worker, as it introduces itself to a new supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adoptable {
-    /// Its configuration.
-    pub config: Config,
+    /// The longest time that it takes to drain, in milliseconds.
+    pub drain_timeout_ms: u64,
     /// The addresses of its listeners.
     pub listen: Vec<Listen>,
     /// Its sandbox.

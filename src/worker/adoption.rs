@@ -84,7 +84,7 @@ impl Worker {
         };
         let pidfd = own_pidfd()?;
         let memory = self.reactor.memory().shared();
-        let mut descriptors = vec![pidfd.as_fd(), memory.as_fd(), adoption.image.as_fd()];
+        let mut descriptors = vec![pidfd.as_fd(), memory.as_fd()];
         descriptors.extend(self.reactor.listeners_of(self.id.slot));
         self.channel
             .send(&envelope, &descriptors)

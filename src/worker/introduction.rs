@@ -4,14 +4,13 @@ use std::os::fd::OwnedFd;
 
 use crate::channel::rendezvous::Rendezvous;
 use crate::wire::{Adoptable, Start};
+use uppercased_ctl::clock::millis;
 use uppercased_ctl::status::Sandboxed;
 
 /// The rendezvous of a worker, and what it shows there.
 #[derive(Debug)]
 pub(super) struct Adoption {
     pub(super) rendezvous: Rendezvous,
-    /// The program of this process, for the supervisor that starts it again.
-    pub(super) image: OwnedFd,
     /// The user that started this process.
     pub(super) owner: u32,
     pub(super) introduction: Adoptable,
@@ -30,15 +29,13 @@ impl Adoption {
         if !start.adoptable {
             return Ok(None);
         }
-        let (Some(rendezvous), Some(image)) = (descriptors.next(), descriptors.next()) else {
-            return Err("the start message has no rendezvous");
-        };
+        let rendezvous = descriptors.next();
+        let rendezvous = rendezvous.ok_or("the start message has no rendezvous")?;
         Ok(Some(Self {
             rendezvous: Rendezvous::over(rendezvous),
-            image,
             owner: nix::unistd::geteuid().as_raw(),
             introduction: Adoptable {
-                config: start.config.clone(),
+                drain_timeout_ms: millis(start.config.drain_timeout),
                 listen: Vec::new(),
                 sandbox: Sandboxed::default(),
                 lent: Vec::new(),

@@ -99,7 +99,6 @@ fn descriptors(pid: u32) -> Option<Vec<String>> {
     });
     let kind = |link: String| match link.split_once(':') {
         Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
-        _ if link.ends_with("/uppercased") => "program".to_owned(),
         _ => link.trim_end_matches(" (deleted)").to_owned(),
     };
     let mut kinds: Vec<_> = links.map(|link| link.map(kind)).collect::<Option<_>>()?;
@@ -126,8 +125,6 @@ fn processes_hold_only_needed_descriptors() {
         // Of the supervisor, and of itself for its keeper.
         "anon_inode:[pidfd]",
         "anon_inode:[pidfd]",
-        // For a later supervisor.
-        "program",
     ];
     // The channel, the rendezvous, the listener, and in one of the workers the client.
     let needed = [3, 4].map(|sockets| {

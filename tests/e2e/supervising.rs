@@ -86,7 +86,6 @@ fn workers_hold_only_their_own_descriptors() {
             ("/memfd:uppercased-slot".to_owned(), 1),
             ("anon_inode:".to_owned(), 3), // The epoll instance, two pidfds; see below.
             ("socket:".to_owned(), 4), // The channel, the rendezvous, a listener for each address.
-            (PROGRAM.to_owned(), 1),   // For the supervisor that adopts it.
         ];
         assert_eq!(kinds(&held), expected.into(), "{held:?}");
         for one in ["anon_inode:[eventpoll]", "anon_inode:[pidfd]"] {

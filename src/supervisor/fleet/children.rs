@@ -255,7 +255,7 @@ impl NewWorker<'_> {
         let supervisor = own_pidfd()?;
         let mut descriptors = vec![self.memory.as_fd(), supervisor.as_fd()];
         if let Some(rendezvous) = self.rendezvous {
-            descriptors.extend([rendezvous.as_fd(), self.image.as_fd()]);
+            descriptors.push(rendezvous.as_fd());
         }
         if start.adopt {
             descriptors.extend(self.listeners.iter().map(AsFd::as_fd));
