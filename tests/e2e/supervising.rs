@@ -519,11 +519,12 @@ fn failed_start_keeps_exit_code_without_stderr() {
         .open("/dev/full")
         .unwrap();
     for args in [
-        ["--listen=192.0.2.1:7777", "--control=off"],
-        ["--admin=/nowhere/at/all", "--control=off"],
+        ["--listen=192.0.2.1:7777", "--workers=1"],
+        ["--listen=127.0.0.1:0", "--admin=/nowhere/at/all"],
     ] {
         let status = Command::new(PROGRAM)
             .args(args)
+            .arg("--control=off")
             .stderr(full.try_clone().unwrap())
             .status()
             .unwrap();
@@ -533,7 +534,11 @@ fn failed_start_keeps_exit_code_without_stderr() {
 
 #[test]
 fn json_log_includes_fatal_error() {
-    let args = ["--admin=/nowhere/at/all", "--log-format=json"];
+    let args = [
+        "--listen=127.0.0.1:0",
+        "--admin=/nowhere/at/all",
+        "--log-format=json",
+    ];
     let (code, reported) = Server::expect_failure(&args);
     assert_eq!(code, 1, "{reported}");
     // Workers that end with the server may log after it.
