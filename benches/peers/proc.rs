@@ -17,6 +17,8 @@ const CLOCK_KIND_BITS: u32 = 3;
 const KERNEL_THREADS: u32 = 2;
 const SAMPLED_ALL: i32 = 0;
 const SAMPLED_USER: i32 = 1;
+/// Command name of the processes that share their workers' descriptor tables.
+const KEEPER: &str = "uppercased-keep";
 
 /// Resources that a set of processes has used since their start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,10 +124,17 @@ pub(crate) fn memory_bytes(pids: &[u32]) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Returns the number of open descriptors of `pids`.
+/// Returns the number of open descriptors of `pids`; those of a worker and its keeper, which are
+/// the same, count once.
 pub(crate) fn descriptors(pids: &[u32]) -> io::Result<usize> {
-    let count = |&pid: &u32| process(pid)?.fd_count().map_err(failed);
-    pids.iter().map(count).sum()
+    let mut sum = 0;
+    for &pid in pids {
+        let process = process(pid)?;
+        if process.stat().map_err(failed)?.comm != KEEPER {
+            sum += process.fd_count().map_err(failed)?;
+        }
+    }
+    Ok(sum)
 }
 
 /// Returns the live children of `pid`.
