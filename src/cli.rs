@@ -1,6 +1,6 @@
 //! The command line: arguments are parsed into a [`Command`], whose run gives an exit code.
 //!
-//! Invariants: any invalid input gives one line on standard error (what, why, what to do) and exit
+//! Invariants: each error in the input gives one line on standard error (what, why, what to do) and exit
 //! code [`BAD_INPUT`]; a closed standard output is not an error; `check` binds nothing. Must not:
 //! know a setting by name. Flags, variables and file keys come from [`config::SETTINGS`], their
 //! values are checked by [`config::resolve`].
@@ -14,7 +14,7 @@ use clap::ArgMatches;
 use signal_hook::consts::SIGXFSZ;
 
 use crate::client;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ERRORS_SHOWN_MAX};
 use crate::log::wants_colour;
 use crate::sys::signals;
 #[cfg(feature = "top")]
@@ -146,7 +146,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 ///
 /// # Errors
 ///
-/// The first error in these sources.
+/// The first error in the usage, or every error in the sources of the configuration.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -201,10 +201,19 @@ fn understand(
         Some((names::MAN, asked)) => Ok(Command::Manual(manual::typed(asked))),
         Some((names::CHECK, typed)) => {
             let found = gather::gather(&[&matches, typed], environment)?;
+            let warnings = config::warnings(&found.config, &found.origins, &gather::machine());
+            if typed.get_flag(names::STRICT) && !warnings.is_empty() {
+                return Err(Error::of_all(
+                    warnings.into_iter().map(Error::Unwise).collect(),
+                ));
+            }
+            let mut remarks: Vec<String> = Vec::new();
+            remarks.extend(found.ignored.iter().map(|what| format!("ignored {what}")));
+            remarks.extend(warnings.iter().map(|what| format!("warning: {what}")));
             Ok(Command::Check(if typed.get_flag(names::PRINT) {
-                effective::show(&found.config, &found.origins, &found.ignored)
+                effective::show(&found.config, &found.origins, &remarks)
             } else {
-                effective::check_result(found.file.as_deref(), &found.ignored)
+                effective::check_result(found.file.as_deref(), &remarks)
             }))
         }
         Some((names::DRAIN_LEFTOVERS, typed)) => {
@@ -280,7 +289,7 @@ fn options_of(typed: &ArgMatches) -> Options {
 fn control(
     typed: &ArgMatches,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Option<PathBuf>, config::Error> {
+) -> Result<Option<PathBuf>, config::Errors> {
     match typed.get_one::<PathBuf>(names::CONTROL) {
         Some(path) => Ok(Some(path.clone())),
         None => remote::socket_in(environment),
@@ -314,9 +323,18 @@ fn resolve_launch(args: &[OsString]) -> Result<Config, String> {
     }
 }
 
-/// Reports bad input.
+/// Reports bad input, one line for each error.
 fn report_error(error: &Error) -> ExitCode {
-    write_error(&error.to_string());
+    let errors = match error {
+        Error::Several(errors) => errors,
+        one => std::slice::from_ref(one),
+    };
+    for error in errors.iter().take(ERRORS_SHOWN_MAX) {
+        write_error(&error.to_string());
+    }
+    if let Some(more @ 1..) = errors.len().checked_sub(ERRORS_SHOWN_MAX) {
+        write_error(&format!("{more} more errors"));
+    }
     ExitCode::from(BAD_INPUT)
 }
 

@@ -24,23 +24,25 @@ mod settings;
 mod source;
 mod types;
 mod value;
+mod warnings;
 
 pub use admin::AdminAddr;
 pub use change::{NeedsStop, check_change};
 pub use descriptors::{connection_limit, descriptor_reserve};
-pub use error::Error;
+pub use error::{Error, Errors, in_one_line};
 pub use launch::Launch;
 pub use limits::*;
 pub use listen::LISTEN_MAX;
 pub use networks::{NETWORKS_IN_ALL_MAX, NETWORKS_MAX};
 pub use proxy::ProxyListeners;
-pub use resolve::{resolve, verify};
+pub use resolve::{Draft, resolve, verify};
 pub use sandbox::{Account, Sandbox};
 pub use service_links::{is_service_link, service_links};
 pub use settings::{Config, SETTINGS, Setting, WORKERS};
 pub use source::{Assignment, CONFIG_VARIABLE, Origin, Origins, from_environment, from_file};
 pub use types::{Boot, Control, ListenAddr, LogFormat, LogLevel, ReloadConnections, Steer};
 pub use value::{Count, Facts, Lookup, Size, Span};
+pub use warnings::{Machine, warnings};
 
 #[cfg(test)]
 mod tests;

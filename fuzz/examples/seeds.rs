@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use uppercased::config::{Facts, from_file, resolve};
+use uppercased::config::{Draft, Facts, from_file};
 use uppercased::handover::record::{Message as Handover, Packet};
 use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::memory::frozen::{Frozen, Phase};
@@ -53,8 +53,9 @@ fn wire(settings: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         cpus: 2,
         lookup: &|_, port| Ok(vec![([192, 0, 2, 1], port).into()]),
     };
-    let assignments = from_file(settings, Path::new("it.toml"))?;
-    let (config, _) = resolve(&assignments, &facts)?;
+    let mut errors = Vec::new();
+    let assignments = from_file(settings, Path::new("it.toml"), &mut errors);
+    let (config, _) = Draft::new(&assignments, &facts, errors).finish()?;
     let worker = WorkerId {
         slot: SlotId(1),
         generation: Generation(2),

@@ -200,7 +200,11 @@ fn check() -> Command {
                 "Print the effective configuration with the origin of each value. The output \
                      is a valid configuration file.",
             ),
-        );
+        )
+        .arg(switch(STRICT, "Treat warnings as errors").long_help(
+            "Treat warnings as errors: values that are valid but probably not intended, such as \
+                 more workers than CPUs.",
+        ));
     with_settings(check)
 }
 

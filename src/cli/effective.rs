@@ -12,8 +12,8 @@ use uppercased_ctl::escape::visible;
 /// The column at which origins begin, if the values are short enough.
 const ORIGIN_COLUMN: usize = 36;
 
-/// Returns one line for a valid configuration, and one per ignored input.
-pub(super) fn check_result(file: Option<&Path>, ignored: &[String]) -> String {
+/// Returns one line for a valid configuration, and one per remark.
+pub(super) fn check_result(file: Option<&Path>, remarks: &[String]) -> String {
     let mut text = file.map_or_else(
         || "configuration is valid (no file)\n".to_owned(),
         |path| {
@@ -21,23 +21,23 @@ pub(super) fn check_result(file: Option<&Path>, ignored: &[String]) -> String {
             format!("configuration is valid (file {path})\n")
         },
     );
-    push_ignored(&mut text, "", ignored);
+    push(&mut text, "", remarks);
     text
 }
 
-fn push_ignored(text: &mut String, comment: &str, ignored: &[String]) {
-    for what in ignored {
-        let _ = writeln!(text, "{comment}ignored {}", visible(what));
+fn push(text: &mut String, comment: &str, remarks: &[String]) {
+    for remark in remarks {
+        let _ = writeln!(text, "{comment}{}", visible(remark));
     }
 }
 
 /// Returns the effective configuration as TOML, with the origins as comments.
-pub(super) fn show(config: &Config, origins: &Origins, ignored: &[String]) -> String {
+pub(super) fn show(config: &Config, origins: &Origins, remarks: &[String]) -> String {
     let mut text = format!(
         "# Effective configuration of uppercased {}\n",
         env!("CARGO_PKG_VERSION")
     );
-    push_ignored(&mut text, "# ", ignored);
+    push(&mut text, "# ", remarks);
     let mut heading = None;
     for (setting, origin) in origins.iter() {
         if heading != Some(setting.heading) {
@@ -87,12 +87,15 @@ mod tests {
         for assignments in [examples.as_slice(), &[]] {
             let (config, origins) = resolve(assignments, &FACTS).unwrap();
             let text = show(&config, &origins, &["UPPERCASED_A\nb".to_owned()]);
-            let read = from_file(text.as_bytes(), Path::new("a\nb")).unwrap();
+            let mut errors = Vec::new();
+            let read = from_file(text.as_bytes(), Path::new("a\nb"), &mut errors);
+            assert!(errors.is_empty(), "{errors:?}");
             assert_eq!(read.len(), SETTINGS.len());
             let (again, origins) = resolve(&read, &FACTS).unwrap();
             assert_eq!(again, config, "{text}");
             let text = show(&again, &origins, &[]);
-            assert!(from_file(text.as_bytes(), Path::new("u")).is_ok(), "{text}");
+            from_file(text.as_bytes(), Path::new("u"), &mut errors);
+            assert!(errors.is_empty(), "{text}");
         }
     }
 }

@@ -18,9 +18,17 @@ pub enum Error {
         command: String,
     },
 
-    /// The configuration is invalid.
+    /// An error of the configuration.
     #[error(transparent)]
     Config(#[from] config::Error),
+
+    /// Several errors in the sources of the configuration.
+    #[error("{}", config::in_one_line(.0))]
+    Several(Vec<Error>),
+
+    /// A warning about the configuration that counts as an error.
+    #[error("{0}")]
+    Unwise(String),
 
     /// The configuration file cannot be read.
     #[error(
@@ -58,4 +66,23 @@ pub enum Error {
     /// The descriptor limit cannot be read.
     #[error("cannot read the descriptor limit (RLIMIT_NOFILE): {0}")]
     DescriptorLimit(#[source] nix::Error),
+}
+
+impl Error {
+    /// Returns one error for all of `errors`, at least one.
+    pub(super) fn of_all(mut errors: Vec<Self>) -> Self {
+        match errors.pop() {
+            Some(only) if errors.is_empty() => only,
+            last => {
+                errors.extend(last);
+                Self::Several(errors)
+            }
+        }
+    }
+}
+
+impl From<config::Errors> for Error {
+    fn from(config::Errors(errors): config::Errors) -> Self {
+        Self::of_all(errors.into_iter().map(Self::Config).collect())
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
@@ -19,9 +19,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::error::Error;
 use super::{definition, names};
 use crate::config::{
-    self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Facts, Origin, Origins,
-    SETTINGS, Setting,
+    self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Draft, Facts, Machine,
+    Origin, Origins, SETTINGS, Setting,
 };
+use crate::listener::longest_backlog;
 use crate::sys::accounts;
 
 /// A configuration and its sources.
@@ -35,17 +36,24 @@ pub(super) struct Gathered {
 }
 
 /// Resolves flags (of the program and of its command), environment and file.
+///
+/// # Errors
+/// Every error in these sources.
 pub(super) fn gather(
     typed: &[&ArgMatches],
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Gathered, Error> {
     let environment: Vec<_> = environment.into_iter().collect();
-    let file = file_name(typed, &environment)?;
+    let mut unreadable = Vec::new();
+    let file = valid(file_name(typed, &environment), &mut unreadable).flatten();
+    let contents = file.as_deref().map(read).transpose();
+    let contents = valid(contents, &mut unreadable).flatten();
 
+    let mut errors = Vec::new();
     // In ascending precedence.
-    let mut assignments = match &file {
-        Some(path) => config::from_file(&read(path)?, path)?,
-        None => Vec::new(),
+    let mut assignments = match (&contents, &file) {
+        (Some(contents), Some(path)) => config::from_file(contents, path, &mut errors),
+        _ => Vec::new(),
     };
     let mut ignored = Vec::new();
     let links = config::service_links(&environment);
@@ -55,9 +63,9 @@ pub(super) fn gather(
             links.join(" ")
         ));
     }
-    assignments.extend(config::from_environment(environment)?);
+    assignments.extend(config::from_environment(environment, &mut errors));
     for setting in SETTINGS {
-        assignments.extend(from_flags(setting, typed)?);
+        assignments.extend(valid(from_flags(setting, typed), &mut unreadable).flatten());
     }
 
     let absent = RefCell::new(Vec::new());
@@ -74,16 +82,39 @@ pub(super) fn gather(
             Ok(here)
         },
     };
-    let (mut config, origins) = config::resolve(&assignments, &facts)?;
+    let mut draft = Draft::new(&assignments, &facts, errors);
+    look_up_accounts(&mut draft);
+    valid(check_descriptors(&mut draft), &mut unreadable);
     ignored.extend(absent.take());
-    look_up_accounts(&mut config, &origins)?;
-    check_descriptors(&config)?;
-    Ok(Gathered {
-        config,
-        origins,
-        file,
-        ignored,
-    })
+    match draft.finish() {
+        Ok((config, origins)) if unreadable.is_empty() => Ok(Gathered {
+            config,
+            origins,
+            file,
+            ignored,
+        }),
+        result => {
+            let found = result.err().into_iter().flat_map(|config::Errors(all)| all);
+            unreadable.extend(found.map(Error::Config));
+            Err(Error::of_all(unreadable))
+        }
+    }
+}
+
+/// Returns the value of `result`; an error is added to `errors`.
+fn valid<T>(result: Result<T, Error>, errors: &mut Vec<Error>) -> Option<T> {
+    result.map_err(|error| errors.push(error)).ok()
+}
+
+/// Returns the properties of this machine that a configuration may ignore.
+pub(super) fn machine() -> Machine {
+    let most = |file| fs::read_to_string(file).ok()?.trim().parse().ok();
+    Machine {
+        cpus: usable_cpus(),
+        longest_backlog: longest_backlog(),
+        recv_buffer_max: most("/proc/sys/net/core/rmem_max"),
+        send_buffer_max: most("/proc/sys/net/core/wmem_max"),
+    }
 }
 
 /// Returns the named configuration file; a flag overrides the environment.
@@ -204,40 +235,46 @@ fn is_absent(address: &SocketAddr) -> bool {
 }
 
 /// Adds the IDs of the user and the group that workers run as.
-fn look_up_accounts(config: &mut Config, origins: &Origins) -> Result<(), config::Error> {
-    let refused = |key| {
-        move |why: String| config::Error::Value {
-            name: origins.name_of(key),
-            why: format!("{why}; use an existing one, or its number"),
-        }
-    };
-    if let Some(user) = &mut config.user {
-        let (id, primary_group) = accounts::user(&user.name).map_err(refused("user"))?;
-        user.id = Some(id);
-        user.primary_group = primary_group;
-        if primary_group.is_none() && config.group.is_none() {
-            return Err(config::Error::Value {
-                name: origins.name_of("user"),
-                why: format!("user {id} has no primary group; set group as well"),
-            });
+fn look_up_accounts(draft: &mut Draft) {
+    let unknown = |why: String| format!("{why}; use an existing one, or its number");
+    let Config { user, group, .. } = draft.config_mut();
+    let mut wrong = Vec::new();
+    if let Some(user) = user {
+        match accounts::user(&user.name) {
+            Ok((id, None)) if group.is_none() => {
+                let why = format!("user {id} has no primary group; set group as well");
+                wrong.push(("user", why));
+            }
+            Ok((id, primary_group)) => {
+                user.id = Some(id);
+                user.primary_group = primary_group;
+            }
+            Err(why) => wrong.push(("user", unknown(why))),
         }
     }
-    if let Some(group) = &mut config.group {
-        group.id = Some(accounts::group(&group.name).map_err(refused("group"))?);
+    if let Some(group) = group {
+        match accounts::group(&group.name) {
+            Ok(id) => group.id = Some(id),
+            Err(why) => wrong.push(("group", unknown(why))),
+        }
     }
-    Ok(())
+    for (key, why) in wrong {
+        draft.reject(key, why);
+    }
 }
 
 /// Rejects limits that exceed the machine's hard limit, to which the server raises the soft limit
 /// at start.
-fn check_descriptors(config: &Config) -> Result<(), Error> {
+fn check_descriptors(draft: &mut Draft) -> Result<(), Error> {
+    if !draft.accepts(&["max_connections", "listen", "workers"]) {
+        return Ok(());
+    }
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(Error::DescriptorLimit)?;
-    config::connection_limit(
-        config.max_connections,
-        hard,
-        config.listen.len(),
-        config.workers,
-    )?;
+    let config = draft.config_mut();
+    let (asked, listeners) = (config.max_connections, config.listen.len());
+    if let Err(error) = config::connection_limit(asked, hard, listeners, config.workers) {
+        draft.add(error);
+    }
     Ok(())
 }
 

@@ -53,6 +53,8 @@ pub(super) const CONFIGURED: [&str; 2] = [SERVE, CHECK];
 pub(super) const CONFIG: &str = "config";
 /// `check`: show the effective configuration.
 pub(super) const PRINT: &str = "print";
+/// `check`: count warnings as errors.
+pub(super) const STRICT: &str = "strict";
 /// `client`: where to connect.
 pub(super) const TARGET: &str = "target";
 /// `client`: the PROXY header to begin with.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::names::BAD_INPUT;
 use super::reply::{Error, Shown, Unsearched, negative, request_status};
 use super::watch;
-use crate::config::{self, Control, STATUS_ANSWER_TIMEOUT, Setting};
+use crate::config::{self, Control, Draft, STATUS_ANSWER_TIMEOUT, Setting};
 #[cfg(feature = "top")]
 use crate::top;
 use uppercased_ctl::control::client::{self, Conversation, Error as AskError, Found};
@@ -79,12 +79,14 @@ pub(super) fn watch(options: &top::Options) -> ExitCode {
 /// valid values.
 pub(super) fn socket_in(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Option<PathBuf>, config::Error> {
+) -> Result<Option<PathBuf>, config::Errors> {
     let variable = Setting::find("control").map(Setting::variable);
     let named = environment
         .into_iter()
         .filter(|(name, _)| variable.as_deref().is_some_and(|variable| name == variable));
-    let (config, _) = config::resolve(&config::from_environment(named)?, &config::Facts::NONE)?;
+    let mut errors = Vec::new();
+    let assignments = config::from_environment(named, &mut errors);
+    let (config, _) = Draft::new(&assignments, &config::Facts::NONE, errors).finish()?;
     Ok(match config.control {
         Control::Path(path) => Some(path),
         Control::Auto | Control::Off => None,

@@ -1,7 +1,9 @@
 //! The errors of the configuration, each one line with its remedy.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use super::limits::ERRORS_SHOWN_MAX;
 use super::networks::NETWORKS_IN_ALL_MAX;
 
 /// A configuration error. Every message is one line that includes the remedy.
@@ -82,4 +84,29 @@ pub enum Error {
         needed: u64,
         limit: u64,
     },
+}
+
+/// Every error of a configuration; at least one.
+#[derive(Debug)]
+pub struct Errors(pub Vec<Error>);
+
+impl std::error::Error for Errors {}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&in_one_line(&self.0))
+    }
+}
+
+/// Returns the errors as one line: a single one as it is, several numbered.
+#[must_use]
+pub fn in_one_line<E: fmt::Display>(errors: &[E]) -> String {
+    match errors {
+        [only] => only.to_string(),
+        several => {
+            let listed = (1..).zip(&several[..several.len().min(ERRORS_SHOWN_MAX)]);
+            let listed = listed.map(|(number, error)| format!(" ({number}) {error}"));
+            format!("{} errors:{}", several.len(), listed.collect::<String>())
+        }
+    }
 }

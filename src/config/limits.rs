@@ -276,6 +276,10 @@ pub const TOP_CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Default number of sockets in `status --sockets`.
 pub const STATUS_SOCKETS_LISTED: usize = 1000;
 
+/// Maximum number of errors of one configuration that are shown: a file of another kind has
+/// thousands.
+pub const ERRORS_SHOWN_MAX: usize = 20;
+
 /// Maximum size of a configuration file in bytes, so that reading `/dev/zero` ends.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 

@@ -92,32 +92,38 @@ pub struct Assignment {
 
 /// Parses the contents of a configuration file; `path` is used in errors.
 ///
-/// # Errors
-///
-/// An error for the first part of the file that is not TOML, not a setting, or of a type that the
-/// setting cannot have.
-pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error> {
+/// Adds an error to `errors` for every part of the file that is not TOML, not a setting, or of a
+/// type that the setting cannot have; returns the others.
+pub fn from_file(contents: &[u8], path: &Path, errors: &mut Vec<Error>) -> Vec<Assignment> {
     let syntax = |offset: usize, why: String| {
         let (line, column) = position(contents, offset);
-        Error::Syntax {
-            path: PathBuf::from(path),
+        let path = PathBuf::from(path);
+        let error = Error::Syntax {
+            path,
             line,
             column,
             why,
+        };
+        (line, error)
+    };
+    let text = match std::str::from_utf8(contents) {
+        Ok(text) => text,
+        Err(error) => {
+            let why = "this byte is not UTF-8".to_owned();
+            errors.push(syntax(error.valid_up_to(), why).1);
+            return Vec::new();
         }
     };
-    let text = std::str::from_utf8(contents)
-        .map_err(|error| syntax(error.valid_up_to(), "this byte is not UTF-8".to_owned()))?;
-    let table = DeTable::parse(text).map_err(|error| {
+    let (table, malformed) = DeTable::parse_recoverable(text);
+    let malformed = malformed.into_iter().map(|error| {
         let offset = error.span().map_or(0, |span| span.start);
-        syntax(
-            offset,
-            error.message().lines().collect::<Vec<_>>().join(", "),
-        )
-    })?;
+        let why = error.message().lines().collect::<Vec<_>>().join(", ");
+        syntax(offset, why)
+    });
+    let mut of_lines: Vec<(usize, Error)> = malformed.collect();
 
     let mut entries: Vec<_> = table.get_ref().iter().collect();
-    // The table is sorted by key; the first error to report is the first in the file.
+    // The table is sorted by key, and the lines of the file are read in their order.
     entries.sort_by_key(|(key, _)| key.span().start);
     let path: Arc<Path> = Arc::from(path);
     let assign = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
@@ -128,12 +134,15 @@ pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error>
             line,
         };
         let Some(setting) = Setting::find(name) else {
-            return Err(unknown_key(name, value.get_ref(), &path, line));
+            return Err((line, unknown_key(name, value.get_ref(), &path, line)));
         };
-        let text = value_text(setting, value.get_ref()).ok_or_else(|| Error::WrongType {
-            name: origin.name_of(setting),
-            found: value.get_ref().type_str(),
-            example: setting.in_toml(setting.example),
+        let text = value_text(setting, value.get_ref()).ok_or_else(|| {
+            let wrong = Error::WrongType {
+                name: origin.name_of(setting),
+                found: value.get_ref().type_str(),
+                example: setting.in_toml(setting.example),
+            };
+            (line, wrong)
         })?;
         Ok(Assignment {
             setting,
@@ -141,50 +150,66 @@ pub fn from_file(contents: &[u8], path: &Path) -> Result<Vec<Assignment>, Error>
             origin,
         })
     };
-    entries.into_iter().map(assign).collect()
+    let mut assignments = Vec::new();
+    for assigned in entries.into_iter().map(assign) {
+        match assigned {
+            Ok(assignment) => assignments.push(assignment),
+            Err(error) => of_lines.push(error),
+        }
+    }
+    // Of a line that is not TOML, everything after the first error is a consequence.
+    of_lines.sort_by_key(|(line, _)| *line);
+    of_lines.dedup_by_key(|(line, _)| *line);
+    errors.extend(of_lines.into_iter().map(|(_, error)| error));
+    assignments
 }
 
 /// Reads the settings in an environment. An empty variable counts as unset, as container templates
 /// leave it (`${VAR:-}`); so does one that [`is_service_link`] recognises.
 ///
-/// # Errors
-///
-/// An error for the first variable that begins with `UPPERCASED_` but is not a setting, or not
-/// UTF-8.
+/// Adds an error to `errors` for every variable that begins with `UPPERCASED_` but is not a
+/// setting, or not UTF-8.
 pub fn from_environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Vec<Assignment>, Error> {
-    let mut assignments = Vec::new();
-    for (name, value) in variables {
-        if name == CONFIG_VARIABLE || is_service_link(&name, &value) {
-            continue;
-        }
-        let name = name.to_string_lossy();
-        let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
-            continue;
-        };
-        let key = rest.to_ascii_lowercase();
-        let setting = Setting::find(&key)
-            .filter(|setting| setting.variable() == name)
-            .ok_or_else(|| Error::UnknownVariable {
-                name: name.clone().into_owned(),
-                nearest: nearest(&key).map_or_else(String::new, |row| {
-                    format!("; did you mean {}?", row.variable())
-                }),
-            })?;
-        if value.is_empty() {
-            continue;
-        }
-        let text = value.into_string().map_err(|_| Error::NotUtf8 {
-            name: setting.variable(),
+    errors: &mut Vec<Error>,
+) -> Vec<Assignment> {
+    let named = variables
+        .into_iter()
+        .filter(|(name, value)| name != CONFIG_VARIABLE && !is_service_link(name, value));
+    named
+        .filter_map(|(name, value)| {
+            from_variable(&name.to_string_lossy(), value)
+                .map_err(|error| errors.push(error))
+                .ok()?
+        })
+        .collect()
+}
+
+/// Reads one variable; `None` if it is of another program, or empty.
+fn from_variable(name: &str, value: OsString) -> Result<Option<Assignment>, Error> {
+    let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+        return Ok(None);
+    };
+    let key = rest.to_ascii_lowercase();
+    let setting = Setting::find(&key)
+        .filter(|setting| setting.variable() == name)
+        .ok_or_else(|| Error::UnknownVariable {
+            name: name.to_owned(),
+            nearest: nearest(&key).map_or_else(String::new, |row| {
+                format!("; did you mean {}?", row.variable())
+            }),
         })?;
-        assignments.push(Assignment {
-            setting,
-            text,
-            origin: Origin::Environment,
-        });
+    if value.is_empty() {
+        return Ok(None);
     }
-    Ok(assignments)
+    let text = value.into_string().map_err(|_| Error::NotUtf8 {
+        name: setting.variable(),
+    })?;
+    Ok(Some(Assignment {
+        setting,
+        text,
+        origin: Origin::Environment,
+    }))
 }
 
 fn unknown_key(name: &str, value: &DeValue<'_>, path: &Path, line: usize) -> Error {

@@ -133,6 +133,39 @@ fn rules_between_settings_hold() {
 }
 
 #[test]
+fn every_error_is_reported_once() {
+    let why = flags(&[
+        ("workers", "0"),
+        ("backoff_max", "50ms"),
+        ("admin", "9999"),
+        ("idle_timeout", "5"),
+    ])
+    .unwrap_err();
+    assert!(
+        why.starts_with("4 errors: (1) --workers: 0 is too low"),
+        "{why}"
+    );
+    for part in [
+        "--idle-timeout: ",
+        "--backoff-max: 50ms",
+        "--admin: 127.0.0.1",
+    ] {
+        assert_eq!(why.matches(part).count(), 1, "{why}");
+    }
+    // A rule about a rejected value is no further error.
+    let why = flags(&[("backoff_max", "50"), ("backoff_initial", "1m")]).unwrap_err();
+    assert!(why.starts_with("--backoff-max: \"50\""), "{why}");
+}
+
+#[test]
+fn number_of_shown_errors_is_bounded() {
+    let errors: Vec<u32> = (1..100).collect();
+    let line = in_one_line(&errors);
+    assert!(line.starts_with("99 errors: (1) 1 (2) 2 "), "{line}");
+    assert!(line.ends_with(" (20) 20"), "{line}");
+}
+
+#[test]
 fn connections_fit_the_descriptor_limit() {
     let reserve = u64::from(FD_RESERVE + 2 * (1 + FDS_PER_SLOT));
     assert_eq!(connection_limit(None, 1024, 1, 2).unwrap() + 74, 1024);

@@ -444,6 +444,68 @@ fn invalid_values_are_refused_with_hint() {
 }
 
 #[test]
+fn every_error_of_a_configuration_is_reported() {
+    for command in ["check", "serve"] {
+        let (run, file) = Run::new()
+            .args(&[command, "--workers", "0", "--user", "no-such-user"])
+            .file("wokers = 4\nidle_timeout = 1.5\nbackoff_initial = \"1m\"\nlisten = = 1\n");
+        let outcome = run.env("UPPERCASED_LOG_LEVL", "x").outcome();
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""));
+        let path = file.path().display();
+        for place in [
+            format!("{path}:1: unknown setting \"wokers\""),
+            format!("{path}:2: idle_timeout: "),
+            format!("{path}:4:10: not valid TOML"),
+            "unknown setting UPPERCASED_LOG_LEVL".to_owned(),
+            "--workers: 0 is too low".to_owned(),
+            "the default of backoff_max: 10s is shorter".to_owned(),
+            "--user: ".to_owned(),
+        ] {
+            let line = format!("uppercased: {place}");
+            let found = outcome.stderr.lines().filter(|it| it.starts_with(&line));
+            assert_eq!(found.count(), 1, "{place}: {outcome:?}");
+        }
+        assert_eq!(outcome.stderr.lines().count(), 7, "{outcome:?}");
+    }
+    let foreign: String = (0..1000).map(|number| format!("a{number} = 1\n")).collect();
+    let (run, _file) = Run::new().arg("check").file(&foreign);
+    let outcome = run.outcome();
+    assert!(
+        outcome.stderr.ends_with("uppercased: 980 more errors\n"),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn check_warns_about_unwise_values() {
+    let unwise = [
+        "check",
+        "--workers",
+        "1",
+        "--hang-timeout",
+        "200ms",
+        "--sandbox",
+        "off",
+    ];
+    let text = Run::new().args(&unwise).stdout();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "configuration is valid (no file)");
+    assert!(
+        lines[1].starts_with("warning: --hang-timeout: 200ms"),
+        "{text}"
+    );
+    assert!(lines[2].starts_with("warning: --sandbox: "), "{text}");
+    let printed = Run::new().args(&unwise).arg("--print").stdout();
+    assert!(printed.contains("\n# warning: --sandbox: "), "{printed}");
+    let strict = Run::new().args(&unwise).arg("--strict").outcome();
+    assert_eq!((strict.code, strict.stdout.as_str()), (Some(2), ""));
+    assert_eq!(strict.stderr.lines().count(), 2, "{strict:?}");
+    Run::new()
+        .args(&["check", "--workers", "1", "--strict"])
+        .stdout();
+}
+
+#[test]
 fn error_names_source_of_bad_value() {
     let run = Run::new().arg("check").env("UPPERCASED_WORKERS", "0");
     let line = run.complaint();

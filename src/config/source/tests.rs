@@ -1,22 +1,28 @@
 //! Unit tests of `source.rs`.
 
+use super::super::in_one_line;
 use super::*;
 use proptest::prelude::*;
 
 fn file(text: &str) -> Result<Vec<(String, String)>, String> {
-    from_file(text.as_bytes(), Path::new("u.toml"))
-        .map(|all| {
-            all.into_iter()
-                .map(|one| (one.setting.key().to_owned(), one.text))
-                .collect()
-        })
-        .map_err(|error| error.to_string())
+    let mut errors = Vec::new();
+    let all = from_file(text.as_bytes(), Path::new("u.toml"), &mut errors);
+    let texts = all
+        .into_iter()
+        .map(|one| (one.setting.key().to_owned(), one.text));
+    match errors.as_slice() {
+        [] => Ok(texts.collect()),
+        errors => Err(in_one_line(errors)),
+    }
 }
 
 fn environment(name: &str, value: &str) -> Result<usize, String> {
-    from_environment([(name.into(), value.into())])
-        .map(|all| all.len())
-        .map_err(|error| error.to_string())
+    let mut errors = Vec::new();
+    let all = from_environment([(name.into(), value.into())], &mut errors);
+    match errors.as_slice() {
+        [] => Ok(all.len()),
+        errors => Err(in_one_line(errors)),
+    }
 }
 
 #[test]
@@ -55,11 +61,31 @@ fn errors_name_place_and_nearest_setting() {
     );
     assert!(file("workers = [4]").unwrap_err().contains("array"));
     assert!(file("listen = [[1]]").unwrap_err().contains("array"));
-    let broken = from_file(b"workers = 4\n#\xff", Path::new("u.toml")).unwrap_err();
+    let mut broken = Vec::new();
+    from_file(b"workers = 4\n#\xff", Path::new("u.toml"), &mut broken);
+    let broken = in_one_line(&broken);
     assert!(
-        broken
-            .to_string()
-            .starts_with("u.toml:2:2: not valid TOML: this byte")
+        broken.starts_with("u.toml:2:2: not valid TOML: this byte"),
+        "{broken}"
+    );
+}
+
+#[test]
+fn file_reports_every_error_with_place() {
+    let text = "wokers = 4\nlisten = = 1\nidle_timeout = 1.5\nbacklog = 7\nbacklog = 8\nx = \"\n\
+                pin = true\n";
+    let mut errors = Vec::new();
+    let read = from_file(text.as_bytes(), Path::new("u.toml"), &mut errors);
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    for line in [1, 2, 3, 5, 6] {
+        let place = format!("u.toml:{line}:");
+        let there = errors.iter().filter(|error| error.starts_with(&place));
+        assert_eq!(there.count(), 1, "{line}: {errors:#?}");
+    }
+    assert_eq!(errors.len(), 5, "{errors:#?}");
+    assert!(
+        read.iter().any(|one| one.setting.key() == "pin"),
+        "{read:?}"
     );
 }
 
@@ -97,11 +123,11 @@ fn service_variables_and_empty_ones_are_unset() {
 proptest! {
     #[test]
     fn file_parser_never_panics(contents in prop::collection::vec(any::<u8>(), 0..80)) {
-        let _ = from_file(&contents, Path::new("u.toml"));
+        from_file(&contents, Path::new("u.toml"), &mut Vec::new());
     }
 
     #[test]
     fn near_valid_file_never_panics(text in "([a-z_]{0,9}[=\\[\\]\"{}.#\n 0-9]{0,6}){0,9}") {
-        let _ = from_file(text.as_bytes(), Path::new("u.toml"));
+        from_file(text.as_bytes(), Path::new("u.toml"), &mut Vec::new());
     }
 }
