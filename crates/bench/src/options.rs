@@ -2,10 +2,10 @@
 //!
 //! Pure. It must not check combinations of options; `plan` does.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -135,13 +135,17 @@ pub enum Action {
     Program(Vec<OsString>),
 }
 
-/// Formats the command for people.
+/// Formats the command as a user would type it: a program by its name.
 impl fmt::Display for Action {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shell(line) => out.write_str(line),
             Self::Program(words) => {
-                let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+                let program = words.first().map(Path::new).and_then(Path::file_name);
+                let words = program
+                    .into_iter()
+                    .chain(words.iter().skip(1).map(AsRef::as_ref));
+                let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
                 out.write_str(&words.join(" "))
             }
         }
