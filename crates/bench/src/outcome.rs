@@ -88,7 +88,7 @@ pub struct Schedule {
 }
 
 /// A machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Machine {
     /// CPUs that this program may use.
@@ -97,6 +97,8 @@ pub struct Machine {
     pub kernel: String,
     /// Model name of the CPUs.
     pub cpu_model: String,
+    /// Load average of the minute before the measurement; `None` if unknown.
+    pub load_average: Option<f64>,
 }
 
 /// A summary of the plan.
@@ -264,6 +266,8 @@ pub struct Client {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Server {
+    /// Its version; empty if it does not report one.
+    pub version: String,
     /// Its processes at the end of the measurement.
     pub pids: Vec<u32>,
     /// CPU time in user mode, in milliseconds.

@@ -102,6 +102,10 @@ struct Watched {
     memory_before: Option<u64>,
     memory: Option<u64>,
     by_worker: Vec<u64>,
+    /// Its version; empty if it does not report one.
+    version: String,
+    /// Load average before the measurement.
+    load_average: Option<f64>,
     before: Spent,
     after: Spent,
 }
@@ -158,8 +162,11 @@ fn load(
     interrupt: &Interrupt,
 ) -> Result<Load, Error> {
     let roots = &subject.roots;
+    let status = subject.control.as_deref().and_then(own_server::status);
     let mut watched = Watched {
         memory_before: observe::memory(roots),
+        load_average: load_average(),
+        version: status.map_or_else(String::new, |status| status.version),
         ..Watched::default()
     };
     let mut progress = Progress::new(!options.no_progress);
@@ -348,6 +355,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
     let findings = &load.findings;
     let totals = findings.totals();
     let sums = findings.sums();
+    let load_average = load.watched.load_average;
     let server = server(plan, subject, load.watched, totals.messages);
     let Judgement {
         client,
@@ -380,7 +388,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         program: env!("CARGO_PKG_VERSION").to_owned(),
         started_unix_ms: load.started_unix_ms,
         command: String::new(),
-        machine: machine(cpus),
+        machine: machine(cpus, load_average),
         target: subject.name.clone(),
         plan: plan.summary(),
         measured_ms: millis_up(findings.measured()),
@@ -440,6 +448,7 @@ fn server(plan: &Plan, subject: &Subject, watched: Watched, messages: u64) -> Op
         .zip(watched.memory_before)
         .map_or(0, |(with, without)| with.saturating_sub(without));
     Some(Server {
+        version: watched.version,
         pids: after.pids,
         user_ms: millis(user),
         system_ms: millis(system),
@@ -455,7 +464,7 @@ fn server(plan: &Plan, subject: &Subject, watched: Watched, messages: u64) -> Op
     })
 }
 
-fn machine(cpus: u16) -> Machine {
+fn machine(cpus: u16, load_average: Option<f64>) -> Machine {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo
@@ -465,7 +474,14 @@ fn machine(cpus: u16) -> Machine {
         cpus,
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         cpu_model: model.map_or_else(String::new, |(_, model)| model.trim().to_owned()),
+        load_average,
     }
+}
+
+/// Returns the load average of the last minute.
+fn load_average() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
 #[expect(

@@ -420,6 +420,9 @@ fn machine(outcome: &Outcome) -> Vec<String> {
     if !machine.kernel.is_empty() {
         known.push(text(&format!("Linux {}", machine.kernel)));
     }
+    if let Some(load) = machine.load_average {
+        known.push(format!("load {}", units::ratio(load)));
+    }
     if known.is_empty() {
         return Vec::new();
     }

@@ -70,6 +70,7 @@ pub(crate) fn clean() -> Outcome {
             cpus: 2,
             kernel: "6.18.5".to_owned(),
             cpu_model: "AMD EPYC 9R14".to_owned(),
+            load_average: Some(0.42),
         },
         target: "127.0.0.1:9999".to_owned(),
         plan: PlanSummary {
@@ -108,6 +109,7 @@ pub(crate) fn clean() -> Outcome {
             why: String::new(),
         },
         server: Some(Server {
+            version: "0.1.0".to_owned(),
             pids: vec![4711, 4712, 4713],
             user_ms: 460,
             system_ms: 10_060,
@@ -335,6 +337,7 @@ pub(crate) fn huge() -> Outcome {
         100_000
     ];
     outcome.server = Some(Server {
+        version: long.clone(),
         pids: vec![u32::MAX; 1000],
         user_ms: u64::MAX,
         system_ms: u64::MAX,
@@ -355,6 +358,7 @@ pub(crate) fn huge() -> Outcome {
         cpus: u16::MAX,
         kernel: long.clone(),
         cpu_model: long,
+        load_average: Some(f64::MAX),
     };
     outcome
 }
