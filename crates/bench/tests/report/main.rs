@@ -2,7 +2,8 @@
 //! markup, and old, new and broken files.
 //!
 //! The texts are in `tests/report/*.txt`; `UPDATE_SNAPSHOTS=1 cargo test -p uppercased-bench --test
-//! report` rewrites them. `PAGES=DIR` likewise writes the pages to a directory, for inspection.
+//! report` rewrites them. `PAGES=DIR` likewise writes the pages to a directory, for inspection;
+//! `browser.rs` opens them in a browser.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -69,6 +70,29 @@ fn assert_self_contained(page: &str) {
     assert!(!page.contains("NaN") && !page.contains(" inf"));
 }
 
+fn charts_in(page: &str) -> usize {
+    page.matches("<svg role=\"img\"").count()
+}
+
+/// Checks that a screen reader finds a name for everything.
+#[track_caller]
+fn assert_accessible(page: &str) {
+    let count = |what: &str| page.matches(what).count();
+    assert!(page.contains("<html lang=\"en\">"));
+    assert_eq!(count("<table>"), count("<caption>"));
+    assert_eq!(
+        count("<table>"),
+        count("<div class=\"scroll\" role=\"region\" aria-label=")
+    );
+    assert_eq!(count("<th scope="), count("<th") - count("<thead"));
+    for number in 0..charts_in(page) {
+        let names = format!("aria-labelledby=\"title-{number} description-{number}\"");
+        assert_eq!(count(&names), 1);
+        assert_eq!(count(&format!("<title id=\"title-{number}\">")), 1);
+        assert_eq!(count(&format!("<desc id=\"description-{number}\">")), 1);
+    }
+}
+
 /// Returns the page, and writes it to `PAGES` if set.
 fn page(name: &str, outcome: &Outcome) -> String {
     let page = report::html(outcome);
@@ -112,9 +136,40 @@ fn page_needs_no_other_file() {
     ] {
         let page = page(name, &outcome);
         assert_self_contained(&page);
-        assert_eq!(page.matches("<svg").count(), charts, "{name}");
+        assert_eq!(charts_in(&page), charts, "{name}");
+        assert_accessible(&page);
         assert!(page.len() < 2 << 20, "{name}: {} bytes", page.len());
     }
+}
+
+#[test]
+fn page_names_its_subject() {
+    let page = page("restarted", &outcomes::restarted());
+    assert!(page.contains(
+        "<title>rate on 127.0.0.1:9999, 2026-09-21 14:13 UTC - uppercased bench</title>"
+    ));
+    for (name, value) in [
+        ("server version", "0.1.0"),
+        ("CPU model", "AMD EPYC 9R14"),
+        ("CPUs", "2"),
+        ("kernel", "Linux 6.18.5"),
+        ("load average before", "0.42"),
+    ] {
+        let row = format!("<th scope=\"row\">{name}</th><td>{value}</td>");
+        assert!(page.contains(&row), "{row}");
+    }
+}
+
+#[test]
+fn page_describes_charts_in_words() {
+    let page = page("restarted", &outcomes::restarted());
+    let (_, text) = page.split_once("<desc id=\"description-1\">").unwrap();
+    let (text, _) = text.split_once("</desc>").unwrap();
+    assert!(text.starts_with("p50: 300 µs to "), "{text}");
+    assert!(
+        text.contains("; max: ") && text.ends_with("; 4 numbered marks."),
+        "{text}"
+    );
 }
 
 #[test]
@@ -318,7 +373,7 @@ fn report_reads_first_format() {
     assert_text("format_1", &report::summary(&outcome));
     let page = page("format_1", &outcome);
     assert_self_contained(&page);
-    assert_eq!(page.matches("<svg").count(), 3);
+    assert_eq!(charts_in(&page), 3);
 }
 
 #[test]

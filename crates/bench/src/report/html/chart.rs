@@ -1,76 +1,87 @@
 //! Draws a chart as an SVG picture to embed in a page.
 //!
-//! Invariants: the colours are those of [`Ink`] and the constants here, which the page's style
-//! sheet replaces in dark mode; everything is drawn inside the axes. It must not know the meaning
-//! of the lines.
+//! The picture has no view box, so text has the same size on every screen: positions are shares of
+//! the plotting area. Only the lines are in an inner picture that is stretched over it; their
+//! strokes are not.
+//!
+//! Invariants: everything is drawn inside the axes; no names overlap at any width from
+//! [`NARROW_PX`] up; every line differs from its neighbours by its dashes, not only by its colour.
+//! Colours and dashes are in page.css, one class for each position of a line. It must not know the
+//! meaning of the lines.
 
-use std::ops::Range;
+use std::fmt::Write as _;
 
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use super::axis::Axis;
+use super::page::escaped;
 
-/// Size of the picture; the page scales it.
-const WIDTH: u32 = 960;
-const HEIGHT: u32 = 280;
+/// Height of the plotting area.
+const HEIGHT_PX: f64 = 240.0;
 
-const FONT: &str = "sans-serif";
-const FONT_SIZE: f64 = 15.0;
-const LEFT: u32 = 76;
-const BOTTOM: u32 = 40;
-const MARGIN: u32 = 12;
-/// Half of the width of the last label on the x-axis.
-const RIGHT: u32 = 28;
+/// Minimum width of a page for which everything fits.
+const NARROW_PX: f64 = 360.0;
 
-/// Room above the highest line for the names of the marks, as a share of the height.
-const HEADROOM: f64 = 0.09;
+/// Width of a page from which the names of class `wide` are shown; also in page.css.
+const WIDE_PX: f64 = 640.0;
 
-/// Maximum number of names of marks side by side.
-const NAMES_MAX: usize = 30;
+/// Width of the page beside its figures.
+const PAGE_MARGINS_PX: f64 = 32.0;
 
-// The same colours, in the same notation, are in page.css.
-const TEXT: RGBColor = RGBColor(0x24, 0x29, 0x2F);
-const GRID: RGBColor = RGBColor(0xDD, 0xE1, 0xE6);
-const MARK: RGBColor = RGBColor(0x6E, 0x77, 0x81);
+/// Estimated maximum of the mean width of a letter.
+const LETTER_PX: f64 = 7.8;
 
-/// A chart. Coordinates are finite and in the space of the axes.
+/// Minimum space between two names.
+const SPACE_PX: f64 = 10.0;
+
+/// Height of a line of text.
+const TEXT_PX: f64 = 16.0;
+
+/// Maximum length of a line's name beside its end, in characters.
+const NAME_MAX: usize = 12;
+
+/// Side of the inner picture, in its own units.
+const INNER: f64 = 1000.0;
+
+/// Styles in page.css; more lines repeat them.
+const STYLES: [&str; 3] = ["first", "second", "third"];
+
+/// A chart with its title and note.
+#[derive(Debug)]
+pub(super) struct Figure {
+    pub(super) title: String,
+    pub(super) note: String,
+    pub(super) chart: Chart,
+}
+
+/// A chart.
 #[derive(Debug)]
 pub(super) struct Chart {
     pub(super) x: Axis,
     pub(super) y: Axis,
+    /// Neighbours in this list differ most in their style.
     pub(super) lines: Vec<Line>,
     pub(super) marks: Vec<Span>,
 }
 
-/// An axis: its range and its labels.
-#[derive(Debug)]
-pub(super) struct Axis {
-    pub(super) from: f64,
-    pub(super) to: f64,
-    pub(super) ticks: Vec<(f64, String)>,
-    pub(super) name: &'static str,
-}
-
-/// A line, in several pieces if it has gaps.
+/// A line, in several pieces if it has gaps. Coordinates are values on the axes.
 #[derive(Debug)]
 pub(super) struct Line {
-    pub(super) name: &'static str,
-    pub(super) ink: Ink,
+    /// Its name, shown at its end; may be empty.
+    pub(super) name: String,
     pub(super) kind: Kind,
     pub(super) pieces: Vec<Vec<(f64, f64)>>,
 }
 
-/// The style of a line.
+/// The form of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Line,
     /// With the area below it.
     Area,
-    /// Only the points.
+    /// Only the points, without a name.
     Dots,
 }
 
-/// A labelled span of time.
+/// A named span of time.
 #[derive(Debug)]
 pub(super) struct Span {
     pub(super) from: f64,
@@ -78,135 +89,291 @@ pub(super) struct Span {
     pub(super) name: String,
 }
 
-/// The colour of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ink {
-    Blue,
-    Orange,
-    Red,
+/// Returns the figures one below the other.
+pub(super) fn elements(figures: &[Figure]) -> String {
+    let numbered = figures.iter().enumerate();
+    let elements = numbered.map(|(number, figure)| figure.element(number));
+    elements.collect()
 }
 
-impl Ink {
-    /// Returns the class of its patch in a legend.
-    pub(super) const fn class(self) -> &'static str {
-        match self {
-            Self::Blue => "blue",
-            Self::Orange => "orange",
-            Self::Red => "red",
+impl Figure {
+    /// Returns the figure as an element of the page; `number` is unique on the page.
+    fn element(&self, number: usize) -> String {
+        let Chart { x, y, .. } = &self.chart;
+        let name = |class: &str, name: &str| match name {
+            "" => String::new(),
+            name => format!("<p class=\"axis {class}\">{}</p>\n", escaped(name)),
+        };
+        format!(
+            "<figure>\n<figcaption><h2>{}</h2><p>{}</p></figcaption>\n{}{}{}</figure>\n",
+            escaped(&self.title),
+            escaped(&self.note),
+            name("y", &y.name),
+            self.picture(number),
+            name("x", &x.name),
+        )
+    }
+
+    fn picture(&self, number: usize) -> String {
+        let chart = &self.chart;
+        let margins = Margins::of(chart);
+        let mut svg = format!(
+            "<svg role=\"img\" aria-labelledby=\"title-{number} description-{number}\" \
+             style=\"margin:24px {:.0}px 30px {:.0}px;width:calc(100% - {:.0}px)\">\n\
+             <title id=\"title-{number}\">{}</title>\n\
+             <desc id=\"description-{number}\">{}</desc>\n",
+            margins.right,
+            margins.left,
+            margins.left + margins.right,
+            escaped(&self.title),
+            escaped(&chart.description())
+        );
+        chart.draw_axes(&margins, &mut svg);
+        chart.draw_marks(&margins, &mut svg);
+        chart.draw_lines(&mut svg);
+        chart.draw_names(&mut svg);
+        svg + "</svg>\n"
+    }
+}
+
+/// The space beside the plotting area.
+struct Margins {
+    left: f64,
+    right: f64,
+}
+
+impl Margins {
+    fn of(chart: &Chart) -> Self {
+        let widest = |names: &mut dyn Iterator<Item = &str>| names.map(width).fold(0.0, f64::max);
+        let y = widest(&mut chart.y.ticks.iter().map(|(_, name)| name.as_str()));
+        let x = widest(&mut chart.x.ticks.iter().map(|(_, name)| name.as_str()));
+        let ends = chart.ends().map(|(_, name, _)| width(&name));
+        let ends = ends.fold(0.0, f64::max);
+        Self {
+            left: y.max(x / 2.0) + SPACE_PX,
+            right: ends.max(x / 2.0) + 2.0 * SPACE_PX,
         }
     }
 
-    const fn color(self) -> RGBColor {
-        match self {
-            Self::Blue => RGBColor(0x1F, 0x6F, 0xD6),
-            Self::Orange => RGBColor(0xD9, 0x7A, 0x06),
-            Self::Red => RGBColor(0xC9, 0x2A, 0x3B),
-        }
+    /// Returns the width of the plotting area on a page of this width.
+    fn plot(&self, page: f64) -> f64 {
+        page - PAGE_MARGINS_PX - self.left - self.right
     }
 }
 
-/// Returns the picture, or the error.
-pub(super) fn draw(chart: &Chart) -> Result<String, String> {
-    let mut svg = String::new();
-    paint(chart, &mut svg).map_err(|why| why.to_string())?;
-    Ok(svg)
+/// Estimates the width of a text.
+fn width(text: &str) -> f64 {
+    text.chars().count() as f64 * LETTER_PX
 }
 
-type Failure = Box<dyn std::error::Error>;
+/// Returns a position in percent.
+fn percent(place: f64) -> String {
+    format!("{}%", rounded(place * 100.0))
+}
 
-fn paint(chart: &Chart, svg: &mut String) -> Result<(), Failure> {
-    let Chart { x, y, lines, marks } = chart;
-    let top = if marks.is_empty() {
-        y.to
-    } else {
-        y.to + (y.to - y.from) * HEADROOM
-    };
-    let area = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
-    let mut canvas = ChartBuilder::on(&area)
-        .margin(MARGIN)
-        .margin_right(RIGHT)
-        .x_label_area_size(BOTTOM)
-        .y_label_area_size(LEFT)
-        .build_cartesian_2d(Scale { axis: x, to: x.to }, Scale { axis: y, to: top })?;
-    let text = (FONT, FONT_SIZE).into_font().color(&TEXT);
-    canvas
-        .configure_mesh()
-        .bold_line_style(GRID)
-        .axis_style(GRID)
-        .label_style(text.clone())
-        .x_desc(x.name)
-        .draw()?;
+/// Returns a number with at most one decimal place.
+fn rounded(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
 
-    // Bands and their names are drawn below the lines.
-    let named_every = marks.len().div_ceil(NAMES_MAX).max(1);
-    let name_style = text.pos(Pos::new(HPos::Center, VPos::Top));
-    for (position, Span { from, to, name }) in marks.iter().enumerate() {
-        let band = Rectangle::new([(*from, y.from), (*to, top)], MARK.mix(0.15).filled());
-        canvas.draw_series([band])?;
-        let line = PathElement::new(vec![(*from, y.from), (*from, top)], MARK);
-        canvas.draw_series([line])?;
-        if position % named_every == 0 {
-            let name = Text::new(name.clone(), (*from, top), name_style.clone());
-            canvas.plotting_area().draw(&name)?;
+/// The names along an axis that fit side by side: omitted, or shown on wide pages only.
+struct Row<'a> {
+    margins: &'a Margins,
+    /// The end of the last name on a narrow and on a wide page, in pixels.
+    ends: [f64; 2],
+}
+
+impl<'a> Row<'a> {
+    const fn new(margins: &'a Margins) -> Self {
+        Self {
+            margins,
+            ends: [f64::NEG_INFINITY; 2],
         }
     }
-    for line in lines {
-        let color = line.ink.color();
-        for piece in &line.pieces {
-            let ends = piece.first().zip(piece.last());
-            if line.kind == Kind::Area
-                && let Some((first, last)) = ends
-            {
-                let mut outline = piece.clone();
-                outline.extend([(last.0, y.from), (first.0, y.from)]);
-                canvas.draw_series([Polygon::new(outline, color.mix(0.12))])?;
+
+    /// Returns a name's class if it fits beside those before it.
+    fn class(&mut self, place: f64, name: &str) -> Option<&'static str> {
+        let half = width(name) / 2.0;
+        let mut fits = |at: usize, page: f64| {
+            let middle = place * self.margins.plot(page);
+            let fits = middle - half >= self.ends[at] + SPACE_PX;
+            if fits {
+                self.ends[at] = middle + half;
             }
-            if line.kind == Kind::Dots || piece.len() == 1 {
-                let dots = piece.iter().map(|at| Circle::new(*at, 3, color.filled()));
-                canvas.draw_series(dots)?;
-            } else {
-                canvas.draw_series(LineSeries::new(piece.clone(), color.stroke_width(2)))?;
+            fits
+        };
+        match (fits(0, NARROW_PX), fits(1, WIDE_PX)) {
+            (true, true) => Some("x"),
+            (false, true) => Some("x wide"),
+            // Shown on narrow pages only, it would be a name that a wide page lacks.
+            (_, false) => None,
+        }
+    }
+}
+
+impl Chart {
+    /// Describes the chart in words.
+    fn description(&self) -> String {
+        let Self { x, y, lines, marks } = self;
+        let mut parts = Vec::new();
+        for line in lines {
+            let points = line.pieces.concat();
+            let values = points.iter().map(|(_, value)| *value);
+            let least = values.clone().fold(f64::INFINITY, f64::min);
+            let most = values.fold(f64::NEG_INFINITY, f64::max);
+            let Some((first, last)) = points.first().zip(points.last()) else {
+                continue;
+            };
+            let name = match line.name.as_str() {
+                "" => String::new(),
+                name => format!("{name}: "),
+            };
+            parts.push(match line.kind {
+                Kind::Dots => format!("{name}{} points", points.len()),
+                Kind::Line | Kind::Area => format!(
+                    "{name}{} to {}, from {} at {} to {} at {}",
+                    y.label(least),
+                    y.label(most),
+                    y.label(first.1),
+                    x.label(first.0),
+                    y.label(last.1),
+                    x.label(last.0)
+                ),
+            });
+        }
+        if !marks.is_empty() {
+            parts.push(format!("{} numbered marks", marks.len()));
+        }
+        parts.join("; ") + "."
+    }
+
+    /// Draws the grid and the names of the ticks. Writing to a `String` cannot fail.
+    fn draw_axes(&self, margins: &Margins, svg: &mut String) {
+        let mut row = Row::new(margins);
+        for (value, name) in self.x.inner_ticks() {
+            let place = self.x.place(*value);
+            let at = percent(place);
+            let _ = writeln!(
+                svg,
+                "<line class=\"grid\" x1=\"{at}\" x2=\"{at}\" y2=\"100%\"/>"
+            );
+            if let Some(class) = row.class(place, name) {
+                let _ = writeln!(
+                    svg,
+                    "<text class=\"{class}\" x=\"{at}\" y=\"100%\" dy=\"22\">{}</text>",
+                    escaped(name)
+                );
+            }
+        }
+        for (value, name) in self.y.inner_ticks() {
+            let at = percent(1.0 - self.y.place(*value));
+            let _ = writeln!(
+                svg,
+                "<line class=\"grid\" x2=\"100%\" y1=\"{at}\" y2=\"{at}\"/>\
+                 <text class=\"y\" x=\"-8\" y=\"{at}\" dy=\"5\">{}</text>",
+                escaped(name)
+            );
+        }
+    }
+
+    fn draw_marks(&self, margins: &Margins, svg: &mut String) {
+        let mut row = Row::new(margins);
+        for Span { from, to, name } in &self.marks {
+            let (from, to) = (self.x.place(*from), self.x.place(*to));
+            let at = percent(from);
+            let _ = writeln!(
+                svg,
+                "<rect class=\"band\" x=\"{at}\" width=\"{}\" height=\"100%\"/>\
+                 <line class=\"mark\" x1=\"{at}\" x2=\"{at}\" y2=\"100%\"/>",
+                percent((to - from).max(0.0))
+            );
+            if let Some(class) = row.class(from, name) {
+                let _ = writeln!(
+                    svg,
+                    "<text class=\"{class}\" x=\"{at}\" dy=\"-8\">{}</text>",
+                    escaped(name)
+                );
             }
         }
     }
-    area.present()?;
-    Ok(())
-}
 
-/// The scale of an axis for the plotting crate.
-struct Scale<'a> {
-    axis: &'a Axis,
-    to: f64,
-}
-
-impl Ranged for Scale<'_> {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        let share = (value - self.axis.from) / (self.to - self.axis.from);
-        let length = f64::from(limit.1 - limit.0);
-        // Points outside are drawn at the edge.
-        limit.0 + (share.clamp(0.0, 1.0) * length).round() as i32
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        if hint.weight().allow_light_points() {
-            return Vec::new();
+    fn draw_lines(&self, svg: &mut String) {
+        let _ = writeln!(
+            svg,
+            "<svg viewBox=\"0 0 {INNER} {INNER}\" preserveAspectRatio=\"none\">"
+        );
+        for (position, line) in self.lines.iter().enumerate() {
+            let style = style(position);
+            for piece in &line.pieces {
+                let points: Vec<String> = piece.iter().map(|at| self.inner(*at)).collect();
+                if let Some((x, _)) = piece.first().filter(|_| line.kind == Kind::Area) {
+                    let x = rounded(self.x.place(*x) * INNER);
+                    let _ = writeln!(
+                        svg,
+                        "<path class=\"area {style}\" d=\"M{}V{INNER}H{x}Z\"/>",
+                        points.join("L")
+                    );
+                }
+                let (class, path) = if line.kind == Kind::Dots || points.len() == 1 {
+                    // A line without length has round ends: a dot.
+                    let dots = points.iter().map(|at| format!("M{at}h0"));
+                    ("dots", dots.collect::<String>())
+                } else {
+                    ("line", format!("M{}", points.join("L")))
+                };
+                let _ = writeln!(svg, "<path class=\"{class} {style}\" d=\"{path}\"/>");
+            }
         }
-        let inside = |at: &f64| (self.axis.from..=self.axis.to).contains(at);
-        let ticks = self.axis.ticks.iter().map(|(at, _)| *at);
-        ticks.filter(inside).collect()
+        svg.push_str("</svg>\n");
     }
 
-    fn range(&self) -> Range<f64> {
-        self.axis.from..self.to
+    /// Returns a point in the inner picture.
+    fn inner(&self, (x, y): (f64, f64)) -> String {
+        let x = rounded(self.x.place(x) * INNER);
+        let y = rounded((1.0 - self.y.place(y)) * INNER);
+        format!("{x} {y}")
+    }
+
+    /// Returns the position, the name and the last height of each line whose name is shown, in
+    /// order of the height.
+    fn ends(&self) -> impl Iterator<Item = (usize, String, f64)> {
+        let named = self.lines.iter().enumerate();
+        let named = named.filter(|(_, line)| line.kind != Kind::Dots && !line.name.is_empty());
+        let mut ends: Vec<_> = named
+            .filter_map(|(position, line)| {
+                let (_, last) = line.pieces.last()?.last()?;
+                let name = uppercased_ctl::units::cut(&line.name, NAME_MAX);
+                Some((position, name, (1.0 - self.y.place(*last)) * HEIGHT_PX))
+            })
+            .collect();
+        ends.sort_by(|a, b| a.2.total_cmp(&b.2));
+        ends.into_iter()
+    }
+
+    /// Draws each line's name beside its end, moved where it would overlap another.
+    fn draw_names(&self, svg: &mut String) {
+        let mut ends: Vec<_> = self.ends().collect();
+        let mut above = -TEXT_PX;
+        for end in &mut ends {
+            end.2 = end.2.max(above + TEXT_PX);
+            above = end.2;
+        }
+        let mut below = HEIGHT_PX + TEXT_PX;
+        for end in ends.iter_mut().rev() {
+            end.2 = end.2.min(below - TEXT_PX);
+            below = end.2;
+        }
+        for (position, name, height) in ends {
+            let _ = writeln!(
+                svg,
+                "<text class=\"name {}\" x=\"100%\" dx=\"8\" y=\"{height:.0}\" dy=\"5\">{}</text>",
+                style(position),
+                escaped(&name)
+            );
+        }
     }
 }
 
-impl ValueFormatter<f64> for Scale<'_> {
-    fn format_ext(&self, at: &f64) -> String {
-        let found = self.axis.ticks.iter().find(|(tick, _)| tick == at);
-        found.map_or_else(String::new, |(_, label)| label.clone())
-    }
+fn style(position: usize) -> &'static str {
+    STYLES[position % STYLES.len()]
 }

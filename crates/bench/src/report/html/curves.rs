@@ -7,8 +7,8 @@
 use hdrhistogram::Histogram;
 
 use super::super::figures::{self, Work};
-use super::chart::{Axis, Chart, Ink, Kind, Line, Span};
-use super::ticks;
+use super::axis::{Axis, Show};
+use super::chart::{Chart, Figure, Kind, Line, Span};
 use crate::outcome::{Interval, Latency, Outcome};
 use uppercased_ctl::units;
 
@@ -25,14 +25,6 @@ const QUANTILE_POINTS: usize = 240;
 const QUANTILE_DECADES_MAX: f64 = 6.0;
 
 const MS_PER_S: f64 = 1000.0;
-
-/// A chart with its surrounding text.
-#[derive(Debug)]
-pub(super) struct Figure {
-    pub(super) title: &'static str,
-    pub(super) note: String,
-    pub(super) chart: Chart,
-}
 
 /// Several intervals merged.
 #[derive(Clone, Copy, Debug)]
@@ -51,9 +43,6 @@ struct Piece {
 
 /// A figure of a piece.
 type Of = fn(&Piece) -> u64;
-
-/// A formatter for a figure.
-type Show = fn(f64) -> String;
 
 /// Returns all charts for which the outcome has figures.
 pub(super) fn all(outcome: &Outcome) -> Vec<Figure> {
@@ -112,121 +101,87 @@ fn throughput(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Figure {
     let failed = pieces.iter().filter(|p| p.failures > 0);
     let failed: Vec<(f64, f64)> = failed.map(|p| (p.at_s, rate(p))).collect();
     let most = points.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
-    let round = ticks::linear(most);
     let mut lines = vec![Line {
-        name: "",
-        ink: Ink::Blue,
+        name: String::new(),
         kind: Kind::Area,
         pieces: vec![points],
     }];
+    let mut note = marked(outcome);
     if !failed.is_empty() {
+        note.push_str(" Dots: intervals with failures.");
         lines.push(Line {
-            name: "with failures",
-            ink: Ink::Red,
+            name: "with failures".to_owned(),
             kind: Kind::Dots,
             pieces: vec![failed],
         });
     }
     let x = time_axis(pieces);
     Figure {
-        title,
-        note: format!("{}{merged}", marked(outcome)),
+        title: title.to_owned(),
+        note: note + merged,
         chart: Chart {
-            y: Axis {
-                from: 0.0,
-                to: round.last().copied().unwrap_or(1.0),
-                ticks: round
-                    .iter()
-                    .map(|tick| (*tick, short_label(&show(*tick))))
-                    .collect(),
-                name: "",
-            },
+            y: Axis::linear("", most, show),
             lines,
-            marks: marks(outcome, &x),
+            marks: marks(outcome, end_of(pieces)),
             x,
         },
     }
 }
 
 fn latency_over_time(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Option<Figure> {
-    let kinds: [(_, _, Of); 3] = [
-        ("max", Ink::Red, |p| p.max_ns),
-        ("p99", Ink::Orange, |p| p.p99_ns),
-        ("p50", Ink::Blue, |p| p.p50_ns),
+    let kinds: [(_, Of); 3] = [
+        ("p50", |p| p.p50_ns),
+        ("p99", |p| p.p99_ns),
+        ("max", |p| p.max_ns),
     ];
-    let all = kinds.iter().flat_map(|(_, _, of)| pieces.iter().map(of));
+    let all = kinds.iter().flat_map(|(_, of)| pieces.iter().map(of));
     let (least, most) = bounds(all.filter(|ns| *ns > 0).map(|ns| ns as f64))?;
-    let lines = kinds.map(|(name, ink, of)| Line {
-        name,
-        ink,
+    let lines = kinds.map(|(name, of)| Line {
+        name: name.to_owned(),
         kind: Kind::Line,
         pieces: pieces
             .split(|piece| of(piece) == 0)
             .filter(|run| !run.is_empty())
-            .map(|run| {
-                let points = run.iter().map(|p| (p.at_s, (of(p) as f64).log10()));
-                points.collect()
-            })
+            .map(|run| run.iter().map(|p| (p.at_s, of(p) as f64)).collect())
             .collect(),
     });
-    let x = time_axis(pieces);
     Some(Figure {
-        title: "Latency over time",
+        title: "Latency over time".to_owned(),
         note: format!("Logarithmic scale. {}{merged}", marked(outcome)),
         chart: Chart {
-            y: latency_axis(least, most),
+            x: time_axis(pieces),
+            y: Axis::logarithmic("", least, most, units::time),
             lines: lines.into(),
-            marks: marks(outcome, &x),
-            x,
+            marks: marks(outcome, end_of(pieces)),
         },
     })
 }
 
-/// Returns the curve by percentile. The axis has equal steps for 90 %, 99 %, 99.9 %, so that the
-/// tail has the most room.
 fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
     let points = match figures::histogram(latency) {
         Some(histogram) => fine(&histogram),
         None => coarse(latency),
     };
     let (least, most) = bounds(points.iter().map(|(_, ns)| *ns))?;
-    let (_, end) = bounds(points.iter().map(|(at, _)| *at))?;
-    let mut ticks = vec![(0.5f64, "50 %".to_owned())];
-    for nines in 0..=QUANTILE_DECADES_MAX as i32 {
-        let quantile = 1.0 - 10f64.powi(-nines);
-        ticks.push((quantile, format!("{} %", units::percentage(quantile))));
-    }
-    let line = points.iter().map(|(at, ns)| (*at, ns.log10())).collect();
+    let (_, end) = bounds(points.iter().map(|(share, _)| *share))?;
     Some(Figure {
-        title: "Latency by percentile",
-        note: "Share of replies within each latency; each step to the right leaves a tenth of the \
-               replies."
-            .to_owned(),
+        title: "Latency by percentile".to_owned(),
+        note: "Each step to the right leaves a tenth of the replies.".to_owned(),
         chart: Chart {
-            x: Axis {
-                from: 0.0,
-                to: end.max(1.0),
-                ticks: ticks
-                    .into_iter()
-                    .map(|(q, name)| (beyond(q), name))
-                    .collect(),
-                name: "",
-            },
-            y: latency_axis(least, most),
+            x: Axis::quantiles(
+                "share of replies within the latency",
+                end.max(0.9),
+                |share| format!("{} %", units::percentage(share)),
+            ),
+            y: Axis::logarithmic("", least, most, units::time),
             lines: vec![Line {
-                name: "",
-                ink: Ink::Blue,
+                name: String::new(),
                 kind: Kind::Area,
-                pieces: vec![line],
+                pieces: vec![points],
             }],
             marks: Vec::new(),
         },
     })
-}
-
-/// Returns a quantile's position on the axis: one step for each power of ten.
-fn beyond(quantile: f64) -> f64 {
-    -(1.0 - quantile).log10()
 }
 
 /// Returns the curve from all measured values.
@@ -235,19 +190,19 @@ fn fine(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
         .log10()
         .clamp(1.0, QUANTILE_DECADES_MAX);
     let points = (0..=QUANTILE_POINTS).map(|step| {
-        let at = decades * step as f64 / QUANTILE_POINTS as f64;
-        let value = histogram.value_at_quantile(1.0 - 10f64.powf(-at));
-        (at, value as f64)
+        let share = 1.0 - 10f64.powf(-decades * step as f64 / QUANTILE_POINTS as f64);
+        (share, histogram.value_at_quantile(share) as f64)
     });
     points.filter(|(_, ns)| *ns > 0.0).collect()
 }
 
 /// Returns the curve from the few percentiles in the outcome.
 fn coarse(latency: &Latency) -> Vec<(f64, f64)> {
+    let most = 1.0 - 10f64.powf(-QUANTILE_DECADES_MAX);
     let mut points = vec![(0.0, latency.min_ns as f64)];
     let percentiles = latency.percentiles.iter();
-    points.extend(percentiles.map(|at| (beyond(at.quantile), at.value_ns as f64)));
-    points.retain(|(at, ns)| (0.0..=QUANTILE_DECADES_MAX).contains(at) && *ns > 0.0);
+    points.extend(percentiles.map(|at| (at.quantile, at.value_ns as f64)));
+    points.retain(|(share, ns)| (0.0..=most).contains(share) && *ns > 0.0);
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     points
 }
@@ -260,49 +215,31 @@ fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-fn latency_axis(least: f64, most: f64) -> Axis {
-    let round = ticks::logarithmic(least, most);
-    let (first, last) = bounds(round.iter().copied()).unwrap_or((1.0, 10.0));
-    Axis {
-        from: first.min(least).log10(),
-        to: last.max(most).log10(),
-        ticks: round
-            .iter()
-            .map(|ns| (ns.log10(), short_label(&units::time(*ns))))
-            .collect(),
-        name: "",
-    }
+/// Returns the end of the last piece, in seconds.
+fn end_of(pieces: &[Piece]) -> f64 {
+    pieces.last().map_or(0.0, |last| {
+        last.at_s + last.length_ms as f64 / 2.0 / MS_PER_S
+    })
 }
 
 fn time_axis(pieces: &[Piece]) -> Axis {
-    let end = pieces.last().map_or(0.0, |last| {
-        last.at_s + last.length_ms as f64 / 2.0 / MS_PER_S
-    });
-    let end = if end > 0.0 { end } else { 1.0 };
-    let label = |s: f64| short_label(&units::time_ms(s * MS_PER_S));
-    Axis {
-        from: 0.0,
-        to: end,
-        ticks: ticks::linear(end)
-            .into_iter()
-            .map(|s| (s, label(s)))
-            .collect(),
-        name: "since the end of the warm-up",
-    }
+    Axis::until("since the end of the warm-up", end_of(pieces), |s| {
+        units::time_ms(s * MS_PER_S)
+    })
 }
 
-/// Returns the marks on the axis, with their numbers in the table.
-fn marks(outcome: &Outcome, x: &Axis) -> Vec<Span> {
+/// Returns the marks until `end`, with their numbers in the table.
+fn marks(outcome: &Outcome, end: f64) -> Vec<Span> {
     let spans = outcome.marks.iter().enumerate().map(|(position, mark)| {
         let from = mark.at_ms as f64 / MS_PER_S;
         Span {
             from,
-            to: (from + mark.took_ms as f64 / MS_PER_S).min(x.to),
+            to: from + mark.took_ms as f64 / MS_PER_S,
             name: (position + 1).to_string(),
         }
     });
     spans
-        .filter(|span| span.from <= x.to)
+        .filter(|span| span.from <= end)
         .take(MARKS_MAX)
         .collect()
 }
@@ -315,15 +252,4 @@ fn marked(outcome: &Outcome) -> String {
         None => "a command of the table below".to_owned(),
     };
     format!("Numbered lines: {what}; shaded while it ran.")
-}
-
-/// Removes redundant zeros from a number on an axis.
-fn short_label(text: &str) -> String {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
-    if !number.contains('.') {
-        return text.to_owned();
-    }
-    let number = number.trim_end_matches('0').trim_end_matches('.');
-    format!("{number}{unit}")
 }
