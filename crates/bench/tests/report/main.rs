@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use uppercased_bench::outcome::{Interval, Outcome};
 use uppercased_bench::report::{self, Advice, COLUMNS, Error, Run, Warning};
 
+mod browser;
 mod outcomes;
 
 fn fixture(name: &str) -> PathBuf {
