@@ -23,7 +23,7 @@ use crate::{admin, fault, preflight, supervisor, worker};
 use uppercased_ctl::control::{Options, Request};
 use uppercased_ctl::output::{self, print};
 use uppercased_ctl::stderr::write_error;
-use uppercased_ctl::target::with_host;
+use uppercased_ctl::target::with_defaults;
 
 pub use crate::config::Launch;
 pub use clap_complete::Shell;
@@ -245,7 +245,7 @@ fn understand(
 fn line_client(typed: &ArgMatches) -> client::Options {
     let target = typed.get_one::<String>(names::TARGET);
     client::Options {
-        target: target.map_or_else(|| DEFAULT_TARGET.to_owned(), |target| with_host(target)),
+        target: target.map_or_else(|| DEFAULT_TARGET.to_owned(), |target| with_defaults(target)),
         proxy_header: typed.get_one(names::PROXY_PROTOCOL).copied(),
     }
 }

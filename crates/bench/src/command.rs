@@ -14,7 +14,7 @@ use super::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
 use super::size::Sizes;
 use super::{Options, compare};
 use uppercased_ctl::proxy_header::Version;
-use uppercased_ctl::target::with_host;
+use uppercased_ctl::target::with_defaults;
 
 /// Name of the command.
 pub(super) const BENCH: &str = "bench";
@@ -257,7 +257,7 @@ fn words<'a>(
 ) -> Result<(Option<Pattern>, Option<String>), String> {
     let (mut pattern, mut target) = (None, None);
     for word in words {
-        let address = with_host(word);
+        let address = with_defaults(word);
         if address.contains(':') && target.is_none() {
             target = Some(address);
         } else if let Some(found) = Pattern::ALL.iter().find(|known| known.word() == word)

@@ -12,6 +12,9 @@ use std::time::Duration;
 use socket2::SockRef;
 use thiserror::Error;
 
+/// The server's default port.
+pub const DEFAULT_PORT: u16 = 9999;
+
 /// A host, by name or by address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -45,12 +48,18 @@ pub enum Malformed {
     /// A character that is not valid in a host name.
     #[error("the host contains an invalid character")]
     BadHost,
+    /// A URL.
+    #[error("it is a URL, but the protocol is plain TCP")]
+    Url,
 }
 
 impl FromStr for Target {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
+        if text.contains("://") {
+            return Err(Malformed::Url);
+        }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, after) = rest.split_once(']').ok_or(Malformed::BadIpv6)?;
@@ -143,12 +152,16 @@ pub fn refuse_self(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Returns the address, with this machine as the host if `target` is only a port.
+/// Returns the address with this machine as its host if `target` is only a port, and with
+/// [`DEFAULT_PORT`] if it is only a host.
 #[must_use]
-pub fn with_host(target: &str) -> String {
+pub fn with_defaults(target: &str) -> String {
     let port = target.strip_prefix(':').unwrap_or(target);
+    let bracketed = target.starts_with('[') && target.ends_with(']');
     if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
         format!("127.0.0.1:{port}")
+    } else if bracketed || !(target.is_empty() || target.contains(':')) {
+        format!("{target}:{DEFAULT_PORT}")
     } else {
         target.to_owned()
     }
@@ -197,8 +210,28 @@ mod tests {
             ("[fe80::1%]:9999", Malformed::NoZone),
             ("a b:9999", Malformed::BadHost),
             ("tcp//a:9999", Malformed::BadHost),
+            ("http://localhost:9999/", Malformed::Url),
         ] {
             assert_eq!(parse(text), Err(why), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn missing_host_or_port_has_default() {
+        for (text, whole) in [
+            ("7", "127.0.0.1:7"),
+            (":7", "127.0.0.1:7"),
+            ("localhost", "localhost:9999"),
+            ("10.0.0.1", "10.0.0.1:9999"),
+            ("[::1]", "[::1]:9999"),
+            // The port of this text is not certain.
+            ("::1:9999", "::1:9999"),
+            ("a:1", "a:1"),
+            ("", ""),
+            ("a:", "a:"),
+            ("http://a/", "http://a/"),
+        ] {
+            assert_eq!(with_defaults(text), whole);
         }
     }
 

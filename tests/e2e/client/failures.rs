@@ -156,7 +156,11 @@ fn refused_connection_is_one_clear_error() {
 #[test]
 fn invalid_address_is_bad_usage() {
     for (target, why) in [
-        ("nowhere", "the port is missing"),
+        ("nowhere:", "the port is missing"),
+        (
+            "http://localhost:9999/",
+            "it is a URL, but the protocol is plain TCP",
+        ),
         ("nowhere:0", "the port must be a number from 1 to 65535"),
         ("::1:9999", "an IPv6 address with a port needs brackets"),
     ] {
