@@ -70,10 +70,10 @@ pub(super) fn meanings(command: &Command) -> Vec<(u8, &'static str)> {
         names::PROGRAM | names::SERVE => SERVER,
         names::CHECK => CHECK,
         names::CLIENT => CLIENT,
-        names::BENCH => BENCH,
         names::COMPARE => COMPARE,
         names::DRAIN_LEFTOVERS => LEFTOVERS,
         names::MAN | names::COMPLETIONS => TEXT,
+        _ if takes(names::CONNECTIONS) => BENCH,
         // Every request to a running server can name it.
         _ if takes(names::CONTROL) => REMOTE,
         _ => return Vec::new(),

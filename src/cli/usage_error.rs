@@ -5,7 +5,7 @@
 
 use clap::error::{ContextKind, ContextValue};
 
-use super::names::{self, PROGRAM};
+use super::names;
 use uppercased_ctl::escape::visible;
 
 /// Terms of other programs, and their equivalents here.
@@ -74,7 +74,7 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
     if let Some(suggestion) = suggestion(error, command) {
         // A similar spelling is a useless tip for a term with a known equivalent.
         line.push_str("; ");
-        line.push_str(suggestion);
+        line.push_str(&suggestion);
     } else {
         for part in parts {
             line.push_str(if line.ends_with(':') { " " } else { "; " });
@@ -84,22 +84,25 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
     visible(&format!("{line}; see `{command} --help`"))
 }
 
-/// Returns the equivalent of the unknown word, if known. Flags are the server's.
-fn suggestion(error: &clap::Error, command: &str) -> Option<&'static str> {
+/// Returns the equivalent of the unknown word, if known.
+fn suggestion(error: &clap::Error, command: &str) -> Option<String> {
     let unknown = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(word.as_str()),
         _ => None,
     };
-    let servers = || {
-        let name = command.rsplit(' ').next();
-        name.is_some_and(|name| name == PROGRAM || names::CONFIGURED.contains(&name))
-    };
-    let word = unknown(ContextKind::InvalidSubcommand)
-        .or_else(|| unknown(ContextKind::InvalidArg).filter(|_| servers()))?;
+    let flag = unknown(ContextKind::InvalidArg);
+    let mut names = command.split(' ').skip(1);
+    #[cfg(feature = "bench")]
+    if names.clone().next() == Some(names::BENCH) && names.clone().nth(1) != Some(names::COMPARE) {
+        return flag.and_then(uppercased_bench::hint);
+    }
+    // Foreign flags are the server's.
+    let is_server = names.all(|name| names::CONFIGURED.contains(&name));
+    let word = unknown(ContextKind::InvalidSubcommand).or_else(|| flag.filter(|_| is_server))?;
     let row = FOREIGN_TERMS
         .iter()
         .find(|(words, _)| words.contains(&word));
-    row.map(|(_, suggestion)| *suggestion)
+    row.map(|(_, suggestion)| (*suggestion).to_owned())
 }
 
 #[cfg(test)]
@@ -108,6 +111,7 @@ mod tests {
 
     use super::*;
     use crate::cli::definition;
+    use crate::cli::names::PROGRAM;
 
     fn line_for(args: &[&str]) -> String {
         let args: Vec<OsString> = [&[PROGRAM], args].concat().iter().map(Into::into).collect();
@@ -170,6 +174,19 @@ mod tests {
         }
         // `-n` has another meaning for other commands.
         assert!(!line_for(&["status", "-n"]).contains("--workers"));
+        #[cfg(feature = "bench")]
+        for (args, hint) in [
+            (
+                ["bench", "-q", "5"].as_slice(),
+                "it applies to `bench rate`",
+            ),
+            (&["bench", "ping", "--rate=5"], "it applies to `bench rate`"),
+            (&["bench", "churn", "-o", "json"], "`--json -`"),
+            (&["bench", "-w", "1s"], "use `--warmup`"),
+        ] {
+            let line = line_for(args);
+            assert!(line.contains(hint) && !line.contains("similar"), "{line}");
+        }
     }
 
     #[test]

@@ -73,7 +73,21 @@ fn manual_covers_each_command_and_file() {
     // In byte order, like the sorted list above.
     let expected = [
         #[cfg(feature = "bench")]
+        "uppercased-bench-churn.1",
+        #[cfg(feature = "bench")]
         "uppercased-bench-compare.1",
+        #[cfg(feature = "bench")]
+        "uppercased-bench-hold.1",
+        #[cfg(feature = "bench")]
+        "uppercased-bench-idle.1",
+        #[cfg(feature = "bench")]
+        "uppercased-bench-ping.1",
+        #[cfg(feature = "bench")]
+        "uppercased-bench-rate.1",
+        #[cfg(feature = "bench")]
+        "uppercased-bench-stall.1",
+        #[cfg(feature = "bench")]
+        "uppercased-bench-stream.1",
         #[cfg(feature = "bench")]
         "uppercased-bench.1",
         "uppercased-cancel.1",
@@ -178,7 +192,9 @@ fn bash_completes_commands_flags_and_values() {
         #[cfg(feature = "bench")]
         (&["uppercased", "bench", "comp"], "compare\n"),
         #[cfg(feature = "bench")]
-        (&["uppercased", "bench", "--close", "h"], "half\n"),
+        (&["uppercased", "bench", "churn", "--close", "h"], "half\n"),
+        #[cfg(feature = "bench")]
+        (&["uppercased", "bench", "rate", "--arr"], "--arrivals\n"),
         (&["uppercased", "completions", "z"], "zsh\n"),
         (&["uppercased", "--log-level", "d"], "debug\n"),
         (&["uppercased", "serve", "--log-format", "j"], "json\n"),

@@ -474,8 +474,10 @@ fn missing_server_is_one_clear_error() {
 #[test]
 fn bad_usage_is_one_clear_error() {
     for (args, words) in [
-        (&["ping", "--rate=5"][..], "it applies to `rate`"),
+        (&["ping", "--rate=5"][..], "it applies to `bench rate`"),
+        (&["--pipeline=3", "idle"], "it applies to"),
         (&["png"], "neither a pattern"),
+        (&["http://localhost:9/"], "it is a URL"),
         (&["--connections=0"], "1 to 2000000"),
         (&["--duration=1s", "--count=5"], "exclude each other"),
         (&["--during=now: x"], "every 2s: COMMAND"),

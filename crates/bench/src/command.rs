@@ -1,66 +1,29 @@
-//! The `bench` command: its flags and their conversion to options.
+//! The `bench` command: a subcommand for each pattern, and `compare`.
 //!
-//! It must not check combinations of flags; `bench::plan` does, with the properties of the machine.
+//! Invariants: each pattern has only its own flags; `bench` without a pattern has those of `ping`,
+//! which may also precede a pattern. It must not check combinations of flags; `bench::plan` does,
+//! with the properties of the machine.
+
+mod flags;
+mod foreign;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 
-use super::options::{Arrivals, Close, Expect, Job, Pattern, Sources, Word};
-use super::size::Sizes;
-use super::{Options, compare};
-use uppercased_ctl::proxy_header::Version;
+use super::compare::{self, COMPARE, Compare};
+use super::options::{Options, Pattern, Word as _};
+use flags::Typed;
+pub use foreign::hint;
 use uppercased_ctl::target::with_defaults;
 
 /// Name of the command.
 pub(super) const BENCH: &str = "bench";
 
-const WORDS: &str = "words";
-const CONNECTIONS: &str = "connections";
-const SIZE: &str = "size";
-const PIPELINE: &str = "pipeline";
-const RATE: &str = "rate";
-const ARRIVALS: &str = "arrivals";
-const EVERY: &str = "every";
-const MESSAGES_EACH: &str = "messages-each";
-const CLOSE: &str = "close";
-const DURATION: &str = "duration";
-const COUNT: &str = "count";
-const WARMUP: &str = "warmup";
-const THREADS: &str = "threads";
-const PROCESSES: &str = "processes";
-const SOURCES: &str = "sources";
-const EXPECT: &str = "expect";
-const TIMEOUT: &str = "timeout";
-const CONNECT_TIMEOUT: &str = "connect-timeout";
-const PID: &str = "pid";
-const JSON: &str = "json";
-const REPORT: &str = "report";
-const DURING: &str = "during";
-const RELOAD_EVERY: &str = "reload-every";
-const UPGRADE_EVERY: &str = "upgrade-every";
-const WORKERS: &str = "workers";
-const RECEIVE_BUFFER: &str = "receive-buffer";
-const PROXY_PROTOCOL: &str = "proxy-protocol";
-const NO_PROGRESS: &str = "no-progress";
-const SERVER_ARGS: &str = "server-args";
-
-const LONG_HELP: &str = "\
-Patterns:
-  ping    closed loop: send the next message after the reply (default)
-  rate    open loop: send at --rate regardless of replies; latencies count
-          from the planned time, so that stalls are not hidden
-  stream  full duplex, as fast as possible
-  churn   repeat: connect, exchange, close
-  hold    long-lived connections with occasional messages
-  idle    open, silent connections
-  stall   send without reading; at the end, read and check every reply
-
-Without an address, bench starts a built-in server, measures it and stops it.
+const HELP: &str = "\
+Without a command, bench runs `ping` with the options below. Without an
+address, it starts a built-in server, measures it and stops it.
 
 Examples:
   uppercased bench
@@ -71,152 +34,141 @@ Examples:
 Exit codes: 0 every byte correct, nothing failed, plan completed; 1 a failure,
 an incomplete plan, or output that cannot be written; 2 bad usage.";
 
+/// A command line, understood.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Measure a server.
+    Measure(Box<Options>),
+    /// Compare earlier measurements.
+    Compare(Compare),
+}
+
+/// The reason why a command line is invalid.
+#[derive(Debug)]
+pub(super) struct Misuse {
+    pub why: String,
+    /// The command whose help explains it.
+    pub command: String,
+}
+
 /// Returns the definition of the command.
 #[must_use]
 pub fn command() -> Command {
     Command::new(BENCH)
         .about("Measure a server and check every byte")
-        .after_help(LONG_HELP)
-        .override_usage("uppercased bench [PATTERN] [HOST:PORT] [OPTIONS] [-- SERVER ARGUMENTS]")
+        .after_help(HELP)
+        .override_usage("uppercased bench [COMMAND] [HOST:PORT] [OPTIONS] [-- SERVER ARGUMENTS]")
+        .args(flags::of(Pattern::Ping))
+        .subcommands(Pattern::ALL.iter().map(|pattern| of_pattern(*pattern)))
         .subcommand(compare::command())
-        .arg(
-            Arg::new(WORDS)
-                .value_name("PATTERN] [HOST:PORT")
-                // Flags may be placed between them.
-                .action(ArgAction::Append)
-                .num_args(1..=2)
-                .help("Load pattern and server address"),
-        )
-        .args(load())
-        .args(truth())
-        .args(output())
-        .args(own_server())
 }
 
-fn load() -> Vec<Arg> {
-    vec![
-        number::<u32>(
-            CONNECTIONS,
-            "N",
-            "Concurrent connections [50; stream 4; hold, idle 1000]",
-        )
-        .short('c'),
-        typed::<Sizes>(
-            SIZE,
-            "BYTES",
-            "Message size: 64, 16k, 64..1k, chat or mixed [64; stream, stall 64k]",
-        )
-        .short('s'),
-        number::<u32>(
-            PIPELINE,
-            "N",
-            "Messages in flight per connection [1; stream 16]",
+fn of_pattern(pattern: Pattern) -> Command {
+    let (about, help) = match pattern {
+        Pattern::Ping => (
+            "Send the next message after each reply (closed loop)",
+            "The rate is the highest that these connections reach. Latencies count from the send, so \
+             a stall of the server is one slow reply of many; `rate` shows \
+             it.\n\nExamples:\n  uppercased bench ping localhost\n  uppercased bench ping :9999 -c 200 \
+             --pipeline 16 --duration 30s",
         ),
-        number::<f64>(RATE, "N", "Total messages per second (rate) [1000]").short('r'),
-        word::<Arrivals>(ARRIVALS, "Spacing of messages (rate, hold)"),
-        time(EVERY, "Interval per connection (hold) [5s]"),
-        number::<u32>(MESSAGES_EACH, "N", "Messages per connection (churn) [1]"),
-        word::<Close>(CLOSE, "Close method (churn)"),
-        time(DURATION, "Measured time [10s]").short('d'),
-        number::<u64>(COUNT, "N", "Stop after this many messages instead").short('n'),
-        time(WARMUP, "Warm-up, not measured [1s; hold, idle, stall 0s]"),
-        number::<u16>(THREADS, "N", "Threads per process [half of the CPUs]").short('t'),
-        number::<u16>(PROCESSES, "N", "Processes [auto]"),
-        flag(SOURCES, "N|ADDR,...", "Source addresses [auto]")
-            .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>()),
-        number::<u32>(
-            RECEIVE_BUFFER,
-            "BYTES",
-            "Receive buffer per connection (SO_RCVBUF) [kernel default]",
+        Pattern::Rate => (
+            "Send at a fixed rate, regardless of replies (open loop)",
+            "Latencies count from the planned time, so a stall of the server is not \
+             hidden.\n\nExamples:\n  uppercased bench rate localhost --rate 20000\n  uppercased bench \
+             rate :9999 -r 5000 --arrivals poisson --report rate.html",
         ),
-        word::<Version>(PROXY_PROTOCOL, "Send a PROXY header first").value_name("VERSION"),
-    ]
+        Pattern::Stream => (
+            "Send as fast as possible, in both directions at once",
+            "Each connection has a window of --pipeline messages in flight.\n\nExample:\n  \
+             uppercased bench stream localhost --size 256k",
+        ),
+        Pattern::Churn => (
+            "Open connections, exchange messages, close, repeat",
+            "The latency of the first message includes the connect. With `--close half` the client \
+             ends its stream before the reply arrives.\n\nExample:\n  uppercased bench churn localhost \
+             --close half --reload-every 2s",
+        ),
+        Pattern::Hold => (
+            "Hold long-lived connections, each used at an interval",
+            "Latencies count from the planned time.\n\nExample:\n  uppercased bench hold :9999 -c 10000 \
+             --every 10s",
+        ),
+        Pattern::Idle => (
+            "Hold open, silent connections",
+            "Shows the server's memory per connection.\n\nExample:\n  uppercased bench idle :9999 -c \
+             10000 --pid 4711",
+        ),
+        Pattern::Stall => (
+            "Send without reading, then check every reply",
+            "Each connection sends until the buffers are full. A small --receive-buffer leaves the \
+             replies with the server.\n\nExample:\n  uppercased bench stall localhost \
+             --receive-buffer 4096",
+        ),
+    };
+    Command::new(pattern.word())
+        .about(about)
+        .after_help(help)
+        .args(flags::of(pattern))
 }
 
-fn truth() -> Vec<Arg> {
-    vec![
-        word::<Expect>(EXPECT, "Expected reply"),
-        time(TIMEOUT, "Reply timeout [5s]"),
-        time(CONNECT_TIMEOUT, "Connect timeout [5s]"),
-    ]
+/// Converts parsed arguments. `line` is the full command line, for the record.
+///
+/// # Errors
+/// The address is ambiguous, or a flag before the pattern does not apply to it.
+pub(super) fn task(typed: &ArgMatches, line: String) -> Result<Task, Misuse> {
+    let (name, own) = match typed.subcommand() {
+        Some((name, own)) => (Some(name), own),
+        None => (None, typed),
+    };
+    let command = match name {
+        Some(name) => format!("{BENCH} {name}"),
+        None => BENCH.to_owned(),
+    };
+    let task = if name == Some(COMPARE) {
+        match typed.args_present() {
+            true => Err("`compare` takes no options of a measurement; remove them".to_owned()),
+            false => compare::typed(own).map(Task::Compare),
+        }
+    } else {
+        let before = name.is_some().then_some(typed);
+        let pattern = Pattern::ALL.iter().find(|one| Some(one.word()) == name);
+        measurement(pattern.copied(), &Typed { own, before }, line)
+    };
+    task.map_err(|why| Misuse { why, command })
 }
 
-fn output() -> Vec<Arg> {
-    vec![
-        number::<u32>(
-            PID,
-            "PID",
-            "Server process whose CPU and memory to measure; may be repeated",
-        )
-        .action(ArgAction::Append),
-        path(JSON, "Write all results as JSON"),
-        path(REPORT, "Write an HTML report with charts"),
-        typed::<Job>(
-            DURING,
-            "WHEN: COMMAND",
-            "Run a command during the load: 'every 2s: ...', 'at 3s: ...'",
-        )
-        .action(ArgAction::Append),
-        Arg::new(NO_PROGRESS)
-            .long(NO_PROGRESS)
-            .action(ArgAction::SetTrue)
-            .help("Hide the progress bar"),
-    ]
+fn measurement(pattern: Option<Pattern>, typed: &Typed<'_>, line: String) -> Result<Task, String> {
+    let run = pattern.unwrap_or(Pattern::Ping);
+    if let Some(flag) = typed.flag_before_of_another(run) {
+        return Err(foreign::misplaced(flag, run));
+    }
+    let mut options = typed.options(run);
+    options.target = match typed.targets().as_slice() {
+        [] => None,
+        [one] if pattern.is_none() && !is_address(one) => return Err(neither(one)),
+        [one] => Some(with_defaults(one)),
+        [one, other, ..] => {
+            return Err(format!(
+                "cannot measure {one} and {other} at once; use one address"
+            ));
+        }
+    };
+    options.command = line;
+    Ok(Task::Measure(Box::new(options)))
 }
 
-fn own_server() -> Vec<Arg> {
-    let args = vec![
-        number::<u16>(WORKERS, "N", "Worker count [server default]"),
-        time(RELOAD_EVERY, "Reload interval"),
-        time(UPGRADE_EVERY, "Upgrade interval"),
-        Arg::new(SERVER_ARGS)
-            .last(true)
-            .num_args(0..)
-            .value_name("ARGUMENT")
-            .help("Arguments for the server"),
-    ];
-    let heading = "Built-in server";
-    args.into_iter()
-        .map(|arg| arg.help_heading(heading))
-        .collect()
+/// Returns whether a word cannot be a mistyped pattern.
+fn is_address(word: &str) -> bool {
+    word == "localhost" || word.contains(['.', ':', '/']) || word.parse::<u16>().is_ok()
 }
 
-/// Converts the parsed flags to options. `command` is the full command line.
-pub(super) fn options(typed: &ArgMatches, command: String) -> Result<Options, String> {
-    let (pattern, target) = words(typed.get_many::<String>(WORDS).into_iter().flatten())?;
-    Ok(Options {
-        pattern,
-        target,
-        connections: one(typed, CONNECTIONS),
-        size: one(typed, SIZE),
-        pipeline: one(typed, PIPELINE),
-        rate: one(typed, RATE),
-        arrivals: one(typed, ARRIVALS),
-        every: one(typed, EVERY),
-        messages_each: one(typed, MESSAGES_EACH),
-        close: one(typed, CLOSE),
-        duration: one(typed, DURATION),
-        count: one(typed, COUNT),
-        warmup: one(typed, WARMUP),
-        threads: one(typed, THREADS),
-        processes: one(typed, PROCESSES),
-        sources: one(typed, SOURCES),
-        receive_buffer: one(typed, RECEIVE_BUFFER),
-        proxy_protocol: one(typed, PROXY_PROTOCOL),
-        expect: one(typed, EXPECT),
-        timeout: one(typed, TIMEOUT),
-        connect_timeout: one(typed, CONNECT_TIMEOUT),
-        pids: many(typed, PID),
-        json: one(typed, JSON),
-        report: one(typed, REPORT),
-        during: many(typed, DURING),
-        reload_every: one(typed, RELOAD_EVERY),
-        upgrade_every: one(typed, UPGRADE_EVERY),
-        workers: one(typed, WORKERS),
-        server_args: many(typed, SERVER_ARGS),
-        no_progress: typed.get_flag(NO_PROGRESS),
-        command,
-    })
+fn neither(word: &str) -> String {
+    let patterns: Vec<&str> = Pattern::ALL.iter().map(|known| known.word()).collect();
+    format!(
+        "`{word}` is neither a pattern ({}) nor HOST:PORT",
+        patterns.join(", ")
+    )
 }
 
 /// Returns the full command line, quoted for a shell.
@@ -234,109 +186,6 @@ pub(super) fn line(mut args: impl Iterator<Item = OsString>) -> String {
         }
     });
     quoted.collect::<Vec<_>>().join(" ")
-}
-
-/// Returns the comma-separated addresses with interface names in zones (`fe80::1%eth0`) replaced by
-/// numbers. Malformed addresses are unchanged; the parser rejects them.
-fn with_zone_numbers(addresses: &str) -> String {
-    let numbered = |address: &str| {
-        let (ip, zone) = address.split_once('%')?;
-        let number = nix::net::if_::if_nametoindex(zone).ok()?;
-        Some(format!("{ip}%{number}"))
-    };
-    let parts = addresses.split(',');
-    let parts: Vec<String> = parts
-        .map(|part| numbered(part).unwrap_or_else(|| part.to_owned()))
-        .collect();
-    parts.join(",")
-}
-
-/// Splits the pattern, a word, from the address, which contains a port; either may be omitted.
-fn words<'a>(
-    words: impl Iterator<Item = &'a String>,
-) -> Result<(Option<Pattern>, Option<String>), String> {
-    let (mut pattern, mut target) = (None, None);
-    for word in words {
-        let address = with_defaults(word);
-        if address.contains(':') && target.is_none() {
-            target = Some(address);
-        } else if let Some(found) = Pattern::ALL.iter().find(|known| known.word() == word)
-            && pattern.is_none()
-            && target.is_none()
-        {
-            pattern = Some(*found);
-        } else {
-            let patterns: Vec<&str> = Pattern::ALL.iter().map(|known| known.word()).collect();
-            return Err(format!(
-                "`{word}` is neither a pattern ({}) nor HOST:PORT",
-                patterns.join(", ")
-            ));
-        }
-    }
-    Ok((pattern, target))
-}
-
-fn one<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Option<T> {
-    typed.get_one(name).cloned()
-}
-
-fn many<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Vec<T> {
-    typed
-        .get_many(name)
-        .into_iter()
-        .flatten()
-        .cloned()
-        .collect()
-}
-
-fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
-    Arg::new(name)
-        .long(name)
-        .value_name(value)
-        .help(help)
-        .allow_hyphen_values(false)
-}
-
-fn number<T: FromStr<Err: std::fmt::Display> + Clone + Send + Sync + 'static>(
-    name: &'static str,
-    value: &'static str,
-    help: &'static str,
-) -> Arg {
-    // `-1` is an invalid number, not an unknown flag.
-    let parse = |text: &str| text.parse::<T>().map_err(|error| error.to_string());
-    flag(name, value, help)
-        .allow_negative_numbers(true)
-        .value_parser(parse)
-}
-
-fn typed<T: FromStr<Err = String> + Clone + Send + Sync + 'static>(
-    name: &'static str,
-    value: &'static str,
-    help: &'static str,
-) -> Arg {
-    flag(name, value, help).value_parser(T::from_str)
-}
-
-fn time(name: &'static str, help: &'static str) -> Arg {
-    let parse = |text: &str| {
-        humantime::parse_duration(text)
-            .map_err(|_| "a duration needs a unit; use for example 30s".to_owned())
-    };
-    flag(name, "TIME", help)
-        .value_parser(move |text: &str| -> Result<Duration, String> { parse(text) })
-}
-
-fn path(name: &'static str, help: &'static str) -> Arg {
-    flag(name, "FILE", help).value_parser(PathBufValueParser::new().map(PathBuf::from))
-}
-
-fn word<T: Word + Send + Sync>(name: &'static str, help: &'static str) -> Arg {
-    let words = T::ALL.iter().map(|word| word.word());
-    let parser = PossibleValuesParser::new(words).try_map(|typed| {
-        let found = T::ALL.iter().find(|word| word.word() == typed);
-        found.copied().ok_or("not a valid choice")
-    });
-    flag(name, "WORD", help).value_parser(parser)
 }
 
 #[cfg(test)]

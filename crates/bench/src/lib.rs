@@ -56,7 +56,8 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 
-pub use self::command::command;
+use self::command::{Misuse, Task};
+pub use self::command::{command, hint};
 use self::interrupt::Interrupt;
 use self::options::Options;
 use self::output::Outputs;
@@ -98,15 +99,13 @@ impl Error {
 /// invalid, and 1 otherwise.
 #[must_use]
 pub fn run(typed: &ArgMatches) -> ExitCode {
-    if let Some(typed) = typed.subcommand_matches(compare::COMPARE) {
-        return match compare::typed(typed) {
-            Ok(files) => compare::run(&files),
-            Err(why) => misused(&why, "bench compare"),
-        };
-    }
-    let options = match command::options(typed, command::line(std::env::args_os())) {
-        Ok(options) => options,
-        Err(why) => return misused(&why, "bench"),
+    let options = match command::task(typed, command::line(std::env::args_os())) {
+        Ok(Task::Measure(options)) => options,
+        Ok(Task::Compare(files)) => return compare::run(&files),
+        Err(Misuse { why, command }) => {
+            stderr::write_error(&format!("{why}; see `uppercased {command} --help`"));
+            return ExitCode::from(BAD_INPUT);
+        }
     };
     match measured(&options) {
         Ok(true) => ExitCode::SUCCESS,
@@ -116,11 +115,6 @@ pub fn run(typed: &ArgMatches) -> ExitCode {
             error.exit_code()
         }
     }
-}
-
-fn misused(why: &str, command: &str) -> ExitCode {
-    stderr::write_error(&format!("{why}; see `uppercased {command} --help`"));
-    ExitCode::from(BAD_INPUT)
 }
 
 /// Measures; returns whether nothing failed, the plan was completed, and every output was written.

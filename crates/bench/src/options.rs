@@ -34,6 +34,23 @@ pub enum Pattern {
     Stall,
 }
 
+impl Pattern {
+    /// Returns whether the flag with this long name, without dashes, applies to this pattern.
+    #[must_use]
+    pub fn takes(self, flag: &str) -> bool {
+        let is_answered = !matches!(self, Self::Idle | Self::Stall);
+        match flag {
+            "rate" => self == Self::Rate,
+            "arrivals" => matches!(self, Self::Rate | Self::Hold),
+            "every" => self == Self::Hold,
+            "close" | "messages-each" => self == Self::Churn,
+            "pipeline" | "count" => is_answered,
+            "size" => self != Self::Idle,
+            _ => true,
+        }
+    }
+}
+
 /// The expected answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

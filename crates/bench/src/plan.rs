@@ -150,14 +150,12 @@ pub struct Plan {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// A flag of another pattern.
-    #[error("cannot use {flag} with the pattern `{pattern}`: it applies to {owners}; remove it")]
+    #[error("cannot use --{flag} with the pattern `{pattern}`: it does not apply; remove it")]
     WrongPattern {
         /// The flag.
         flag: &'static str,
         /// The chosen pattern.
         pattern: &'static str,
-        /// The patterns to which it applies.
-        owners: &'static str,
     },
     /// Two flags that exclude each other.
     #[error("cannot use {0} with {1}: they exclude each other; remove one")]
@@ -213,6 +211,36 @@ pub enum Error {
     NotLoopback,
 }
 
+/// Returns the default number of connections.
+#[must_use]
+pub const fn connections(pattern: Pattern) -> u32 {
+    match pattern {
+        Pattern::Stream => STREAM_CONNECTIONS,
+        Pattern::Hold | Pattern::Idle => HELD_CONNECTIONS,
+        Pattern::Ping | Pattern::Rate | Pattern::Churn | Pattern::Stall => CONNECTIONS,
+    }
+}
+
+/// Returns the default number of messages in flight per connection.
+#[must_use]
+pub const fn pipeline(pattern: Pattern) -> u32 {
+    match pattern {
+        Pattern::Stream => STREAM_PIPELINE,
+        // Only the buffers limit it.
+        Pattern::Stall => PIPELINE_MAX,
+        _ => 1,
+    }
+}
+
+/// Returns the default warm-up.
+#[must_use]
+pub const fn warmup(pattern: Pattern) -> Duration {
+    match pattern {
+        Pattern::Hold | Pattern::Idle | Pattern::Stall => Duration::ZERO,
+        _ => WARMUP,
+    }
+}
+
 /// Sets every open parameter.
 ///
 /// # Errors
@@ -221,19 +249,8 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     let pattern = options.pattern.unwrap_or(Pattern::Ping);
     check_bounds(options)?;
     check_flags(options, pattern)?;
-    let held = matches!(pattern, Pattern::Hold | Pattern::Idle | Pattern::Stall);
     let streams = matches!(pattern, Pattern::Stream | Pattern::Stall);
-    let connections = options.connections.unwrap_or(match pattern {
-        Pattern::Stream => STREAM_CONNECTIONS,
-        Pattern::Hold | Pattern::Idle => HELD_CONNECTIONS,
-        Pattern::Ping | Pattern::Rate | Pattern::Churn | Pattern::Stall => CONNECTIONS,
-    });
-    let pipeline = options.pipeline.unwrap_or(match pattern {
-        Pattern::Stream => STREAM_PIPELINE,
-        // Only the buffers limit it.
-        Pattern::Stall => PIPELINE_MAX,
-        _ => 1,
-    });
+    let connections = options.connections.unwrap_or_else(|| connections(pattern));
     let duration = match (options.duration, options.count) {
         (Some(_), Some(_)) => return Err(Error::Conflict("--duration", "--count")),
         (Some(duration), None) => duration,
@@ -244,7 +261,7 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
     // A message count includes the first message, so there is no warm-up.
     let warmup = match options.count {
         Some(_) => Duration::ZERO,
-        None => WARMUP.min(duration),
+        None => warmup(pattern).min(duration),
     };
     let threads = options.threads.unwrap_or_else(|| {
         let spare = (facts.cpus / 2).clamp(1, THREADS_AUTO_MAX);
@@ -258,13 +275,11 @@ pub fn settle(options: &Options, facts: &Facts) -> Result<Plan, Error> {
         sizes: options
             .size
             .unwrap_or(if streams { STREAM_SIZE } else { SIZE }),
-        pipeline,
+        pipeline: options.pipeline.unwrap_or_else(|| pipeline(pattern)),
         messages_each: (pattern == Pattern::Churn).then(|| options.messages_each.unwrap_or(1)),
         close: options.close.unwrap_or(Close::Fin),
         expect: options.expect.unwrap_or(Expect::Upper),
-        warmup: options
-            .warmup
-            .unwrap_or(if held { Duration::ZERO } else { warmup }),
+        warmup: options.warmup.unwrap_or(warmup),
         duration,
         count: options.count,
         threads,
@@ -355,32 +370,23 @@ fn check_times(options: &Options, duration: Duration) -> Result<(), Error> {
 
 /// Checks for flags that exclude each other, or do not apply to the pattern.
 fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
-    let is = |one| pattern == one;
-    let (rate, hold, churn) = (is(Pattern::Rate), is(Pattern::Hold), is(Pattern::Churn));
-    let talks = !is(Pattern::Idle);
-    let answered = talks && !is(Pattern::Stall);
-    let (talkers, receivers) = ("all but `idle`", "all but `idle` and `stall`");
     let o = options;
-    #[rustfmt::skip]
-    let rows = [
-        (o.rate.is_some(), rate, "--rate", "`rate`"),
-        (o.arrivals.is_some(), rate || hold, "--arrivals", "`rate` and `hold`"),
-        (o.every.is_some(), hold, "--every", "`hold`"),
-        (o.close.is_some(), churn, "--close", "`churn`"),
-        (o.messages_each.is_some(), churn, "--messages-each", "`churn`"),
-        (o.pipeline.is_some(), answered, "--pipeline", receivers),
-        (o.size.is_some(), talks, "--size", talkers),
-        (o.count.is_some(), answered, "--count", receivers),
+    let given = [
+        (o.rate.is_some(), "rate"),
+        (o.arrivals.is_some(), "arrivals"),
+        (o.every.is_some(), "every"),
+        (o.close.is_some(), "close"),
+        (o.messages_each.is_some(), "messages-each"),
+        (o.pipeline.is_some(), "pipeline"),
+        (o.size.is_some(), "size"),
+        (o.count.is_some(), "count"),
     ];
-    for (typed, allowed, flag, owners) in rows {
-        if typed && !allowed {
-            let pattern = pattern.word();
-            return Err(Error::WrongPattern {
-                flag,
-                pattern,
-                owners,
-            });
-        }
+    if let Some((_, flag)) = given
+        .into_iter()
+        .find(|(is_given, flag)| *is_given && !pattern.takes(flag))
+    {
+        let pattern = pattern.word();
+        return Err(Error::WrongPattern { flag, pattern });
     }
     let jobs = options.during.len();
     if jobs > JOBS_MAX {

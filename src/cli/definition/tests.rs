@@ -59,9 +59,9 @@ fn help_fits_terminal_and_names_every_setting() {
 const HELP_LINE_MAX: usize = 70;
 
 /// Verbs that may begin a command's help.
-const IMPERATIVES: [&str; 16] = [
-    "Cancel", "Change", "Check", "Compare", "Measure", "Print", "Reload", "Replace", "Run", "Send",
-    "Serve", "Show", "Start", "Stop", "Take", "Validate",
+const IMPERATIVES: [&str; 18] = [
+    "Cancel", "Change", "Check", "Compare", "Hold", "Measure", "Open", "Print", "Reload",
+    "Replace", "Run", "Send", "Serve", "Show", "Start", "Stop", "Take", "Validate",
 ];
 
 /// Phrases removed from `--help` that must not return.
@@ -158,7 +158,11 @@ fn every_command_and_flag_is_documented() {
         if name != PROGRAM && !in_code(REFERENCE).any(|code| code.take(2).eq(call)) {
             missing.push(name.to_owned());
         }
-        let flags = command.get_arguments().filter_map(Arg::get_long);
+        let below = command.get_subcommands().filter(|_| name != PROGRAM);
+        let all = [command].into_iter().chain(below);
+        let flags = all
+            .flat_map(Command::get_arguments)
+            .filter_map(Arg::get_long);
         for flag in flags.map(|flag| format!("--{flag}")) {
             if !in_code(page_of(name)).flatten().any(|word| word == flag) {
                 missing.push(format!("{name} {flag}"));
@@ -206,35 +210,69 @@ fn help_and_operations_list_the_same_signals() {
     assert!(help.contains(&signals()), "{help}");
 }
 
-/// Returns the table of flags between the two marks in `docs/bench.md`.
+/// Returns the table of flags between the two marks in `docs/bench.md`: a row for each flag and
+/// meaning, with the commands that have it.
 #[cfg(feature = "bench")]
 fn table_of_bench() -> String {
-    let mut command = uppercased_bench::command();
-    command.build();
-    let mut table = "| flag | meaning |\n|---|---|\n".to_owned();
-    let flags = command.get_arguments().filter(|arg| !arg.is_positional());
-    for flag in flags.filter(|arg| arg.get_id() != "help") {
-        let long = format!("--{}", flag.get_long().unwrap());
-        let value = flag
-            .get_value_names()
-            .filter(|_| flag.get_action().takes_values());
-        let value = value.map_or_else(String::new, |names| format!(" {}", names[0]));
-        let short = flag.get_short();
-        let short = short.map_or_else(String::new, |short| format!("`-{short}`, "));
-        let words = flag.get_possible_values();
-        let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
-        let words = match words.as_slice() {
-            [] => String::new(),
-            // The value of a switch.
-            ["true", "false"] => String::new(),
-            words => format!(": `{}`", words.join("`, `")),
+    let mut bench = uppercased_bench::command();
+    bench.build();
+    let commands = || {
+        bench
+            .get_subcommands()
+            .filter(|one| one.get_name() != "help")
+    };
+    let mut rows: Vec<(String, Vec<&str>)> = Vec::new();
+    for command in commands() {
+        let flags = command.get_arguments().filter(|arg| !arg.is_positional());
+        for flag in flags
+            .filter(|arg| arg.get_id() != "help")
+            .map(flag_and_help)
+        {
+            let name = command.get_name();
+            match rows.iter_mut().find(|(known, _)| *known == flag) {
+                Some((_, commands)) => commands.push(name),
+                None => rows.push((flag, vec![name])),
+            }
+        }
+    }
+    // The rows of one flag stand together.
+    let flag = |row: &str| row.split(" | ").next().map(str::to_owned);
+    let first = |row: &str| rows.iter().position(|(known, _)| flag(known) == flag(row));
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|at| first(&rows[*at].0));
+    let measuring = commands().filter(|one| one.get_name() != COMPARE).count();
+    let mut table = "| flag | meaning | commands |\n|---|---|---|\n".to_owned();
+    for (flag, commands) in order.into_iter().map(|at| &rows[at]) {
+        let commands = match commands.len() == measuring {
+            true => "all".to_owned(),
+            false => format!("`{}`", commands.join("`, `")),
         };
-        let help = flag.get_help().unwrap();
-        let row = format!("| {short}`{long}{value}` | {help}{words} |\n");
-        // In a table a bar would begin the next cell, even in code.
-        table += &row.replace("N|ADDR", "N\\|ADDR");
+        table += &format!("| {flag} | {commands} |\n");
     }
     table
+}
+
+/// Returns the cells of a flag and of its help.
+#[cfg(feature = "bench")]
+fn flag_and_help(flag: &Arg) -> String {
+    let long = format!("--{}", flag.get_long().unwrap());
+    let value = flag
+        .get_value_names()
+        .filter(|_| flag.get_action().takes_values());
+    let value = value.map_or_else(String::new, |names| format!(" {}", names[0]));
+    let short = flag.get_short();
+    let short = short.map_or_else(String::new, |short| format!("`-{short}`, "));
+    let words = flag.get_possible_values();
+    let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
+    let words = match words.as_slice() {
+        [] => String::new(),
+        // The value of a switch.
+        ["true", "false"] => String::new(),
+        words => format!(": `{}`", words.join("`, `")),
+    };
+    let help = flag.get_help().unwrap();
+    // In a table a bar would begin the next cell, even in code.
+    format!("{short}`{long}{value}` | {help}{words}").replace("N|ADDR", "N\\|ADDR")
 }
 
 #[cfg(feature = "bench")]

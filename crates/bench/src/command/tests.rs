@@ -1,43 +1,107 @@
 //! Unit tests of `command.rs`.
 
 use super::*;
+use crate::options::{Close, Sources};
+use crate::size::Sizes;
 
 fn read(args: &[&str]) -> Result<Options, String> {
     let typed = command()
         .try_get_matches_from([&[BENCH], args].concat())
         .map_err(|error| error.to_string())?;
-    options(&typed, String::new())
+    match task(&typed, String::new()) {
+        Ok(Task::Measure(options)) => Ok(*options),
+        Ok(other) => panic!("{other:?}"),
+        Err(misuse) => Err(misuse.why),
+    }
 }
 
 #[test]
 fn pattern_and_address_may_each_be_left_out() {
     let found = |args: &[&str]| {
         let options = read(args).unwrap();
-        (options.pattern, options.target)
+        (options.pattern.unwrap(), options.target)
     };
     let there = || Some("a:1".to_owned());
-    assert_eq!(found(&[]), (None, None));
-    assert_eq!(found(&["rate"]), (Some(Pattern::Rate), None));
-    assert_eq!(found(&["a:1"]), (None, there()));
-    assert_eq!(found(&["idle", "a:1"]), (Some(Pattern::Idle), there()));
-    assert_eq!(found(&[":7"]).1.as_deref(), Some("127.0.0.1:7"));
-    for wrong in [
-        ["a:1", "rate"],
-        ["rate", "idle"],
-        ["a:1", "b:2"],
-        ["x", "a:1"],
+    assert_eq!(found(&[]), (Pattern::Ping, None));
+    assert_eq!(found(&["rate"]), (Pattern::Rate, None));
+    assert_eq!(found(&["a:1"]), (Pattern::Ping, there()));
+    assert_eq!(found(&["idle", "a:1"]), (Pattern::Idle, there()));
+    assert_eq!(found(&["a:1", "idle"]), (Pattern::Idle, there()));
+    for (word, target) in [
+        (":7", "127.0.0.1:7"),
+        ("localhost", "localhost:9999"),
+        ("www.a.b", "www.a.b:9999"),
+        ("http://a/", "http://a/"),
     ] {
-        assert!(
-            read(&wrong).unwrap_err().contains("neither a pattern"),
-            "{wrong:?}"
-        );
+        assert_eq!(found(&[word]).1.as_deref(), Some(target));
+    }
+    assert_eq!(found(&["ping", "web"]).1.as_deref(), Some("web:9999"));
+    assert!(read(&["png"]).unwrap_err().contains("neither a pattern"));
+    for wrong in [["a:1", "b:2"].as_slice(), &["a:1", "ping", "b:2"]] {
+        assert!(read(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn flags_may_precede_pattern_that_has_them() {
+    let options = read(&["-c", "7", "--pid=3", "churn", "--pid=4"]).unwrap();
+    assert_eq!(options.pattern, Some(Pattern::Churn));
+    assert_eq!(options.connections, Some(7));
+    assert_eq!(options.pids, [4, 3]);
+    let why = read(&["--pipeline=3", "idle"]).unwrap_err();
+    assert!(why.contains("--pipeline with the pattern `idle`"), "{why}");
+    let typed = command()
+        .try_get_matches_from([BENCH, "-c7", "compare", "a", "b"])
+        .unwrap();
+    let misuse = task(&typed, String::new()).unwrap_err();
+    assert_eq!(misuse.command, "bench compare");
+}
+
+#[test]
+fn every_pattern_has_its_own_flags() {
+    let whole = command();
+    for pattern in Pattern::ALL {
+        let command = whole.find_subcommand(pattern.word()).unwrap();
+        for arg in command.get_arguments() {
+            let id = arg.get_id().as_str();
+            assert!(pattern.takes(id), "{} {id}", pattern.word());
+        }
+        let has_rate = command.get_arguments().any(|arg| arg.get_id() == "rate");
+        assert_eq!(has_rate, *pattern == Pattern::Rate);
+    }
+}
+
+#[test]
+fn flags_of_other_tools_are_aliases_or_hints() {
+    let options = read(&["rate", "-q", "5", "-z", "3s", "--no-tui"]).unwrap();
+    assert_eq!(options.rate, Some(5.0));
+    assert_eq!(options.duration, Some(std::time::Duration::from_secs(3)));
+    assert!(options.no_progress);
+    assert_eq!(read(&["rate", "-R9"]).unwrap().rate, Some(9.0));
+    assert_eq!(hint("-R").as_deref(), Some("it applies to `bench rate`"));
+    assert_eq!(hint("--nonsense"), None);
+    // A flag that exists needs no hint, and each named flag exists.
+    let all: Vec<_> = Pattern::ALL
+        .iter()
+        .flat_map(|one| flags::of(*one))
+        .collect();
+    for (flags, text) in foreign::FOREIGN {
+        for flag in *flags {
+            assert_eq!(hint(flag).as_deref(), Some(*text), "{flag}");
+        }
+        for word in text
+            .split(['`', ' '])
+            .filter_map(|word| word.strip_prefix("--"))
+        {
+            assert!(all.iter().any(|arg| arg.get_long() == Some(word)), "{word}");
+        }
     }
 }
 
 #[test]
 fn zone_of_a_source_may_be_a_name() {
     assert_eq!(
-        with_zone_numbers("fe80::1%lo,10.0.0.1"),
+        flags::with_zone_numbers("fe80::1%lo,10.0.0.1"),
         "fe80::1%1,10.0.0.1"
     );
     let options = read(&["--sources", "fe80::1%lo"]).unwrap();

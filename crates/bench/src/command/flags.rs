@@ -1,0 +1,311 @@
+//! The flags of each pattern, and their conversion to options.
+//!
+//! Invariant: a default in a help text is the one that `plan` uses.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser as _};
+use clap::{Arg, ArgAction, ArgMatches};
+use humantime::format_duration;
+
+use crate::options::{Arrivals, Close, Expect, Job, Options, Pattern, Sources, Word};
+use crate::plan;
+use crate::size::Sizes;
+use uppercased_ctl::proxy_header::Version;
+
+const TARGET: &str = "target";
+const CONNECTIONS: &str = "connections";
+const SIZE: &str = "size";
+const PIPELINE: &str = "pipeline";
+const RATE: &str = "rate";
+const ARRIVALS: &str = "arrivals";
+const EVERY: &str = "every";
+const MESSAGES_EACH: &str = "messages-each";
+const CLOSE: &str = "close";
+const DURATION: &str = "duration";
+const COUNT: &str = "count";
+const WARMUP: &str = "warmup";
+const THREADS: &str = "threads";
+const PROCESSES: &str = "processes";
+const SOURCES: &str = "sources";
+const EXPECT: &str = "expect";
+const TIMEOUT: &str = "timeout";
+const CONNECT_TIMEOUT: &str = "connect-timeout";
+const PID: &str = "pid";
+const JSON: &str = "json";
+const REPORT: &str = "report";
+const DURING: &str = "during";
+const RELOAD_EVERY: &str = "reload-every";
+const UPGRADE_EVERY: &str = "upgrade-every";
+const WORKERS: &str = "workers";
+const RECEIVE_BUFFER: &str = "receive-buffer";
+const PROXY_PROTOCOL: &str = "proxy-protocol";
+const NO_PROGRESS: &str = "no-progress";
+const SERVER_ARGS: &str = "server-args";
+
+/// Returns the arguments of a pattern.
+pub(super) fn of(pattern: Pattern) -> Vec<Arg> {
+    let flags = [load(pattern), truth(), output(), own_server()].concat();
+    let applies = |arg: &Arg| arg.get_long().is_none_or(|flag| pattern.takes(flag));
+    flags.into_iter().filter(applies).collect()
+}
+
+fn load(pattern: Pattern) -> Vec<Arg> {
+    let is_stream = matches!(pattern, Pattern::Stream | Pattern::Stall);
+    let time_of = |time| format_duration(time).to_string();
+    vec![
+        Arg::new(TARGET)
+            .value_name("HOST:PORT")
+            .help("Server address; the port is 9999 unless given [default: built-in]"),
+        number::<u32>(CONNECTIONS, "N", "Concurrent connections")
+            .short('c')
+            .by_default(plan::connections(pattern)),
+        typed::<Sizes>(
+            SIZE,
+            "BYTES",
+            "Message size: 64, 16k, 64..1k, chat or mixed",
+        )
+        .short('s')
+        .by_default(if is_stream { "64k" } else { "64" }),
+        number::<u32>(PIPELINE, "N", "Messages in flight per connection")
+            .by_default(plan::pipeline(pattern)),
+        number::<f64>(RATE, "N", "Messages per second of all connections together")
+            .short('r')
+            .short_aliases(['R', 'q'])
+            .alias("qps")
+            .by_default(plan::RATE),
+        word::<Arrivals>(ARRIVALS, "Spacing of messages").by_default(Arrivals::Constant.word()),
+        time(EVERY, "Interval between messages of a connection").by_default(time_of(plan::EVERY)),
+        number::<u32>(MESSAGES_EACH, "N", "Messages per connection").by_default(1),
+        word::<Close>(CLOSE, "Close method").by_default(Close::Fin.word()),
+        time(DURATION, "Measured time")
+            .short('d')
+            .short_alias('z')
+            .by_default(time_of(plan::DURATION)),
+        number::<u64>(
+            COUNT,
+            "N",
+            "Stop after this many messages instead of a time",
+        )
+        .short('n'),
+        time(WARMUP, "Warm-up, not measured").by_default(time_of(plan::warmup(pattern))),
+        number::<u16>(THREADS, "N", "Threads per process")
+            .short('t')
+            .by_default("half of the CPUs"),
+        number::<u16>(PROCESSES, "N", "Processes").by_default("as many as descriptors require"),
+        flag(SOURCES, "N|ADDR,...", "Source addresses")
+            .value_parser(|text: &str| with_zone_numbers(text).parse::<Sources>())
+            .by_default("as many as ports require"),
+        number::<u32>(RECEIVE_BUFFER, "BYTES", "Receive buffer per connection")
+            .by_default("chosen by the kernel"),
+        word::<Version>(PROXY_PROTOCOL, "Send a PROXY header first").value_name("VERSION"),
+    ]
+}
+
+fn truth() -> Vec<Arg> {
+    let time_of = |time| format_duration(time).to_string();
+    vec![
+        word::<Expect>(EXPECT, "Expected reply").by_default(Expect::Upper.word()),
+        time(TIMEOUT, "Reply timeout").by_default(time_of(plan::TIMEOUT)),
+        time(CONNECT_TIMEOUT, "Connect timeout").by_default(time_of(plan::CONNECT_TIMEOUT)),
+    ]
+}
+
+fn output() -> Vec<Arg> {
+    vec![
+        number::<u32>(
+            PID,
+            "PID",
+            "Server process whose CPU and memory to measure; may be repeated",
+        )
+        .action(ArgAction::Append),
+        path(JSON, "Write all results as JSON").alias("export-json"),
+        path(REPORT, "Write an HTML report with charts"),
+        typed::<Job>(
+            DURING,
+            "WHEN: COMMAND",
+            "Run a command during the load: 'every 2s: ...', 'at 3s: ...'",
+        )
+        .action(ArgAction::Append),
+        Arg::new(NO_PROGRESS)
+            .long(NO_PROGRESS)
+            .alias("no-tui")
+            .action(ArgAction::SetTrue)
+            .help("Hide the progress bar"),
+    ]
+}
+
+fn own_server() -> Vec<Arg> {
+    let args = vec![
+        number::<u16>(WORKERS, "N", "Number of workers").by_default("one per CPU"),
+        time(RELOAD_EVERY, "Reload it at this interval"),
+        time(UPGRADE_EVERY, "Upgrade it at this interval"),
+        Arg::new(SERVER_ARGS)
+            .last(true)
+            .num_args(0..)
+            .value_name("ARGUMENT")
+            .help("Arguments for the server"),
+    ];
+    let heading = "Built-in server";
+    args.into_iter()
+        .map(|arg| arg.help_heading(heading))
+        .collect()
+}
+
+/// The values given: those of the pattern, and those before it.
+pub(super) struct Typed<'a> {
+    /// The arguments after the pattern, or all of them if there is none.
+    pub own: &'a ArgMatches,
+    /// The arguments before the pattern, if there is one.
+    pub before: Option<&'a ArgMatches>,
+}
+
+impl Typed<'_> {
+    /// Returns a flag before the pattern that does not apply to it.
+    pub(super) fn flag_before_of_another(&self, pattern: Pattern) -> Option<&str> {
+        let mut given = self.before?.ids().map(clap::Id::as_str);
+        given.find(|name| !pattern.takes(name) && self.is_given(name))
+    }
+
+    fn is_given(&self, name: &str) -> bool {
+        let source = self.before.and_then(|typed| typed.value_source(name));
+        source == Some(clap::parser::ValueSource::CommandLine)
+    }
+
+    /// Returns the addresses given.
+    pub(super) fn targets(&self) -> Vec<String> {
+        self.many(TARGET)
+    }
+
+    /// Returns the options, without the address and the command line.
+    pub(super) fn options(&self, pattern: Pattern) -> Options {
+        Options {
+            pattern: Some(pattern),
+            target: None,
+            connections: self.one(CONNECTIONS),
+            size: self.one(SIZE),
+            pipeline: self.one(PIPELINE),
+            rate: self.one(RATE),
+            arrivals: self.one(ARRIVALS),
+            every: self.one(EVERY),
+            messages_each: self.one(MESSAGES_EACH),
+            close: self.one(CLOSE),
+            duration: self.one(DURATION),
+            count: self.one(COUNT),
+            warmup: self.one(WARMUP),
+            threads: self.one(THREADS),
+            processes: self.one(PROCESSES),
+            sources: self.one(SOURCES),
+            receive_buffer: self.one(RECEIVE_BUFFER),
+            proxy_protocol: self.one(PROXY_PROTOCOL),
+            expect: self.one(EXPECT),
+            timeout: self.one(TIMEOUT),
+            connect_timeout: self.one(CONNECT_TIMEOUT),
+            pids: self.many(PID),
+            json: self.one(JSON),
+            report: self.one(REPORT),
+            during: self.many(DURING),
+            reload_every: self.one(RELOAD_EVERY),
+            upgrade_every: self.one(UPGRADE_EVERY),
+            workers: self.one(WORKERS),
+            server_args: self.many(SERVER_ARGS),
+            no_progress: self.all().any(|typed| typed.get_flag(NO_PROGRESS)),
+            command: String::new(),
+        }
+    }
+
+    /// Returns the arguments of the pattern, then those before it.
+    fn all(&self) -> impl Iterator<Item = &ArgMatches> {
+        [self.own].into_iter().chain(self.before)
+    }
+
+    fn one<T: Clone + Send + Sync + 'static>(&self, name: &str) -> Option<T> {
+        self.many(name).into_iter().next()
+    }
+
+    /// Returns every value; none if the pattern does not have the flag.
+    fn many<T: Clone + Send + Sync + 'static>(&self, name: &str) -> Vec<T> {
+        let given = self.all().map(|typed| typed.try_get_many::<T>(name));
+        let values = given.filter_map(|values| values.ok().flatten());
+        values.flatten().cloned().collect()
+    }
+}
+
+/// Returns the comma-separated addresses with interface names in zones (`fe80::1%eth0`) replaced by
+/// numbers. Malformed addresses are unchanged; the parser rejects them.
+pub(super) fn with_zone_numbers(addresses: &str) -> String {
+    let numbered = |address: &str| {
+        let (ip, zone) = address.split_once('%')?;
+        let number = nix::net::if_::if_nametoindex(zone).ok()?;
+        Some(format!("{ip}%{number}"))
+    };
+    let parts = addresses.split(',');
+    let parts: Vec<String> = parts
+        .map(|part| numbered(part).unwrap_or_else(|| part.to_owned()))
+        .collect();
+    parts.join(",")
+}
+
+/// Adds a default to a help text. The value itself is chosen by `plan`.
+trait ByDefault {
+    fn by_default(self, default: impl std::fmt::Display) -> Self;
+}
+
+impl ByDefault for Arg {
+    fn by_default(self, default: impl std::fmt::Display) -> Self {
+        let help = self.get_help().map(ToString::to_string).unwrap_or_default();
+        self.help(format!("{help} [default: {default}]"))
+    }
+}
+
+fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .help(help)
+        .allow_hyphen_values(false)
+}
+
+fn number<T: FromStr<Err: std::fmt::Display> + Clone + Send + Sync + 'static>(
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Arg {
+    // `-1` is an invalid number, not an unknown flag.
+    let parse = |text: &str| text.parse::<T>().map_err(|error| error.to_string());
+    flag(name, value, help)
+        .allow_negative_numbers(true)
+        .value_parser(parse)
+}
+
+fn typed<T: FromStr<Err = String> + Clone + Send + Sync + 'static>(
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Arg {
+    flag(name, value, help).value_parser(T::from_str)
+}
+
+fn time(name: &'static str, help: &'static str) -> Arg {
+    let parse = |text: &str| {
+        humantime::parse_duration(text)
+            .map_err(|_| "a duration needs a unit; use for example 30s".to_owned())
+    };
+    flag(name, "TIME", help)
+        .value_parser(move |text: &str| -> Result<Duration, String> { parse(text) })
+}
+
+fn path(name: &'static str, help: &'static str) -> Arg {
+    flag(name, "FILE", help).value_parser(PathBufValueParser::new().map(PathBuf::from))
+}
+
+fn word<T: Word + Send + Sync>(name: &'static str, help: &'static str) -> Arg {
+    let words = T::ALL.iter().map(|word| word.word());
+    let parser = PossibleValuesParser::new(words).try_map(|typed| {
+        let found = T::ALL.iter().find(|word| word.word() == typed);
+        found.copied().ok_or("not a valid choice")
+    });
+    flag(name, "WORD", help).value_parser(parser)
+}
