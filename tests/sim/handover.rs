@@ -12,7 +12,7 @@
 //! touches still has an owner; connections appear and disappear only by accept and close. At the
 //! end: connections that an exited receiver had not acknowledged are back with the sender; those
 //! that an exited sender had sent and the receiver adopted belong to the receiver; none remains in
-//! flight.
+//! flight. Each rule of the handover that is omitted breaks one.
 //!
 //! `SIM_SEED=42` replays one run and prints its steps; `SIM_SEEDS=4000` sets the number of runs.
 
@@ -41,6 +41,28 @@ const STEPS_MAX: usize = 20_000;
 const BATCH_MAX: usize = 3;
 /// Maximum packets in the socket per direction.
 const QUEUE_MAX: usize = 2;
+
+/// A rule that a side omits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The receiver serves connections before it stores that it has acknowledged them.
+    ServedFirst,
+    /// The receiver does not store its answer.
+    AnswerNotStored,
+    /// The next process of the receiver has no answers.
+    AnswersForgotten,
+    /// The next process of the receiver serves what was not acknowledged.
+    ArrivalsServed,
+    /// The sender does not store that a batch is resolved.
+    NotResolved,
+    /// The next process of the sender has no batches in flight.
+    BatchesForgotten,
+    /// The next process of the sender serves what is in flight.
+    BatchesServed,
+    /// The sender does not store that a connection migrates.
+    NoMovingMark,
+}
 
 /// A descriptor of a connection at one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +135,7 @@ struct World {
     /// Capacity of the receiver.
     limit: u32,
     calm: bool,
+    fault: Fault,
 }
 
 /// Returns the connection with index `index`, identified in flight by its counts.
@@ -203,7 +226,7 @@ impl Connection {
 
 impl World {
     /// Returns a world; if `calm`, neither side exits, stops or refuses.
-    fn new(seed: u64, told: bool, calm: bool) -> Self {
+    fn new(seed: u64, told: bool, calm: bool, fault: Fault) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let connections = random.usize(0..30);
         let limit = if calm { u32::MAX } else { random.u32(1..60) };
@@ -245,6 +268,7 @@ impl World {
             part,
             limit,
             calm,
+            fault,
         };
         (0..connections).for_each(|_| world.open());
         world
@@ -451,7 +475,9 @@ impl World {
             let batch = self.batches.iter().find(|batch| batch.0 == sequence);
             let places = batch.map_or(0, |batch| batch.1.len());
             let moved = moved + (places - left) as u32;
-            self.sender_memory.begin_resolving(sequence, moved);
+            if self.fault != Fault::NotResolved {
+                self.sender_memory.begin_resolving(sequence, moved);
+            }
         }
     }
 
@@ -521,13 +547,19 @@ impl World {
         let memory = &mut self.sender_memory;
         rescue(memory);
         let served = |one: &Connection| one.sender == Held::Served;
-        assert_eq!(served_in(memory), numbers(&self.connections, served));
+        let served = numbers(&self.connections, served);
+        assert_eq!(served_in(memory), served, "the sender's records");
         let stored = memory.batches().into_iter().map(|batch| {
             let indexed = batch.connections.into_iter();
             let indexed = indexed.map(|(place, fd)| (place, (fd - FIRST) as usize));
             (batch.sequence, indexed.collect())
         });
         assert_eq!(stored.collect::<Vec<_>>(), self.batches);
+        if self.fault == Fault::BatchesServed {
+            let moving = self.connections.iter_mut();
+            let moving = moving.filter(|one| one.sender == Held::Moving);
+            moving.for_each(|one| one.sender = Held::Served);
+        }
         let in_flight = self.batches.iter().map(|(number, places)| {
             let last = places.last().map_or(0, |last| u32::from(last.0));
             (*number, last + 1)
@@ -535,7 +567,9 @@ impl World {
         let in_flight: Vec<_> = in_flight.collect();
         let (resolved, _) = memory.resolved();
         let last = in_flight.last().map_or(resolved, |last| last.0);
-        self.sender = Sender::resumed(last, &in_flight);
+        let forgets = self.fault == Fault::BatchesForgotten;
+        let in_flight = if forgets { &[] } else { &*in_flight };
+        self.sender = Sender::resumed(last, in_flight);
     }
 
     /// Continues the receiver from what it had committed.
@@ -547,18 +581,24 @@ impl World {
         self.receiver_lives += 1;
         for (index, one) in self.connections.iter_mut().enumerate() {
             if one.receiver == Held::Moving {
-                let taken = self.answering.contains(&index);
+                let taken = self.answering.contains(&index) || self.fault == Fault::ArrivalsServed;
                 one.receiver = if taken { Held::Served } else { Held::No };
             }
         }
         let memory = &mut self.receiver_memory;
         rescue(memory);
         for fd in memory.arriving().collect::<Vec<_>>() {
-            memory.record_mut(fd).end_handover();
-            memory.record_mut(fd).end_close();
+            let mut record = memory.record_mut(fd);
+            if self.fault == Fault::ArrivalsServed {
+                record.take_ownership();
+                continue;
+            }
+            record.end_handover();
+            record.end_close();
         }
         let served = |one: &Connection| one.receiver == Held::Served;
-        assert_eq!(served_in(memory), numbers(&self.connections, served));
+        let served = numbers(&self.connections, served);
+        assert_eq!(served_in(memory), served, "the receiver's records");
         let arrival = memory.arrival().expect("the link is stored");
         let answers = arrival.answers.into_iter();
         let received = Received {
@@ -575,7 +615,14 @@ impl World {
                 )
                 .collect(),
         };
-        assert_eq!(received, self.committed);
+        let received = match self.fault {
+            Fault::AnswersForgotten => Received::default(),
+            Fault::AnswerNotStored => received,
+            _ => {
+                assert_eq!(received, self.committed);
+                received
+            }
+        };
         self.receiver = Receiver::resumed(received);
         self.receiver_executes(&[]);
     }
@@ -598,7 +645,9 @@ impl World {
             }
             self.connections[index].sender = Held::Moving;
             let mut record = self.sender_memory.record_mut(number_of(index));
-            record.begin_handover(sequence, place);
+            if self.fault != Fault::NoMovingMark {
+                record.begin_handover(sequence, place);
+            }
             if place == 0 {
                 self.batches.push((sequence, Vec::new()));
             }
@@ -745,7 +794,8 @@ impl World {
                             if self.receiver_burns() {
                                 return;
                             }
-                            assert_eq!(self.connections[index].receiver, Held::No);
+                            let held = self.connections[index].receiver;
+                            assert_eq!(held, Held::No, "{index} is adopted twice");
                             self.connections[index].receiver = Held::Moving;
                             let generation = self.next_generation();
                             let memory = &mut self.receiver_memory;
@@ -789,25 +839,20 @@ impl World {
                     .map(|(_, index)| *index)
                     .collect();
                 assert_eq!(taken as usize, taken_in.len());
+                if self.fault == Fault::ServedFirst {
+                    self.serve(&taken_in);
+                    if self.receiver_burns() {
+                        return;
+                    }
+                }
                 self.commit(taken_in.clone());
                 if self.receiver_burns() {
                     return;
                 }
                 self.answer(sequence, Message::Acknowledged { taken, left });
                 self.answer_sent = true;
-                for index in taken_in {
-                    if self.receiver_burns() {
-                        return;
-                    }
-                    let one = &mut self.connections[index];
-                    assert_eq!(
-                        one.receiver,
-                        Held::Moving,
-                        "served before it is acknowledged"
-                    );
-                    one.receiver = Held::Served;
-                    let mut record = self.receiver_memory.record_mut(number_of(index));
-                    record.take_ownership();
+                if self.fault != Fault::ServedFirst {
+                    self.serve(&taken_in);
                 }
             }
             ReceiverAction::Refuse { sequence, cause } => {
@@ -828,6 +873,24 @@ impl World {
         }
     }
 
+    /// Lets the receiver serve connections that it has acknowledged.
+    fn serve(&mut self, connections: &[usize]) {
+        for &index in connections {
+            if self.receiver_burns() {
+                return;
+            }
+            let one = &mut self.connections[index];
+            assert_eq!(
+                one.receiver,
+                Held::Moving,
+                "served before it is acknowledged"
+            );
+            one.receiver = Held::Served;
+            let mut record = self.receiver_memory.record_mut(number_of(index));
+            record.take_ownership();
+        }
+    }
+
     /// Stores the next answer, with which `taken` become the receiver's.
     fn commit(&mut self, taken: Vec<usize>) {
         self.committed = self.receiver.received();
@@ -843,7 +906,9 @@ impl World {
             taken: *taken,
             left: left.clone(),
         });
-        self.receiver_memory.store_answer(answered, answer.as_ref());
+        if self.fault != Fault::AnswerNotStored {
+            self.receiver_memory.store_answer(answered, answer.as_ref());
+        }
         for &index in &taken {
             self.connections[index].acknowledged = true;
         }
@@ -944,7 +1009,8 @@ impl World {
             return;
         }
         assert_eq!(self.moved, acknowledged, "every acknowledgement arrived");
-        assert_eq!(self.sender_memory.resolved().1, self.moved);
+        let (_, resolved) = self.sender_memory.resolved();
+        assert_eq!(resolved, self.moved, "the stored number of migrated ones");
         let Some(end) = self.sender.end() else {
             assert!(self.sender.is_over() && !self.calm, "it received a stop");
             return;
@@ -1013,7 +1079,7 @@ fn run_all(calm: bool) -> Vec<Finished> {
     let told = seeds.end - seeds.start == 1;
     let mut worlds = Vec::new();
     for seed in seeds {
-        let mut world = World::new(seed, told, calm);
+        let mut world = World::new(seed, told, calm, Fault::None);
         let run = std::panic::AssertUnwindSafe(|| world.run());
         if let Err(failure) = std::panic::catch_unwind(run) {
             eprintln!("replay it with SIM_SEED={seed}");
@@ -1072,5 +1138,31 @@ fn everything_migrates_without_faults() {
         assert_eq!(world.sender.end(), Some(&HandoverEnd::Done));
         let served = |one: &Connection| one.ended || one.receiver == Held::Served;
         assert!(world.connections.iter().all(served));
+    }
+}
+
+/// Returns the law that run `seed` breaks with `fault`.
+fn broken_law(seed: u64, fault: Fault) -> Option<String> {
+    let run = || World::new(seed, false, false, fault).run();
+    let payload = std::panic::catch_unwind(run).err()?;
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+}
+
+#[test]
+fn every_omitted_handover_rule_breaks_its_law() {
+    for (fault, law) in [
+        (Fault::ServedFirst, "had not been acknowledged"),
+        (Fault::AnswerNotStored, "is adopted twice"),
+        (Fault::AnswersForgotten, "is adopted twice"),
+        (Fault::ArrivalsServed, "had not been acknowledged"),
+        (Fault::NotResolved, "the stored number of migrated ones"),
+        (Fault::BatchesForgotten, "never arrives"),
+        (Fault::BatchesServed, "is touched by both"),
+        (Fault::NoMovingMark, "the sender's records"),
+    ] {
+        let mut broken = (0..SEEDS).filter_map(|seed| broken_law(seed, fault));
+        let is_found = broken.any(|text| text.contains(law));
+        assert!(is_found, "{fault:?} does not break the law: {law}");
     }
 }
