@@ -24,6 +24,7 @@ mod leftovers;
 mod locks;
 pub mod machine;
 mod policy;
+mod processes;
 mod progress;
 mod reaper;
 mod rendezvous;
@@ -347,7 +348,9 @@ impl Supervisor {
                     self.apply(Event::Rescued { worker, rescue });
                 }
                 fleet::Event::KeeperLost(slot) => self.telemetry.keeper_lost(slot),
-                fleet::Event::KeeperReplaced(slot) => self.telemetry.keeper_replaced(slot),
+                fleet::Event::KeeperReplaced(slot) => {
+                    self.telemetry.keeper_replaced(slot, clock::now());
+                }
                 fleet::Event::Draining {
                     worker,
                     connections,
@@ -439,7 +442,11 @@ impl Supervisor {
     /// Starts an admin process if one is due.
     fn keep_admin(&mut self) {
         let (config, registry) = (self.fleet.config(), self.poll.registry());
-        let ended = self.admin.keep_process(config, registry, clock::now());
+        let (before, now) = (self.admin.pid(), clock::now());
+        let ended = self.admin.keep_process(config, registry, now);
+        if self.admin.pid().is_some_and(|pid| before != Some(pid)) {
+            self.telemetry.admin_started(now);
+        }
         self.end(ended);
     }
 

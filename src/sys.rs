@@ -18,3 +18,4 @@ pub mod signals;
 pub mod socket;
 pub mod steering;
 pub mod tcp;
+pub mod usage;

@@ -54,6 +54,12 @@ fn status() -> Value {
             "operation": "reload", "result": "failed", "error": "c", "duration_ms": 5, "age_ms": 6
         },
         "control": "/run/it.sock", "capacity": 100,
+        "processes": [
+            {"process": "supervisor", "slot": null, "pid": 10, "restarts_10m": 1, "usage": {
+                "started_at_ms": 5, "age_ms": 7, "cpu_ms": 3, "resident_bytes": 9, "descriptors": 4
+            }},
+            {"process": "worker", "slot": 1, "pid": 11, "restarts_10m": 0, "usage": null},
+        ],
         "admin": {"address": "127.0.0.1:2", "pid": 13, "agent": "127.0.0.1:3", "crashes": 2},
         "totals": {"open": 9, "accepted": 20, "closed": counts, "crashes": 1},
         "slots": [slot(0), slot(1)],

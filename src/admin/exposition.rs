@@ -5,7 +5,7 @@
 //! removed; the number of series is bounded by slots and addresses times the size of the enum. It
 //! must not count anything itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 use uppercased_ctl::metrics::{Counter, TurnClass};
 use uppercased_ctl::status::AgentAnswers;
 use uppercased_ctl::status::{
-    AcceptQueueStatus, Durations, OperationTimes, Rescues, SlotStatus, Status,
+    AcceptQueueStatus, Durations, OperationTimes, ProcessStatus, Rescues, SlotStatus, Status, Usage,
 };
 
 /// Returns the text for a status and the responses of this process, by status code and to load
@@ -32,8 +32,11 @@ pub(super) fn write(
     answered: &[(u16, u64)],
     agent: AgentAnswers,
 ) -> Result<String, fmt::Error> {
-    let mut registry = Registry::with_prefix("uppercased");
-    registry.register_collector(Box::new(Snapshot {
+    let mut registry = Registry::default();
+    // The names that every client library of Prometheus uses have no prefix.
+    registry.register_collector(Box::new(Processes(status.processes.clone())));
+    let own = registry.sub_registry_with_prefix("uppercased");
+    own.register_collector(Box::new(Snapshot {
         status: status.clone(),
         answered: answered.to_vec(),
         agent,
@@ -97,9 +100,7 @@ impl Collector for Snapshot {
         let degraded = gauged(Labels::new(), status.degraded().is_some().into());
         let help = "Whether a slot has no worker of its own.";
         family(encoder, "degraded", help, None, vec![degraded])?;
-        let uptime = in_seconds(Labels::new(), status.uptime_ms);
-        let help = "Time since the server started.";
-        family(encoder, "uptime", help, Some(&Unit::Seconds), vec![uptime])?;
+        self.config(encoder)?;
         self.slots(encoder)?;
         self.rescues(encoder)?;
         self.turns(encoder)?;
@@ -125,7 +126,63 @@ impl Collector for Snapshot {
     }
 }
 
+/// The processes of the server, for the metrics that any process has.
+#[derive(Debug)]
+struct Processes(Vec<ProcessStatus>);
+
+impl Collector for Processes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let encoder = &mut encoder;
+        // Only the first process of each place: rarely a slot has several predecessors.
+        let mut places = BTreeSet::new();
+        let used = self.0.iter().filter_map(|it| Some((it, it.usage?)));
+        let used: Vec<(Labels, Usage)> = used
+            .filter(|(it, _)| places.insert((it.slot, &it.process)))
+            .map(|(it, usage)| {
+                // Parsers want the same labels everywhere; an empty one counts as absent.
+                let slot = it.slot.map_or_else(String::new, |slot| slot.to_string());
+                let labels = vec![("process", it.process.clone()), ("slot", slot)];
+                (labels, usage)
+            })
+            .collect();
+        let all = || used.iter().cloned();
+        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+        let started = all().map(|(labels, it)| in_seconds(labels, it.started_at_ms));
+        let help = "Start time of the process, in seconds of Unix time.";
+        let unit = Some(&Unit::Seconds);
+        family(encoder, "process_start_time", help, unit, started.collect())?;
+        let cpu = all().map(|(labels, it)| (labels, ConstCounter::new(seconds(it.cpu_ms))));
+        let help = "CPU time of the process.";
+        family(encoder, "process_cpu", help, unit, cpu.collect())?;
+        let memory = all().map(|(labels, it)| gauged(labels, it.resident_bytes));
+        let help = "Resident memory of the process, with pages that it shares with others.";
+        let unit = Some(&Unit::Bytes);
+        family(
+            encoder,
+            "process_resident_memory",
+            help,
+            unit,
+            memory.collect(),
+        )?;
+        let open = all().filter_map(|(labels, it)| Some(gauged(labels, it.descriptors?)));
+        let help = "Open descriptors of the process.";
+        family(encoder, "process_open_fds", help, None, open.collect())
+    }
+}
+
 impl Snapshot {
+    fn config(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let config = &self.status.config;
+        let successful = gauged(Labels::new(), config.last_reload_successful.into());
+        let help = "Whether the last reload of the configuration, if any, succeeded.";
+        let name = "config_last_reload_successful";
+        family(encoder, name, help, None, vec![successful])?;
+        let at = in_seconds(Labels::new(), config.last_reload_success_at_ms);
+        let help = "Time of the start or the last successful reload, in seconds of Unix time.";
+        let (name, unit) = ("config_last_reload_success_timestamp", Some(&Unit::Seconds));
+        family(encoder, name, help, unit, vec![at])
+    }
+
     fn slots(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let slots = &self.status.slots;
         let of_each = |value: fn(&SlotStatus) -> u64| {
@@ -144,9 +201,17 @@ impl Snapshot {
         let lost = lost.map(|it| in_seconds(of_slot(it), it.lost_listener_ms.unwrap_or(0)));
         let help = "Time since a listener of the slot was lost; 0 if none is.";
         family(encoder, "slot_listener_lost", help, unit, lost.collect())?;
-        let generation = of_each(|slot| slot.generation.0.into());
-        let help = "Workers started in this slot.";
-        family(encoder, "slot_generation", help, None, generation)?;
+        let turned = slots
+            .iter()
+            .filter_map(|it| Some(in_seconds(of_slot(it), it.turn_age_ms?)));
+        let help = "Time since the worker was last seen to make an event loop turn.";
+        family(
+            encoder,
+            "worker_last_turn_age",
+            help,
+            unit,
+            turned.collect(),
+        )?;
         let ages = slots.iter().map(|it| in_seconds(of_slot(it), it.age_ms));
         let (help, unit) = ("Time in the current state.", Some(&Unit::Seconds));
         family(encoder, "slot_state_age", help, unit, ages.collect())?;
@@ -161,6 +226,10 @@ impl Snapshot {
         let limits = self.of_each_queue(|queue| queue.limit);
         let help = "Maximum connections waiting to be accepted.";
         family(encoder, "accept_queue_limit", help, None, limits)?;
+        let starts = self.ever();
+        let starts = starts.map(|it| counted(of_slot(it), it.worker_starts));
+        let help = "Workers started in this slot.";
+        family(encoder, "worker_starts", help, None, starts.collect())?;
         let crashes = self.ever().map(|it| counted(of_slot(it), it.crashes));
         let help = "Unexpected worker exits, rescued workers included.";
         family(encoder, "worker_crashes", help, None, crashes.collect())

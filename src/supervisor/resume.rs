@@ -94,7 +94,7 @@ impl Supervisor {
         fault::fail("resume.control")?;
         let control = Control::restore(state.control, inherited, registry)?;
         let systemd = Systemd::restore(state.systemd, fleet.listening(), registry);
-        let telemetry = Telemetry::restore(state.telemetry, registry);
+        let telemetry = Telemetry::restore(state.telemetry, registry, clock::now());
         Ok(Self {
             poll,
             machine,

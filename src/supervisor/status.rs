@@ -1,4 +1,5 @@
-//! The status of the whole server, from the machine and from each part, at no cost to workers.
+//! The status of the whole server, from the machine, from each part and from the kernel, at no cost
+//! to workers.
 
 use crate::fault;
 use crate::log::event;
@@ -12,6 +13,13 @@ use super::machine::{Life, OperationKind, Queue, SlotView, WorkerView};
 impl Supervisor {
     pub(super) fn status(&self) -> Status {
         let now = clock::now();
+        Status {
+            processes: self.processes(now),
+            ..self.status_without_processes(now)
+        }
+    }
+
+    fn status_without_processes(&self, now: Tick) -> Status {
         let mut status = Status {
             version: fault::program_version().to_owned(),
             pid: std::process::id(),
@@ -56,7 +64,7 @@ impl Supervisor {
         let workers = self.machine.policy().workers;
         let mut line = format!("{workers} workers, {open} connections");
         if self.machine.life() == Life::Serving {
-            let status = self.status();
+            let status = self.status_without_processes(clock::now());
             let unready = status.unready().map(|why| format!("not ready: {why}"));
             let degraded = || status.degraded().map(|what| format!("degraded: {what}"));
             let told = unready.or_else(degraded);
@@ -76,6 +84,7 @@ impl Supervisor {
     fn former_slot(&self, slot: SlotStatus) -> SlotStatus {
         let times = self.telemetry.times_of(slot.slot);
         SlotStatus {
+            worker_starts: times.workers.total(),
             crashes: self.machine.crashes_before(slot.slot).into(),
             starts: times.starts,
             handovers: times.handovers,
@@ -105,6 +114,7 @@ impl Supervisor {
                 None => slot.state.to_owned(),
                 Some(_) => "stalled".to_owned(),
             },
+            turn_age_ms: slot.turned_at.map(|at| millis(now.since(at))),
             stalled_ms: slot.stalled_since.map(|since| millis(now.since(since))),
             age_ms: millis(now.since(slot.since)),
             queue: queue.to_owned(),
@@ -113,6 +123,7 @@ impl Supervisor {
                 Queue::Unbound | Queue::Served | Queue::Lent { .. } | Queue::Closed => 0,
             },
             lent_to,
+            worker_starts: times.workers.total(),
             crashes: slot.crashes.into(),
             starts: times.starts,
             handovers: times.handovers,

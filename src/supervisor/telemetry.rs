@@ -1,6 +1,7 @@
 //! The supervisor's measurements, and the addresses that it announces on standard output.
 
 mod announcement;
+mod starts;
 mod times;
 
 use crate::log::event;
@@ -9,12 +10,15 @@ use std::io;
 use mio::Registry;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::usage::Meter;
 use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::identity::SlotId;
-use uppercased_ctl::status::Status;
+use uppercased_ctl::operation::OperationKind;
+use uppercased_ctl::status::{ConfigReload, Status, Usage};
 
-use super::machine::Notice;
+use super::machine::{Answer, Notice};
 use announcement::Announcement;
+use starts::Starts;
 use times::{SlotTimes, Times};
 
 #[derive(Debug)]
@@ -22,6 +26,11 @@ pub(crate) struct Telemetry {
     /// Start time of this instance; upgrades do not reset it.
     started: Tick,
     times: Times,
+    config: ConfigReload,
+    /// The programs of the supervisor's process.
+    programs: Starts,
+    admin: Starts,
+    meter: Option<Meter>,
     announcement: Option<Announcement>,
 }
 
@@ -30,15 +39,31 @@ pub(crate) struct Telemetry {
 pub(crate) struct Saved {
     started: Tick,
     times: Times,
+    #[serde(default)]
+    config: ConfigReload,
+    #[serde(default)]
+    programs: Starts,
+    #[serde(default)]
+    admin: Starts,
     /// Lines that standard output has not accepted.
     announcement: Vec<u8>,
 }
 
 impl Telemetry {
     pub(crate) fn new(now: Tick) -> Self {
+        let mut programs = Starts::default();
+        programs.note(now);
+        let meter = Meter::new().ok();
         Self {
             started: now,
             times: Times::default(),
+            config: ConfigReload {
+                last_reload_successful: true,
+                last_reload_success_at_ms: meter.map_or(0, |it| it.now_ms()),
+            },
+            programs,
+            admin: Starts::default(),
+            meter,
             announcement: None,
         }
     }
@@ -46,14 +71,52 @@ impl Telemetry {
     /// Adds the measurement of a notice.
     pub(crate) fn note(&mut self, notice: &Notice, now: Tick) {
         self.times.note(notice, now);
+        match notice {
+            Notice::OperationEnded {
+                operation: OperationKind::Reload | OperationKind::Upgrade,
+                answer: Answer::Done(_),
+            } => {
+                self.config = ConfigReload {
+                    last_reload_successful: true,
+                    last_reload_success_at_ms: self.meter.map_or(0, |it| it.now_ms()),
+                };
+            }
+            Notice::OperationEnded {
+                operation: OperationKind::Reload,
+                answer: Answer::Failed { .. },
+            }
+            | Notice::NotBegun {
+                operation: OperationKind::Reload,
+                ..
+            } => self.config.last_reload_successful = false,
+            _ => {}
+        }
     }
 
     pub(crate) fn keeper_lost(&mut self, slot: SlotId) {
         self.times.keeper_lost(slot);
     }
 
-    pub(crate) fn keeper_replaced(&mut self, slot: SlotId) {
-        self.times.keeper_replaced(slot);
+    pub(crate) fn keeper_replaced(&mut self, slot: SlotId, now: Tick) {
+        self.times.keeper_replaced(slot, now);
+    }
+
+    /// Counts a start of the admin process.
+    pub(crate) fn admin_started(&mut self, now: Tick) {
+        self.admin.note(now);
+    }
+
+    /// Returns what a process uses, if the kernel tells.
+    pub(crate) fn usage_of(&self, pid: u32) -> Option<Usage> {
+        self.meter.as_ref()?.read(pid)
+    }
+
+    pub(crate) const fn programs(&self) -> &Starts {
+        &self.programs
+    }
+
+    pub(crate) const fn admin(&self) -> &Starts {
+        &self.admin
     }
 
     /// Writes lines to standard output, now or when its reader makes room.
@@ -81,6 +144,7 @@ impl Telemetry {
             uptime_ms: millis(now.since(self.started)),
             operations: self.times.operations().to_vec(),
             last_operation: self.times.last_operation(now),
+            config: self.config,
             ..Status::default()
         }
     }
@@ -94,16 +158,24 @@ impl Telemetry {
         Saved {
             started: self.started,
             times: self.times.clone(),
+            config: self.config,
+            programs: self.programs.clone(),
+            admin: self.admin.clone(),
             announcement: announcement.map_or_else(Vec::new, |it| it.rest().to_vec()),
         }
     }
 
-    pub(crate) fn restore(saved: Saved, registry: &Registry) -> Self {
+    pub(crate) fn restore(saved: Saved, registry: &Registry, now: Tick) -> Self {
         let mut restored = Self {
             started: saved.started,
             times: saved.times,
+            config: saved.config,
+            programs: saved.programs,
+            admin: saved.admin,
+            meter: Meter::new().ok(),
             announcement: None,
         };
+        restored.programs.note(now);
         restored.announce(saved.announcement, registry);
         restored
     }

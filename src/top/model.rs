@@ -260,6 +260,7 @@ pub(super) mod tests {
             span_ms: 1000,
             totals: rate,
             slots: (0..slots).map(|slot| (SlotId(slot), rate)).collect(),
+            cpu: BTreeMap::new(),
         };
         Sample {
             status,

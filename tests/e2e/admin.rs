@@ -73,8 +73,7 @@ fn scrape(address: SocketAddr) -> String {
     body.to_owned()
 }
 
-/// Returns all monotonic series, without the admin process's counters of itself, which restart with
-/// each process.
+/// Returns all monotonic series, without those of single processes, which restart with each process.
 fn growing(text: &str) -> BTreeMap<String, f64> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     let samples = samples.filter_map(|line| {
@@ -82,7 +81,11 @@ fn growing(text: &str) -> BTreeMap<String, f64> {
         let name = series.split('{').next()?;
         let grows = ["_total", "_bucket", "_count", "_sum"];
         let grows = grows.iter().any(|suffix| name.ends_with(suffix));
-        let own = name == "uppercased_admin_requests_total";
+        let of_process = [
+            "uppercased_admin_requests_total",
+            "process_cpu_seconds_total",
+        ];
+        let own = of_process.contains(&name);
         (grows && !own).then(|| Some((series.to_owned(), value.parse().ok()?)))?
     });
     samples.collect()
@@ -240,6 +243,92 @@ fn counters_never_decrease_when_slots_leave() {
     let status = server.status_json();
     assert_eq!(status["totals"]["accepted"], clients);
     assert_eq!(status["totals"]["crashes"], 1);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn processes_show_usage_and_restarts() {
+    let server = start(&["--workers=1"]);
+    let address = admin(&server);
+    let processes = |server: &Server| {
+        let status = server.status_json();
+        let list = status["processes"].as_array().expect("a list").clone();
+        let named =
+            |it: serde_json::Value| (it["process"].as_str().expect("a name").to_owned(), it);
+        list.into_iter().map(named).collect::<BTreeMap<_, _>>()
+    };
+    let descriptors =
+        |all: &BTreeMap<String, serde_json::Value>| all["worker"]["usage"]["descriptors"].as_u64();
+    let before = processes(&server);
+    let names: Vec<&str> = before.keys().map(String::as_str).collect();
+    assert_eq!(names, ["admin", "keeper", "supervisor", "worker"]);
+    assert_eq!(before["supervisor"]["pid"], server.pid());
+    for (name, process) in &before {
+        let usage = &process["usage"];
+        assert!(
+            usage["resident_bytes"].as_u64() > Some(100_000),
+            "{name}: {usage}"
+        );
+        assert!(
+            usage["started_at_ms"].as_u64() > Some(1_700_000_000_000),
+            "{name}: {usage}"
+        );
+        assert_eq!(process["restarts_10m"], 0, "{name}");
+    }
+    let clients: Vec<Client> = (0..5).map(|_| Client::connect(server.addr())).collect();
+    if let Some(first) = descriptors(&before) {
+        until("five descriptors more", || {
+            descriptors(&processes(&server)) == Some(first + 5)
+        });
+    }
+    drop(clients);
+
+    lose_worker(&server, 0);
+    until("another worker", || {
+        processes(&server)["worker"]["restarts_10m"] == 1
+    });
+    assert_eq!(sum(&scrape(address), "uppercased_worker_starts_total"), 2);
+    server.upgrade().expect_success();
+    let after = processes(&server);
+    let restarts = ["admin", "supervisor", "worker"].map(|it| after[it]["restarts_10m"].as_u64());
+    assert_eq!(restarts, [Some(1), Some(1), Some(2)]);
+    assert_eq!(
+        after["supervisor"]["usage"]["started_at_ms"],
+        before["supervisor"]["usage"]["started_at_ms"]
+    );
+    assert!(server.stop().success());
+}
+
+#[test]
+fn failed_reload_shows_in_metrics() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("uppercased.toml");
+    let write = |text: &str| std::fs::write(&file, text).expect("write the file");
+    write("");
+    let config = format!("--config={}", file.display());
+    let server = start(&["--workers=1", &config]);
+    let shown = || {
+        let text = scrape(admin(&server));
+        let name = "uppercased_config_last_reload_";
+        let at = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name}success_timestamp_seconds ")))
+            .expect("a time");
+        (
+            sum(&text, &format!("{name}successful")),
+            at.parse::<f64>().expect("a number"),
+        )
+    };
+    let (successful, started) = shown();
+    assert_eq!(successful, 1);
+    write("workerz = 3");
+    server.reload().expect_failure("workerz");
+    assert_eq!(shown(), (0, started));
+    write("");
+    server.reload().expect_success();
+    let (successful, reloaded) = shown();
+    assert_eq!(successful, 1);
+    assert!(reloaded > started, "{reloaded} {started}");
     assert!(server.stop().success());
 }
 

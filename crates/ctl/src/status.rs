@@ -9,6 +9,7 @@
 
 mod data;
 mod durations;
+mod processes;
 mod rates;
 mod rescues;
 mod rotation;
@@ -18,10 +19,11 @@ mod sockets;
 mod text;
 
 pub use data::{
-    AcceptQueueStatus, AdminStatus, LastCrash, LastOperation, Neighbour, OperationTimes,
-    ServiceManagerStatus, SlotStatus, Status, Totals, Traffic,
+    AcceptQueueStatus, AdminStatus, ConfigReload, LastCrash, LastOperation, Neighbour,
+    OperationTimes, ServiceManagerStatus, SlotStatus, Status, Totals, Traffic,
 };
 pub use durations::{BOUNDS_MS, Durations};
+pub use processes::{ProcessStatus, Usage};
 pub use rates::{Rate, Rates};
 pub use rescues::Rescues;
 pub use rotation::{AgentAnswers, Rotation};

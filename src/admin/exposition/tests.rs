@@ -58,6 +58,20 @@ fn full() -> Status {
         limit: 4096,
         ..AcceptQueueStatus::default()
     });
+    slot.turn_age_ms = Some(250);
+    let process = |process: &str, slot, cpu_ms| ProcessStatus {
+        process: process.to_owned(),
+        slot,
+        pid: 4711,
+        restarts_10m: 0,
+        usage: Some(Usage {
+            started_at_ms: 1_700_000_000_250,
+            age_ms: 5,
+            cpu_ms,
+            resident_bytes: 4096,
+            descriptors: Some(12),
+        }),
+    };
     let mut status = Status {
         phase: "serving".to_owned(),
         slots: vec![slot],
@@ -66,10 +80,29 @@ fn full() -> Status {
             ..AdminStatus::default()
         }),
         service_manager: Some(ServiceManagerStatus::default()),
+        processes: vec![
+            process(ProcessStatus::WORKER, Some(SlotId(0)), 1500),
+            process(ProcessStatus::PREDECESSOR, Some(SlotId(0)), 20),
+            process(ProcessStatus::PREDECESSOR, Some(SlotId(0)), 30),
+            process(ProcessStatus::SUPERVISOR, None, 0),
+        ],
         ..Status::default()
     };
     status.sum_up();
     status
+}
+
+#[test]
+fn each_process_has_standard_metrics() {
+    let text = write(&full(), &[], AgentAnswers::default()).unwrap();
+    let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+    has("process_start_time_seconds{process=\"supervisor\",slot=\"\"} 1700000000.25");
+    has("process_cpu_seconds_total{process=\"worker\",slot=\"0\"} 1.5");
+    has("process_cpu_seconds_total{process=\"predecessor\",slot=\"0\"} 0.02");
+    has("process_resident_memory_bytes{process=\"supervisor\",slot=\"\"} 4096");
+    has("process_open_fds{process=\"supervisor\",slot=\"\"} 12");
+    assert_eq!(text.matches("process_open_fds{").count(), 3, "{text}");
+    has("uppercased_worker_last_turn_age_seconds{slot=\"0\"} 0.25");
 }
 
 /// Returns the names of a sample's labels: `closed{slot="0",reason="drained"} 1`.
@@ -122,7 +155,11 @@ fn table_lists_every_exposed_family() {
     let names: Vec<&str> = names.filter_map(|rest| rest.split('"').next()).collect();
     assert!(names.len() > 5, "{names:?}");
     let table = table();
-    let has = |name: &str| table.contains(&format!("| `uppercased_{name}"));
+    let has = |name: &str| {
+        ["uppercased_", ""]
+            .iter()
+            .any(|prefix| table.contains(&format!("| `{prefix}{name}")))
+    };
     for name in names {
         assert!(has(name), "{name}\n{table}");
     }
@@ -184,8 +221,9 @@ fn older_format_names_counter_like_its_samples() {
                         # TYPE uppercased_connections_accepted_total counter\n\
                         uppercased_connections_accepted_total{slot=\"0\"} 1\n";
     assert!(text.contains(accepted), "{text}");
-    let uptime = "# TYPE uppercased_uptime_seconds gauge\nuppercased_uptime_seconds 0.0\n";
-    assert!(text.contains(uptime), "{text}");
+    let reloaded = "# TYPE uppercased_config_last_reload_successful gauge\n\
+                    uppercased_config_last_reload_successful 0\n";
+    assert!(text.contains(reloaded), "{text}");
     let words = |line: &str| line.starts_with("# HELP ") || line.starts_with("# TYPE ");
     assert!(
         text.lines()

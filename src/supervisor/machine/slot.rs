@@ -78,6 +78,8 @@ pub struct SlotView<'a> {
     pub since: Tick,
     /// Time since which its worker has stalled, if it has.
     pub stalled_since: Option<Tick>,
+    /// Time at which its worker was last seen to make a turn, if that is checked.
+    pub turned_at: Option<Tick>,
     /// The worker that accepts from its queue.
     pub queue: Queue,
     /// Total failures: unexpected exits, failed starts and failed spawns, including those before
@@ -310,6 +312,7 @@ impl Slot {
             is_failing: self.is_failing(),
             since: active.map_or(self.since, |it| it.since),
             stalled_since: active.and_then(|it| it.pulse.as_ref()?.stalled_since()),
+            turned_at: active.and_then(|it| Some(it.pulse.as_ref()?.moved)),
             queue: self.queue,
             crashes: self.history.crashes,
             last_crash: self.history.last_crash.as_ref(),

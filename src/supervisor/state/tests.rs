@@ -47,6 +47,7 @@ struct Parts {
     admin: Admin,
     locks: PortLocks,
     reaper: Reaper,
+    telemetry: telemetry::Saved,
     /// Not dropped while the parts are registered there.
     _poll: Poll,
 }
@@ -115,6 +116,7 @@ impl Parts {
             admin,
             locks,
             reaper: Reaper::holding(killed),
+            telemetry: Telemetry::new(Tick::ZERO).save(),
             _poll: poll,
         };
         (parts, client)
@@ -137,7 +139,7 @@ impl Parts {
             admin: self.admin.save(kept),
             systemd: Systemd::default().save(),
             upgrade: Upgrade::new(Vec::new()).unwrap().save(),
-            telemetry: Telemetry::new(Tick::ZERO).save(),
+            telemetry: self.telemetry.clone(),
             locks: self.locks.save(kept),
             signals: signals::Saved::default(),
             reaper: self.reaper.save(kept),
@@ -155,6 +157,7 @@ impl Parts {
             reaper: Reaper::restore(state.reaper, &mut inherited, registry)?,
             admin: Admin::restore(state.admin, &mut inherited)?,
             control: Control::restore(state.control, &mut inherited, registry)?,
+            telemetry: state.telemetry,
             _poll: poll,
         })
     }

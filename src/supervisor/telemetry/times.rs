@@ -15,6 +15,8 @@ use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::operation::OperationKind;
 use uppercased_ctl::status::{Durations, LastOperation, OperationTimes, Rescues};
 
+use super::starts::Starts;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Times {
@@ -35,6 +37,8 @@ pub(crate) struct SlotTimes {
     pub(crate) handovers: Durations,
     /// Continuations of workers whose process died.
     pub(crate) rescues: Rescues,
+    pub(crate) workers: Starts,
+    pub(crate) keepers: Starts,
 }
 
 /// The operation that ended last.
@@ -50,6 +54,7 @@ impl Times {
     /// Adds the measurement of a notice.
     pub(crate) fn note(&mut self, notice: &Notice, now: Tick) {
         match notice {
+            Notice::WorkerStarting { worker, .. } => self.slot_mut(worker.slot).workers.note(now),
             Notice::WorkerReady { worker, took } | Notice::WorkerStandingBy { worker, took } => {
                 self.slot_mut(worker.slot).starts.note(*took);
             }
@@ -63,8 +68,9 @@ impl Times {
                 took,
                 ..
             } => {
-                let rescues = &mut self.slot_mut(worker.slot).rescues;
-                rescues.note(*connections, *owed_bytes, *took);
+                let times = self.slot_mut(worker.slot);
+                times.workers.note_restart(now);
+                times.rescues.note(*connections, *owed_bytes, *took);
             }
             Notice::OperationStarted { .. } => self.began = Some(now),
             Notice::OperationEnded { operation, answer } => self.ended(*operation, answer, now),
@@ -79,8 +85,10 @@ impl Times {
     }
 
     /// Counts a keeper that took the place of a lost one.
-    pub(crate) fn keeper_replaced(&mut self, slot: SlotId) {
-        let replaced = &mut self.slot_mut(slot).rescues.keepers_replaced;
+    pub(crate) fn keeper_replaced(&mut self, slot: SlotId, now: Tick) {
+        let times = self.slot_mut(slot);
+        times.keepers.note_restart(now);
+        let replaced = &mut times.rescues.keepers_replaced;
         *replaced = replaced.saturating_add(1);
     }
 
@@ -230,11 +238,13 @@ mod tests {
             times.note(&rescued(took, owed), Tick::ZERO);
         }
         times.keeper_lost(SlotId(3));
-        times.keeper_replaced(SlotId(3));
+        times.keeper_replaced(SlotId(3), Tick::ZERO);
         let rescues = times.of(SlotId(3)).rescues;
         assert_eq!((rescues.times.count, rescues.times.sum_us), (2, 2000));
         assert_eq!((rescues.connections, rescues.owed_bytes), (8, u64::MAX));
         assert_eq!((rescues.keepers_lost, rescues.keepers_replaced), (1, 1));
+        assert_eq!(times.of(SlotId(3)).workers.restarts(Tick::ZERO), 2);
+        assert_eq!(times.of(SlotId(3)).keepers.restarts(Tick::ZERO), 1);
         assert!(times.of(SlotId(2)).rescues.is_empty());
         let json = serde_json::to_string(&times).unwrap();
         assert_eq!(serde_json::from_str::<Times>(&json).unwrap(), times);

@@ -15,6 +15,7 @@ use crate::operation::OperationKind;
 use crate::units;
 
 use super::durations::Durations;
+use super::processes::ProcessStatus;
 use super::rescues::Rescues;
 use super::rotation::{AgentAnswers, Rotation};
 use super::sandboxed::Sandboxed;
@@ -45,6 +46,10 @@ pub struct Status {
     pub operations: Vec<OperationTimes>,
     /// The operation that ended last.
     pub last_operation: Option<LastOperation>,
+    /// The configuration in force, and the last attempt to reload it.
+    pub config: ConfigReload,
+    /// Every process, the supervisor first.
+    pub processes: Vec<ProcessStatus>,
     /// Path of the control socket, if there is one.
     pub control: Option<String>,
     /// The admin endpoint, if there is one.
@@ -60,6 +65,16 @@ pub struct Status {
     /// Removed slots, with their counters; a slot that is added again continues from them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub former: Vec<SlotStatus>,
+}
+
+/// The age of the configuration in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConfigReload {
+    /// Whether the last reload, if there was one, succeeded.
+    pub last_reload_successful: bool,
+    /// The start or the last successful reload, in milliseconds of Unix time.
+    pub last_reload_success_at_ms: u64,
 }
 
 /// The process that serves HTTP and load balancers' agent checks.
@@ -202,6 +217,10 @@ pub struct SlotStatus {
     /// How long the queue has been unserved; 0 if it is served.
     #[serde(skip_serializing_if = "is_zero")]
     pub unserved_ms: u64,
+    /// Time since the supervisor last saw a new event loop turn of the worker, which it checks
+    /// every few hundred milliseconds; `None` if it does not check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turn_age_ms: Option<u64>,
     /// How long the worker has been stalled, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled_ms: Option<u64>,
@@ -220,6 +239,8 @@ pub struct SlotStatus {
     pub accepted_percent: u8,
     /// Its share of the open connections, in percent, rounded; 0 if there are none.
     pub open_percent: u8,
+    /// Workers started in this slot, including before it left and came back.
+    pub worker_starts: u64,
     /// Unexpected exits of this slot's workers.
     pub crashes: u64,
     /// The latest of these exits.
@@ -295,6 +316,12 @@ impl Status {
         }
         totals.add(&Totals::of(&self.former));
         self.totals = totals;
+    }
+
+    /// Returns the entry of the process with this ID.
+    #[must_use]
+    pub fn process(&self, pid: u32) -> Option<&ProcessStatus> {
+        self.processes.iter().find(|process| process.pid == pid)
     }
 
     /// Returns the state reported to load balancers if the server is out of rotation.

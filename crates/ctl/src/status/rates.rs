@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::data::{Status, Traffic};
+use super::processes::ProcessStatus;
 use crate::identity::SlotId;
 use crate::metrics::Counter;
 
@@ -23,6 +24,8 @@ pub struct Rates {
     pub totals: Rate,
     /// Rates by slot; a new slot has none yet.
     pub slots: BTreeMap<SlotId, Rate>,
+    /// The CPU time of each process, by its ID, as a share of one CPU; a new process has none yet.
+    pub cpu: BTreeMap<u32, f64>,
 }
 
 /// Rates of one slot, per second.
@@ -68,8 +71,21 @@ impl Rates {
             span_ms,
             totals,
             slots,
+            cpu: cpu(before, after, span_ms),
         })
     }
+}
+
+fn cpu(before: &Status, after: &Status, span_ms: u64) -> BTreeMap<u32, f64> {
+    let share = |process: &ProcessStatus| {
+        let now = process.usage?;
+        // Another process may have got the same ID.
+        let then = before.process(process.pid)?.usage;
+        let then = then.filter(|it| it.started_at_ms == now.started_at_ms)?;
+        let used = now.cpu_ms.checked_sub(then.cpu_ms)?;
+        Some((process.pid, used as f64 / span_ms as f64))
+    };
+    after.processes.iter().filter_map(share).collect()
 }
 
 impl Rate {
@@ -93,7 +109,7 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SlotStatus;
+    use super::super::{SlotStatus, Usage};
     use super::*;
 
     fn status(uptime_ms: u64, counts: &[u64]) -> Status {
@@ -151,6 +167,29 @@ mod tests {
         let rates = Rates::between(&before, &after).unwrap();
         assert_eq!(rates.slots.keys().collect::<Vec<_>>(), [&SlotId(0)]);
         assert_eq!(rates.totals.accepted, 18.0);
+    }
+
+    #[test]
+    fn cpu_share_is_of_same_process() {
+        let with = |uptime_ms, used: [(u32, u64, u64); 2]| Status {
+            processes: used
+                .into_iter()
+                .map(|(pid, started_at_ms, cpu_ms)| ProcessStatus {
+                    pid,
+                    usage: Some(Usage {
+                        started_at_ms,
+                        cpu_ms,
+                        ..Usage::default()
+                    }),
+                    ..ProcessStatus::default()
+                })
+                .collect(),
+            ..status(uptime_ms, &[])
+        };
+        let before = with(1000, [(7, 1, 500), (8, 1, 9000)]);
+        let after = with(3000, [(7, 1, 3500), (8, 2, 9500)]);
+        let rates = Rates::between(&before, &after).unwrap();
+        assert_eq!(rates.cpu, BTreeMap::from([(7, 1.5)]));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::data::{
     AcceptQueueStatus, AdminStatus, LastCrash, LastOperation, Neighbour, ServiceManagerStatus,
     SlotStatus, Status,
 };
+use super::processes::{ProcessStatus, Usage};
 use super::rates::{Rate, Rates};
 use super::rescues::Rescues;
 use super::sockets::{SocketStatus, Sockets};
@@ -33,9 +34,11 @@ const TOTALS_HEADING: &str =
 const RATES_HEADING: &str =
     "slot     pid   gen state          age  open queue acc/s msg/s  in/s  busy crash";
 
+const PROCESSES_HEADING: &str = "process            pid   mem  cpu   fds   age restarts";
+
 impl Status {
     /// Returns a screen for people, 80 columns wide and at most 24 lines long; the last line counts
-    /// omitted ones.
+    /// omitted ones. The table of the processes is left out if it does not fit.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let view = View {
@@ -74,6 +77,7 @@ pub(super) fn lines(view: View<'_>, height: usize) -> Vec<String> {
     let room = height.saturating_sub(lines.len());
     if hidden.is_empty() && notes.len() <= room {
         lines.extend(notes);
+        lines.extend(processes(view, height.saturating_sub(lines.len())));
     } else {
         let shown = notes.len().min(room.saturating_sub(1));
         let more = more(hidden, notes.len() - shown);
@@ -394,6 +398,46 @@ fn by_slot(slots: &[SlotStatus], kept: usize) -> String {
             .map_or_else(|| "-".to_owned(), |it| it.to_string())
     };
     slots.iter().map(pid).collect::<Vec<_>>().join(" ")
+}
+
+/// Returns the table of the processes, if it fits.
+fn processes(view: View<'_>, room: usize) -> Vec<String> {
+    let processes = &view.status.processes;
+    if processes.is_empty() || processes.len() >= room {
+        return Vec::new();
+    }
+    let rows = processes.iter().map(|it| process(it, view));
+    std::iter::once(PROCESSES_HEADING.to_owned())
+        .chain(rows)
+        .collect()
+}
+
+fn process(process: &ProcessStatus, view: View<'_>) -> String {
+    let [memory, cpu, descriptors] = usage_cells(process, view.rates);
+    format!(
+        "{:<14} {:>7} {memory:>5} {cpu:>4} {descriptors:>5} {:>5} {:>8}",
+        cut(&process.name(), 14),
+        cut(&process.pid.to_string(), 7),
+        process
+            .usage
+            .map_or_else(|| "-".to_owned(), |usage| age(usage.age_ms)),
+        short(process.restarts_10m.into()),
+    )
+}
+
+/// Returns memory, CPU share and descriptors of a process; dashes where they are unknown.
+pub(super) fn usage_cells(process: &ProcessStatus, rates: Option<&Rates>) -> [String; 3] {
+    let unknown = || "-".to_owned();
+    let of = |value: fn(Usage) -> Option<u64>| {
+        let value = process.usage.and_then(value);
+        value.map_or_else(unknown, short)
+    };
+    let share = rates.and_then(|rates| rates.cpu.get(&process.pid));
+    [
+        of(|usage| Some(usage.resident_bytes)),
+        share.map_or_else(unknown, |share| percent(*share)),
+        of(|usage| usage.descriptors),
+    ]
 }
 
 fn row(slot: &SlotStatus, rates: Option<&Rates>) -> String {

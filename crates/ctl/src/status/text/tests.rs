@@ -185,6 +185,7 @@ fn text_shows_rates_and_sockets() {
         span_ms: 1000,
         totals: rate,
         slots: BTreeMap::from([(SlotId(0), rate)]),
+        cpu: BTreeMap::new(),
     };
     let counts = |counts: &[(&str, u64)]| {
         let owned = counts
@@ -282,6 +283,55 @@ fn text_shows_sandbox_on_one_line() {
 }
 
 #[test]
+fn text_shows_processes_if_they_fit() {
+    let mut status = status(1);
+    let process = |process: &str, slot, pid, usage| ProcessStatus {
+        process: process.to_owned(),
+        slot,
+        pid,
+        restarts_10m: 3,
+        usage,
+    };
+    let usage = Usage {
+        started_at_ms: 1_700_000_000_000,
+        age_ms: 750_000,
+        cpu_ms: 12_000,
+        resident_bytes: 12_345_678,
+        descriptors: Some(1234),
+    };
+    status.processes = vec![
+        process(ProcessStatus::SUPERVISOR, None, 4711, Some(usage)),
+        process(
+            ProcessStatus::PREDECESSOR,
+            Some(SlotId(1023)),
+            4_194_304,
+            Some(usage),
+        ),
+        process(ProcessStatus::KEEPER, Some(SlotId(0)), 4713, None),
+    ];
+    let rates = Rates {
+        cpu: BTreeMap::from([(4711, 0.07)]),
+        ..Rates::default()
+    };
+    let view = View {
+        status: &status,
+        sockets: None,
+        rates: Some(&rates),
+    };
+    let shown = lines(view, usize::MAX);
+    let table = [
+        "process            pid   mem  cpu   fds   age restarts",
+        "supervisor        4711 12.3M   7%  1234   12m        3",
+        "predecessor 1… 4194304 12.3M    -  1234   12m        3",
+        "keeper 0          4713     -    -     -     -        3",
+    ];
+    assert!(shown.ends_with(&table.map(str::to_owned)), "{shown:#?}");
+    let others = shown.len() - table.len();
+    assert_eq!(lines(view, shown.len()), shown);
+    assert_eq!(lines(view, shown.len() - 1).len(), others);
+}
+
+#[test]
 fn text_shows_keepers_and_rescues() {
     let mut status = status(2);
     assert_eq!((keepers(&status), rescues(&status)), (None, None));
@@ -362,6 +412,8 @@ proptest! {
         };
         let one = SlotStatus {
             unserved_ms: 0,
+            turn_age_ms: None,
+            worker_starts: numbers[0],
             stalled_ms: None,
             lost_listener_ms: None,
             slot: SlotId(small.0), pid: Some(small.1), keeper_pid: extras.then_some(small.1), cpu: extras.then_some(small.0),
@@ -385,6 +437,14 @@ proptest! {
             slots: vec![one; slots], ..Status::default()
         };
         status.sum_up();
+        status.processes = vec![ProcessStatus {
+            process: status.phase.clone(), slot: Some(SlotId(small.0)), pid: small.1,
+            restarts_10m: small.2,
+            usage: extras.then(|| Usage {
+                started_at_ms: numbers[0], age_ms: numbers[1], cpu_ms: numbers[2],
+                resident_bytes: numbers[3], descriptors: extras.then_some(numbers[4]),
+            }),
+        }];
         status.admin = extras.then(|| AdminStatus {
             address: status.phase.clone(), agent: Some(status.phase.clone()),
             crashes: numbers[0], ..AdminStatus::default()
@@ -401,6 +461,7 @@ proptest! {
         };
         let rates = Rates {
             span_ms: numbers[5], totals: rate, slots: BTreeMap::from([(SlotId(small.0), rate)]),
+            cpu: BTreeMap::from([(small.1, numbers[5] as f64)]),
         };
         let sockets = Sockets {
             states: status.totals.traffic.closed.clone(), unaccepted: numbers[0],
