@@ -1,5 +1,6 @@
-//! Simulates the lives of one worker: its memory, its rules and its chain of keepers over a model
-//! kernel with random clients. The process dies at random stores and calls, also during a rescue.
+//! Simulates the lives of one worker: its memory, its rules, its chain of keepers and its
+//! supervisor's part over a model kernel with random clients. The process dies at random stores and
+//! calls, also during a rescue; the supervisor dies, too, and is replaced later.
 //!
 //! Laws: the model checks every byte sent, every deadline and every lost report; each connection
 //! ends as its client caused it; a rescue resets nothing but what its peer had reset and what was in
@@ -85,11 +86,16 @@ fn terms(random: &mut fastrand::Rng) -> Terms {
 }
 
 /// The supervisor, as far as it takes part in rescues: it takes some deaths for crashes, and
-/// confirms most rescues.
+/// confirms most rescues. While it is dead it does neither; the next one confirms a rescue when it
+/// adopts the worker.
 #[derive(Default)]
 struct Supervisor {
-    /// Deaths.
+    /// Deaths of the worker.
     deaths: u32,
+    /// Deaths of the supervisor.
+    own_deaths: u32,
+    /// Whether it is dead.
+    is_dead: bool,
     /// Clients in hand at the deaths of each life.
     in_hand: BTreeMap<u64, BTreeSet<usize>>,
     /// Lives that it has noted as crashed.
@@ -114,9 +120,23 @@ impl Supervisor {
             world.kernel.descriptors.get(&fd).copied()
         });
         self.in_hand.entry(life).or_default().extend(in_hand);
-        if random.u32(0..4) == 0 {
+        if !self.is_dead && random.u32(0..4) == 0 {
             note_crash(shared, life);
             self.crashed.insert(life);
+        }
+    }
+
+    /// Sometimes lets the supervisor die, or another one adopt the worker of `world`.
+    fn live(&mut self, world: &mut World, random: &mut fastrand::Rng) {
+        if random.u32(0..30) > 0 {
+            return;
+        }
+        self.is_dead = !self.is_dead;
+        if self.is_dead {
+            self.own_deaths += 1;
+        } else {
+            world.server.memory.confirm_rescues();
+            self.unconfirmed = 0;
         }
     }
 
@@ -135,7 +155,7 @@ impl Supervisor {
             let died = dies(|| {
                 let (server, kernel) = (&mut world.server, &mut world.kernel);
                 rescued = server.rescue(kernel, fault, &mut poisoned);
-                if rescued.is_ok() && random.u32(0..8) > 0 {
+                if rescued.is_ok() && !self.is_dead && random.u32(0..8) > 0 {
                     server.memory.confirm_rescues();
                     self.unconfirmed = 0;
                 }
@@ -185,7 +205,11 @@ fn run(seed: u64, fault: Fault) -> Supervisor {
     world.countdown.arm(random.u64(0..POINTS_MAX));
     for _ in 0..random.usize(1..=STEPS_MAX) {
         let op = op(random);
-        if !dies(|| world.step(op)) {
+        let died = dies(|| {
+            supervisor.live(&mut world, random);
+            world.step(op);
+        });
+        if !died {
             continue;
         }
         supervisor.rescue(&mut world, fault, random);
@@ -212,11 +236,13 @@ fn rescued_worker_answers_every_byte_once() {
         Some(seed) => seed..seed + 1,
         None => 0..number("SIM_SEEDS").unwrap_or(SEEDS),
     };
-    let (mut runs, mut deaths, mut poisoned, mut given_up) = (0, 0, 0, 0);
+    let (mut runs, mut deaths, mut supervisors) = (0, 0, 0);
+    let (mut poisoned, mut given_up) = (0, 0);
     for seed in seeds {
         match catch_unwind(|| run(seed, Fault::None)) {
             Ok(supervisor) => {
                 deaths += u64::from(supervisor.deaths);
+                supervisors += u64::from(supervisor.own_deaths);
                 poisoned += supervisor.poisoned.len();
                 given_up += u64::from(supervisor.has_given_up);
             }
@@ -227,8 +253,10 @@ fn rescued_worker_answers_every_byte_once() {
         }
         runs += 1;
     }
-    println!("{runs} runs, {deaths} deaths, {poisoned} poisoned, {given_up} given up");
-    assert!(runs < SEEDS || (deaths > runs && poisoned > 0 && given_up > 0));
+    println!(
+        "{runs} runs, {deaths} deaths, {supervisors} of supervisors, {poisoned} poisoned, {given_up} given up"
+    );
+    assert!(runs < SEEDS || (deaths > runs && supervisors > 0 && poisoned > 0 && given_up > 0));
 }
 
 /// Returns the law that run `seed` breaks with `fault`.
