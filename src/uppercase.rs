@@ -36,6 +36,7 @@ use portable::{make_uppercase_portable, make_uppercase_short};
 /// uppercased::uppercase::make_uppercase(&mut message);
 /// assert_eq!(&message, b"CAF\xc3\xa9 42\n\0");
 /// ```
+#[inline(always)]
 pub fn make_uppercase(bytes: &mut [u8]) {
     if bytes.len() < SHORT_LEN_BYTES {
         return make_uppercase_short(bytes);

@@ -54,6 +54,7 @@ impl Reactor {
 
     /// Polls for reports. An interrupted wait, as after a long stop of the process, reports
     /// nothing, so the kernel is polled once more, without waiting.
+    #[inline(always)]
     fn poll(&mut self, reports: &mut Reports, timeout: Option<Duration>) -> io::Result<()> {
         for timeout in [timeout, Some(Duration::ZERO)] {
             match self.poll.poll(&mut reports.0, timeout) {
