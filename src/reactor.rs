@@ -462,7 +462,7 @@ impl Reactor {
         let peer = record.peer();
         let (received, sent) = record.bytes_moved();
         let age = self.now.since(record.opened_at());
-        event!(connection_closed, %peer, via, fd, received_bytes = received, sent_bytes = sent, abandoned_bytes = abandoned, reason = reason.name(), duration_ms = age.as_millis());
+        event!(connection_closed, connection = Socket::numbered(fd).cookie(), %peer, via, fd, received_bytes = received, sent_bytes = sent, abandoned_bytes = abandoned, reason = reason.name(), duration_ms = age.as_millis());
         record.count(Counter::BytesAbandoned, abandoned);
         record.count(Counter::Closed(reason), 1);
         self.timers.disarm(fd);

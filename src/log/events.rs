@@ -61,7 +61,7 @@ events! {
             "A worker could not start at boot; with `boot = \"any\"` the other slots serve and it is tried again.";
         orphan_adopted: INFO "worker adopted" [slot, generation, worker_pid, connections]
             "The server has started and goes on with a worker whose supervisor had died; a reload replaces it next.";
-        orphan_not_adopted: INFO "worker not adopted" [path, reason]
+        orphan_not_adopted: INFO "worker not adopted" [path, detail]
             "A worker in the directory of this server is not adopted: its supervisor runs, it is about to exit, or it does not answer.";
         orphan_not_reached: WARN "worker not reached" [path, error]
             "The rendezvous of a worker that may have no supervisor cannot be connected.";
@@ -101,21 +101,21 @@ events! {
             "Standard error was full; written before the first line that found room again.";
     }
     "Operations" {
-        operation_started: INFO "operation started" [operation, request]
+        operation_started: INFO "operation started" [operation, to_workers, request]
             "A reload, an upgrade or a change of the number of workers begins.";
-        operation_done: INFO "operation done" [operation, replaced, workers, migrated, draining, duration_ms]
+        operation_done: INFO "operation done" [operation, to_workers, replaced, workers, migrated, draining, duration_ms]
             "It succeeded.";
-        operation_refused: WARN "operation refused" [operation, error]
+        operation_refused: WARN "operation refused" [operation, to_workers, error]
             "It did not begin.";
-        operation_not_prepared: ERROR "operation not prepared" [operation, error]
+        operation_not_prepared: ERROR "operation not prepared" [operation, to_workers, error]
             "It could not even be tried: invalid configuration, missing program.";
-        operation_failed: ERROR "operation failed" [operation, error]
+        operation_failed: ERROR "operation failed" [operation, to_workers, error]
             "It was rolled back; `error` says how far.";
-        operation_cancelled: WARN "operation cancelled" [operation, reason]
+        operation_cancelled: WARN "operation cancelled" [operation, to_workers, detail]
             "`uppercased cancel`: it rolls back and fails.";
-        request_pending: INFO "request pending" [operation, request]
+        request_pending: INFO "request pending" [operation, to_workers, request]
             "It begins when nothing is in its way; `request` is 0 for a signal.";
-        request_withdrawn: INFO "request withdrawn" [operation, request]
+        request_withdrawn: INFO "request withdrawn" [operation, to_workers, request]
             "The client of a pending request disconnected.";
         rollback_started: ERROR "rollback started" [error, slots]
             "A reload or an upgrade failed; `slots` slots get their old release again.";
@@ -159,7 +159,7 @@ events! {
             "The kernel holds it (an unresponsive disk or file server, a frozen group). After 2 s its slot gets a new worker; it is reaped when it exits. `/proc/PID/stack` shows where it is held. If it still runs when the server stops, the exit status is 1.";
         worker_kill_failed: ERROR "worker kill failed" [slot, generation, worker_pid, error]
             "The system refused the signal: does the server still have `CAP_KILL`?";
-        child_kill_failed: ERROR "child kill failed, retrying" [worker_pid, error]
+        child_kill_failed: ERROR "child kill failed, retrying" [child_pid, error]
             "A child process cannot be signalled or watched; tried every second.";
         worker_draining: DEBUG "worker draining" [slot, generation, connections]
             "It has stopped accepting.";
@@ -215,7 +215,7 @@ events! {
             "No client waits any more.";
         listeners_inherited: INFO "listeners inherited from service manager" [slots, from_unit]
             "A start with sockets of systemd.";
-        stored_socket_closed: WARN "stored socket unusable, closed" [name, reason, address]
+        stored_socket_closed: WARN "stored socket unusable, closed" [name, detail, address]
             "A socket of the service manager fits no slot.";
         listener_lost: ERROR "listener lost" [error, fd, owner_slot]
             "A listening socket does not listen any more (as after `ss -K`); the supervisor binds another.";
@@ -243,7 +243,7 @@ events! {
             "As above.";
     }
     "Service manager" {
-        watchdog_paused: WARN "watchdog not fed" [reason]
+        watchdog_paused: WARN "watchdog not fed" [detail]
             "A queue is not served.";
         watchdog_resumed: INFO "watchdog fed again" []
             "Every queue is served again.";
@@ -257,7 +257,7 @@ events! {
             "No barrier could be sent.";
     }
     "Admin endpoint" {
-        admin_ready: INFO "admin endpoint open" [address, agent, worker_pid]
+        admin_ready: INFO "admin endpoint open" [address, agent, admin_pid]
             "The process that answers at `admin` and `agent` serves; serving clients does not depend on it.";
         admin_died: ERROR "admin process exited unexpectedly" [exit_code, signal, error, delay_ms]
             "It is started again after `delay_ms`.";
@@ -311,13 +311,15 @@ events! {
             "At the connection limit, out of descriptors or memory, or for an error that no connection explains. At the limit, one line a second with the number of `times`; otherwise once, until accepting works again.";
         accept_resumed: INFO "accept resumed" [connections, times]
             "Connections are accepted again.";
-        connection_refused: WARN "connection refused" [peer, error, reason, refused, via]
+        connection_refused: WARN "connection refused" [connection, peer, error, reason, refused, via]
             "A client was reset at once, or for its PROXY header (`via` is the proxy); one line a second for each reason, `refused` is the number since the last.";
-        connection_opened: DEBUG "connection opened" [peer, fd]
+        connection_opened: DEBUG "connection opened" [connection, peer, fd]
             "A client was accepted.";
-        connection_closed: DEBUG "connection closed" [peer, via, fd, received_bytes, sent_bytes, abandoned_bytes, reason, duration_ms]
+        connection_migrated: DEBUG "connection migrated here" [connection, peer, fd]
+            "Another worker has handed over the connection.";
+        connection_closed: DEBUG "connection closed" [connection, peer, via, fd, received_bytes, sent_bytes, abandoned_bytes, reason, duration_ms]
             "`reason` is one of the reasons below.";
-        proxy_header_accepted: DEBUG "proxy header accepted" [peer, via, fd]
+        proxy_header_accepted: DEBUG "proxy header accepted" [connection, peer, via, fd]
             "It named the client of a connection.";
         bytes_received: TRACE "bytes received" [fd, bytes]
             "Escaped and shortened.";
@@ -329,7 +331,7 @@ events! {
             "The event loop refuses it; tried again after `accept_retry`.";
         connection_not_continued: WARN "connection reset by rescue" [peer, fd, reason, error]
             "A process died, and what it left of this connection cannot be continued; `error` is the contradiction.";
-        keeper_ended: DEBUG "keeper ended" [reason]
+        keeper_ended: DEBUG "keeper ended" [detail]
             "The process that would have continued the worker is not needed, or cannot do so.";
         keeper_not_cloned: WARN "keeper not cloned" [error]
             "The worker has no process that would continue it; its death would close its connections.";

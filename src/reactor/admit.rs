@@ -60,11 +60,12 @@ impl Reactor {
             self.memory.count(Counter::Refused(cause), 1);
             if let Some(refused) = self.lines.note(PeerLine::Refused(cause), self.now) {
                 let cause = cause.name();
-                event!(connection_refused, %peer, %error, reason = cause, refused);
+                let connection = socket.cookie();
+                event!(connection_refused, connection, %peer, %error, reason = cause, refused);
             }
             return self.close(fd, CloseReason::SystemError);
         }
-        event!(connection_opened, %peer, fd);
+        event!(connection_opened, connection = socket.cookie(), %peer, fd);
         self.pause_at_limit();
         self.arm(fd);
     }

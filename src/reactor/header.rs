@@ -87,7 +87,8 @@ impl Reactor {
         }
         self.count_source(fd);
         let peer = self.memory.record(fd).peer();
-        event!(proxy_header_accepted, %peer, %via, fd);
+        let connection = Socket::numbered(fd);
+        event!(proxy_header_accepted, connection = connection.cookie(), %peer, %via, fd);
         // The client's first bytes may have arrived with the header, without a report of their own.
         self.drive(fd);
     }

@@ -113,9 +113,10 @@ const CLONE_FLAGS: libc::c_int =
     libc::CLONE_FILES | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
 
 /// Socket options that a worker may read, with their level: what tells the connections and the
-/// handovers of a dead process from other sockets, the kernel's byte counters of each, and the user
-/// of a process that connects to adopt the worker.
-const READ_OPTIONS: [(libc::c_int, libc::c_int); 6] = [
+/// handovers of a dead process from other sockets, the kernel's byte counters of each and its number
+/// for the log, and the user of a process that connects to adopt the worker.
+const READ_OPTIONS: [(libc::c_int, libc::c_int); 7] = [
+    (libc::SOL_SOCKET, libc::SO_COOKIE),
     (libc::SOL_SOCKET, libc::SO_TYPE),
     (libc::SOL_SOCKET, libc::SO_PROTOCOL),
     (libc::SOL_SOCKET, libc::SO_ACCEPTCONN),

@@ -336,8 +336,7 @@ impl Admin {
             self.http.as_ref().map(shown),
             self.agent.as_ref().map(shown),
         );
-        let admin_pid = process.pid();
-        event!(admin_ready, address, agent, worker_pid = admin_pid);
+        event!(admin_ready, address, agent, admin_pid = process.pid());
         let missing = process.sandbox().map(|it| it.missing.clone());
         let missing = missing.unwrap_or_default();
         if !missing.is_empty() && missing != self.missing {

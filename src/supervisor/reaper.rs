@@ -159,7 +159,7 @@ impl Killed {
         };
         self.retry = None;
         if let Err(error) = self.child.kill().and(watched) {
-            event!(child_kill_failed, worker_pid = self.child.pid(), %error);
+            event!(child_kill_failed, child_pid = self.child.pid(), %error);
             self.retry = Some(clock::now() + RETRY_EVERY);
         }
     }

@@ -64,23 +64,38 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
             );
         }
         Notice::OperationStarted { operation, request } => {
-            event!(operation_started, %operation, request = request.0);
+            let (operation, to_workers) = (operation.name(), operation.to_workers());
+            event!(
+                operation_started,
+                operation,
+                to_workers,
+                request = request.0
+            );
         }
         Notice::OperationEnded { operation, answer } => operation_ended(*operation, answer),
         Notice::NotBegun { operation, cause } => {
-            event!(operation_not_prepared, %operation, error = cause);
+            let (operation, to_workers) = (operation.name(), operation.to_workers());
+            event!(operation_not_prepared, operation, to_workers, error = cause);
         }
         Notice::RequestPending { operation, request } => {
-            event!(request_pending, %operation, request = request.0);
+            let (operation, to_workers) = (operation.name(), operation.to_workers());
+            event!(request_pending, operation, to_workers, request = request.0);
         }
         Notice::OperationCancelled { operation, by } => {
-            event!(operation_cancelled, %operation, reason = by);
+            let (operation, to_workers) = (operation.name(), operation.to_workers());
+            event!(operation_cancelled, operation, to_workers, detail = by);
         }
         Notice::CancelRefused { cause } => {
             event!(operation_refused, operation = "cancel", error = cause);
         }
         Notice::RequestWithdrawn { operation, request } => {
-            event!(request_withdrawn, %operation, request = request.0);
+            let (operation, to_workers) = (operation.name(), operation.to_workers());
+            event!(
+                request_withdrawn,
+                operation,
+                to_workers,
+                request = request.0
+            );
         }
         Notice::HandoverStarted { from, to } => {
             event!(handover_started; from, to_slot = to.slot.0, to_generation = to.generation.0);
@@ -319,18 +334,24 @@ pub(super) fn draining(worker: WorkerId, connections: u32) {
 
 /// Logs the result of an operation.
 fn operation_ended(operation: OperationKind, answer: &Answer) {
+    let (operation, to_workers) = (operation.name(), operation.to_workers());
     match answer {
         Answer::Done(done) => event!(
             operation_done,
-            %operation,
+            operation,
+            to_workers,
             replaced = done.replaced,
             workers = done.workers,
             migrated = done.migrated,
             draining = done.draining,
             duration_ms = done.duration_ms
         ),
-        Answer::Refused { cause } => event!(operation_refused, %operation, error = cause),
-        Answer::Failed { cause } => event!(operation_failed, %operation, error = cause),
+        Answer::Refused { cause } => {
+            event!(operation_refused, operation, to_workers, error = cause);
+        }
+        Answer::Failed { cause } => {
+            event!(operation_failed, operation, to_workers, error = cause);
+        }
     }
 }
 

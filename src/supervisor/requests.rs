@@ -33,7 +33,7 @@ impl Supervisor {
                 // second request.
                 signals::Request::StopForTerminal => {
                     if !matches!(self.machine.life(), Life::Stopping { .. }) {
-                        let by = "the closed terminal".to_owned();
+                        let by = "closed_terminal".to_owned();
                         self.apply(Event::Stop { by });
                     }
                 }
@@ -78,7 +78,7 @@ impl Supervisor {
                 let registry = self.poll.registry();
                 let stopping = Progress::Stopping.to_string();
                 self.control.progress(id, &stopping, registry);
-                let by = "the control socket".to_owned();
+                let by = "control_socket".to_owned();
                 self.apply(Event::Stop { by });
             }
         }

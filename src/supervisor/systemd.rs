@@ -107,7 +107,7 @@ impl Systemd {
         };
         let status = || status_line(manager.failure.as_deref());
         match manager.notifier.observe(view, status, unhealthy, now) {
-            Some(Change::Withheld { cause }) => event!(watchdog_paused, reason = cause),
+            Some(Change::Withheld { cause }) => event!(watchdog_paused, detail = cause),
             Some(Change::Fed) => event!(watchdog_resumed),
             None => {}
         }

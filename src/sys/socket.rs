@@ -107,6 +107,18 @@ impl Socket {
         send(self.0, from, flags).map_err(io::Error::from)
     }
 
+    /// Returns the kernel's number of the socket, which no other socket gets while the system runs
+    /// and which stays the same in every process that has the socket; `None` if it is not known.
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn cookie(self) -> Option<u64> {
+        // SAFETY: the number is not -1 (it came from an owned descriptor), and the descriptor
+        // stays open for the one call below: this process has one thread, which is here.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.0) };
+        rustix::net::sockopt::socket_cookie(fd).ok()
+    }
+
     /// Ends this side's stream; the peer receives the end after the last byte.
     ///
     /// # Errors

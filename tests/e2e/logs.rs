@@ -66,6 +66,65 @@ fn info_log_covers_server_and_no_client() {
     assert!(news.is_empty(), "{news:?}");
 }
 
+#[test]
+fn reload_logs_four_lines_per_worker() {
+    let server = Server::start(&["--workers=2", "--listen=127.0.0.1:0", "--bake-time=0s"]);
+    let _clients: Vec<Client> = (0..4).map(|_| Client::connect(server.addr())).collect();
+    let mark = server.log_len();
+    server.reload().expect_success();
+    server.wait_log_from(mark, |line| line.contains(" worker stopped slot=1 "));
+    let log = server.log().split_off(mark);
+    for slot in [0, 1] {
+        let of_slot = format!(" slot={slot} ");
+        let lines = log.iter().filter(|line| line.contains(&of_slot));
+        let events: Vec<_> = lines.filter_map(|line| field(line, "event")).collect();
+        let expected = [
+            "worker_starting",
+            "worker_standing_by",
+            "handover_finished",
+            "worker_stopped",
+        ];
+        assert_eq!(events, expected, "{log:#?}");
+    }
+    // A start and an end of the operation.
+    assert_eq!(log.len(), 2 * 4 + 2, "{log:#?}");
+}
+
+#[test]
+fn connection_keeps_number_across_workers() {
+    let server = Server::start(&["--workers=1", "--listen=127.0.0.1:0", "--log-level=debug"]);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"here");
+    let peer = format!(" peer={} ", client.local_addr());
+    let line = |event: &str| {
+        let event = format!(" event={event} ");
+        server.wait_log(|line| line.contains(&event) && line.contains(&peer))
+    };
+    let opened = line("connection_opened");
+    server.reload().expect_success();
+    client.roundtrip(b"there");
+    let migrated = line("connection_migrated");
+    client.half_close();
+    client.expect_eof();
+    let closed = line("connection_closed");
+    let lines = [&opened, &migrated, &closed];
+    let generations = lines.map(|line| number(line, "generation"));
+    assert_eq!(generations, [1, 2, 2], "{lines:#?}");
+    let id = number(&opened, "connection");
+    assert!(id > 0, "{opened}");
+    assert!(
+        lines.iter().all(|line| number(line, "connection") == id),
+        "{lines:#?}"
+    );
+
+    // Another client's differs.
+    let other = Client::connect(server.addr());
+    let peer = format!(" peer={} ", other.local_addr());
+    let opened =
+        server.wait_log(|line| line.contains(" event=connection_opened ") && line.contains(&peer));
+    assert_ne!(number(&opened, "connection"), id);
+}
+
 /// Returns the log line for the end of a new client that has sent five bytes; `end` ends it.
 fn end_of_a_client(server: &Server, end: impl FnOnce(Client)) -> String {
     let mark = server.log_len();

@@ -300,7 +300,7 @@ fn closed_terminal_stops_server() {
     let mut server = InTerminal::start(&[]);
     server.hang_up();
     let log = server.end();
-    assert!(log.contains("the closed terminal"), "{log}");
+    assert!(log.contains("reason=closed_terminal"), "{log}");
     assert!(!log.contains("operation started"), "{log}");
 }
 
@@ -316,7 +316,7 @@ fn terminal_closed_during_exec_stops_server() {
     // The kernel sends SIGHUP and wakes the process; the next program handles the signal.
     server.hang_up();
     let log = server.end();
-    assert!(log.contains("the closed terminal"), "{log}");
+    assert!(log.contains("reason=closed_terminal"), "{log}");
 }
 
 #[test]

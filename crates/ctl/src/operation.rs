@@ -32,6 +32,15 @@ impl OperationKind {
         }
     }
 
+    /// Returns the target number of workers, if it changes their number.
+    #[must_use]
+    pub const fn to_workers(self) -> Option<u16> {
+        match self {
+            Self::Reload | Self::Upgrade => None,
+            Self::Scale { to } => Some(to),
+        }
+    }
+
     /// Returns whether it replaces every worker rather than changing their number.
     #[must_use]
     pub const fn replaces_workers(self) -> bool {

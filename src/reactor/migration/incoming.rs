@@ -276,9 +276,16 @@ impl Reactor {
         for fd in batch {
             self.count_source(fd);
             self.memory.record_mut(fd).take_ownership();
+            self.log_migrated(fd);
             self.resume_connection(fd);
         }
         false
+    }
+
+    fn log_migrated(&self, fd: u32) {
+        let connection = Socket::numbered(fd);
+        let peer = self.memory.record(fd).peer();
+        event!(connection_migrated, connection = connection.cookie(), %peer, fd);
     }
 
     /// Frees the places reserved for connections that did not arrive. Without the usual hysteresis:

@@ -82,7 +82,7 @@ impl Given {
                     given.offers.push(offer);
                 }
                 (Err(what), Origin::Store(slot)) => {
-                    event!(stored_socket_closed, name, reason = what);
+                    event!(stored_socket_closed, name, detail = what);
                     given.useless.push(slot);
                 }
                 (Err(what), Origin::Unit) => return Err(Error::Unusable { name, what }),
@@ -131,7 +131,7 @@ impl Given {
         } = self;
         for (at, cause) in &plan.dropped {
             let address = offers[*at].listen;
-            event!(stored_socket_closed, %address, reason = cause);
+            event!(stored_socket_closed, %address, detail = cause);
         }
         let mut sockets: Vec<Option<OwnedFd>> = sockets.into_iter().map(Some).collect();
         let mut slots = Vec::new();
