@@ -21,6 +21,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 
 use crate::config::{LogFormat, LogLevel};
+use uppercased_ctl::stderr;
 use uppercased_ctl::writer::LineWriter;
 
 pub mod events;
@@ -42,6 +43,7 @@ pub fn init(level: LogLevel, format: LogFormat) -> Result<(), Error> {
     let (filter, level) = reload::Layer::new(filter(level));
     let (lines, style) = reload::Layer::new(Lines {
         style: style(format),
+        is_for_journal: stderr::is_journal(),
         writer,
     });
     let subscriber = tracing_subscriber::registry().with(filter).with(lines);
@@ -92,6 +94,7 @@ static ADJUST: OnceLock<Box<dyn Fn(LogLevel, LogFormat) + Send + Sync>> = OnceLo
 fn style(format: LogFormat) -> Style {
     match format {
         LogFormat::Json => Style::Json,
+        LogFormat::OpenTelemetry => Style::OpenTelemetry,
         LogFormat::Human => Style::Human {
             colour: wants_colour(io::stderr()),
         },
@@ -137,6 +140,7 @@ pub(crate) fn wants_colour(out: impl IsTerminal) -> bool {
 /// The layer that formats events as lines.
 struct Lines {
     style: Style,
+    is_for_journal: bool,
     writer: LineWriter,
 }
 
@@ -176,6 +180,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
                 level,
                 target,
                 fields,
+                is_for_journal: self.is_for_journal,
             }
             .render(self.style)
         };
@@ -215,7 +220,11 @@ mod tests {
         let writer = LineWriter::open(end.as_fd()).unwrap();
         let subscriber = tracing_subscriber::registry()
             .with(filter(level))
-            .with(Lines { style, writer });
+            .with(Lines {
+                style,
+                is_for_journal: false,
+                writer,
+            });
         tracing::subscriber::with_default(subscriber, log);
     }
 

@@ -123,7 +123,7 @@ pub fn run(launch: Launch) -> ExitCode {
 fn write_error(format: LogFormat, cause: &str) {
     match format {
         LogFormat::Human => stderr::write_error(cause),
-        LogFormat::Json => {
+        LogFormat::Json | LogFormat::OpenTelemetry => {
             stderr::await_room();
             event!(server_start_failed, error = cause);
         }

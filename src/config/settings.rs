@@ -453,7 +453,8 @@ settings! {
             "FORMAT", default "human", example "json";
             "Log format"
             "human: time, level, message and key=value pairs, in colour on a terminal unless \
-             NO_COLOR is set. json: one object per line. Log lines go to standard error; they \
+             NO_COLOR is set. json: one object per line. otel: the same with the members of an \
+             OpenTelemetry log record. Log lines go to standard error; they \
              never wait for a slow reader, and lost lines are counted."
     }
 }

@@ -94,6 +94,9 @@ words! {
         Human = "human",
         /// One JSON object per line.
         Json = "json",
+        /// The same in the layout of OpenTelemetry's log records.
+        #[serde(rename = "otel")]
+        OpenTelemetry = "otel",
     }
 }
 

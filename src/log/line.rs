@@ -32,6 +32,8 @@ pub(super) enum Style {
     },
     /// A JSON object.
     Json,
+    /// A JSON object in the layout of OpenTelemetry's log records.
+    OpenTelemetry,
 }
 
 /// A field's value.
@@ -176,6 +178,8 @@ pub(super) struct Line<'a> {
     pub(super) level: Level,
     pub(super) target: &'a str,
     pub(super) fields: &'a Fields,
+    /// Whether the journal reads the line: then it begins with its priority, as in sd-daemon(3).
+    pub(super) is_for_journal: bool,
 }
 
 impl Line<'_> {
@@ -184,6 +188,17 @@ impl Line<'_> {
         match style {
             Style::Human { colour } => self.human(colour),
             Style::Json => self.json(),
+            Style::OpenTelemetry => self.open_telemetry(),
+        }
+    }
+
+    const fn priority(&self) -> &'static str {
+        match self.level {
+            _ if !self.is_for_journal => "",
+            Level::ERROR => "<3>",
+            Level::WARN => "<4>",
+            Level::INFO => "<6>",
+            Level::DEBUG | Level::TRACE => "<7>",
         }
     }
 
@@ -196,7 +211,7 @@ impl Line<'_> {
             _ => ("\x1b[2m", "\x1b[0m"),
         };
         let time = humantime::format_rfc3339_millis(self.at);
-        let mut line = format!("{time} {on}{}{off}", self.level);
+        let mut line = format!("{}{time} {on}{}{off}", self.priority(), self.level);
         if let Some(Value::Plain(text) | Value::Text(text, _)) = self.fields.message() {
             line.push(' ');
             push_visible(&mut line, text);
@@ -231,7 +246,8 @@ impl Line<'_> {
     /// Omits fields that do not fit, and adds `"truncated":true`.
     fn json(&self) -> String {
         let time = humantime::format_rfc3339_millis(self.at);
-        let mut line = format!("{{\"timestamp\":\"{time}\",\"level\":\"{}\"", self.level);
+        let (priority, level) = (self.priority(), self.level);
+        let mut line = format!("{priority}{{\"timestamp\":\"{time}\",\"level\":\"{level}\"");
         let mut whole = push_member(&mut line, "target", &Value::text(self.target));
         if let Some(message) = self.fields.message() {
             whole &= push_member(&mut line, MESSAGE, message);
@@ -242,6 +258,49 @@ impl Line<'_> {
             }
         }
         line.push_str(if whole { "}\n" } else { TRUNCATED_END });
+        line
+    }
+
+    /// Truncates like [`Self::json`].
+    fn open_telemetry(&self) -> String {
+        let time = humantime::format_rfc3339_millis(self.at);
+        let (priority, level) = (self.priority(), self.level);
+        let severity = match level {
+            Level::ERROR => 17,
+            Level::WARN => 13,
+            Level::INFO => 9,
+            Level::DEBUG => 5,
+            Level::TRACE => 1,
+        };
+        let mut line = format!(
+            "{priority}{{\"timestamp\":\"{time}\",\"severity_text\":\"{level}\",\
+             \"severity_number\":{severity},\"instrumentation_scope\":{{\"name\":\"{}\"}}",
+            self.target
+        );
+        let mut whole = true;
+        if let Some(message) = self.fields.message() {
+            whole &= push_member(&mut line, "body", message);
+        }
+        let is_key = |(name, _): &&(&str, Value)| *name == EVENT;
+        if let Some((_, key)) = self.fields.others().find(is_key) {
+            whole &= push_member(&mut line, "event_name", key);
+        }
+        line.push_str(ATTRIBUTES_BEGIN);
+        let begin = line.len();
+        for (name, value) in self.fields.others() {
+            if ![EVENT, TRUNCATED].contains(name) {
+                whole &= push_member(&mut line, name, value);
+            }
+        }
+        line.push_str(if whole {
+            "}}\n"
+        } else {
+            TRUNCATED_ATTRIBUTES_END
+        });
+        // Each member brings a comma.
+        if line[begin..].starts_with(',') {
+            line.remove(begin);
+        }
         line
     }
 }
@@ -261,10 +320,23 @@ impl Value {
 }
 
 /// Members of every object; a field of the same name would be ambiguous.
-const RESERVED: [&str; 4] = ["timestamp", "level", "target", "truncated"];
+const RESERVED: [&str; 4] = ["timestamp", "level", "target", TRUNCATED];
 
-/// The end of an object with omitted fields.
+/// The field with an event's stable name.
+const EVENT: &str = "event";
+
+/// The member of an object with omitted fields.
+const TRUNCATED: &str = "truncated";
+
+/// The ends of objects with omitted fields.
 const TRUNCATED_END: &str = ",\"truncated\":true}\n";
+const TRUNCATED_ATTRIBUTES_END: &str = ",\"truncated\":true}}\n";
+
+/// The beginning of an object's inner one.
+const ATTRIBUTES_BEGIN: &str = ",\"attributes\":{";
+
+/// Room for what follows the members of an object.
+const END_MAX: usize = ATTRIBUTES_BEGIN.len() + TRUNCATED_ATTRIBUTES_END.len();
 
 /// The longest `…(+N bytes)`: the ellipsis is three bytes, N at most twenty digits.
 const CUT_MARK_MAX: usize = 3 + 2 + 20 + 7;
@@ -275,7 +347,7 @@ fn push_cut_mark(line: &mut String, cut: usize) {
 
 /// Adds `,"name":value` as far as there is room; returns whether it is complete.
 fn push_member(line: &mut String, name: &str, value: &Value) -> bool {
-    let room = LOG_LINE_MAX_BYTES - TRUNCATED_END.len();
+    let room = LOG_LINE_MAX_BYTES - END_MAX;
     let before = line.len();
     line.push_str(",\"");
     push_json_escaped(line, name, usize::MAX);

@@ -674,6 +674,39 @@ fn addresses_may_be_names_and_ipv6() {
 }
 
 #[test]
+fn journal_lines_begin_with_priority() {
+    // The journal names the file that standard error must be.
+    let run = |stream: &str, arguments: &str| {
+        let program = env!("CARGO_BIN_EXE_uppercased");
+        let script = format!("JOURNAL_STREAM={stream} exec {program} {arguments}");
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .env("UPPERCASED_LISTEN", "192.0.2.1:1")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let own = "$(stat -L -c %d:%i /proc/self/fd/2)";
+    let error = run(own, "check --workers=none");
+    assert!(error.starts_with("<3>uppercased: "), "{error}");
+    let lines = run(own, "serve --workers=1 --control=off --log-format=otel");
+    let last = lines.lines().last().unwrap();
+    let record = last
+        .strip_prefix("<3>")
+        .unwrap_or_else(|| panic!("{lines}"));
+    let record: serde_json::Value = serde_json::from_str(record).unwrap();
+    assert_eq!(record["event_name"], "server_start_failed", "{record}");
+    assert_eq!(record["severity_number"], 17, "{record}");
+    assert!(
+        lines.lines().any(|line| line.starts_with("<6>{")),
+        "{lines}"
+    );
+    let error = run("1:2", "check --workers=none");
+    assert!(error.starts_with("uppercased: "), "{error}");
+}
+
+#[test]
 fn log_installs_only_once() {
     use uppercased::config::{LogFormat, LogLevel};
     assert!(uppercased::log::init(LogLevel::Error, LogFormat::Human).is_ok());

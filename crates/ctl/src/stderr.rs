@@ -8,6 +8,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstat;
 
 use crate::clock::{self, Tick};
 use crate::escape::visible;
@@ -16,9 +17,20 @@ use crate::writer::Sink;
 /// How long to wait while standard error is full.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reports an error in one line.
+/// Reports an error in one line, for the journal with its priority.
 pub fn write_error(what: &str) {
-    write_line(&format!("uppercased: {what}"));
+    let priority = if is_journal() { "<3>" } else { "" };
+    write_line(&format!("{priority}uppercased: {what}"));
+}
+
+/// Returns whether standard error is connected to systemd's journal, which reads the priority of a
+/// line at its beginning.
+#[must_use]
+pub fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM");
+    let about = fstat(io::stderr());
+    matches!((named, about), (Ok(named), Ok(about))
+        if named == format!("{}:{}", about.st_dev, about.st_ino))
 }
 
 /// Writes one line to standard error, escaped. If standard error is full or has no reader, gives up

@@ -11,6 +11,7 @@ fn line(style: Style, fields: Vec<(&'static str, Value)>) -> String {
         level: Level::INFO,
         target: "here",
         fields: &Fields(fields),
+        is_for_journal: false,
     }
     .render(style)
 }
@@ -46,6 +47,49 @@ fn message_bytes_are_escaped_once() {
         text.contains("\"bytes\":\"a\\n\\\\\\\"\u{ff}…(+7 bytes)\""),
         "{text}"
     );
+}
+
+#[test]
+fn open_telemetry_layout_separates_attributes() {
+    let fields = vec![
+        (MESSAGE, Value::text("worker ready")),
+        ("event", Value::text("worker_ready")),
+        ("slot", Value::Plain("3".to_owned())),
+        ("severity_text", Value::text("FAKE")),
+    ];
+    let text = line(Style::OpenTelemetry, fields);
+    assert_eq!(
+        text,
+        "{\"timestamp\":\"1970-01-01T00:00:00.000Z\",\"severity_text\":\"INFO\",\
+         \"severity_number\":9,\"instrumentation_scope\":{\"name\":\"here\"},\
+         \"body\":\"worker ready\",\"event_name\":\"worker_ready\",\
+         \"attributes\":{\"slot\":3,\"severity_text\":\"FAKE\"}}\n"
+    );
+}
+
+#[test]
+fn journal_line_begins_with_priority() {
+    for (level, priority) in [
+        (Level::ERROR, "<3>"),
+        (Level::WARN, "<4>"),
+        (Level::INFO, "<6>"),
+        (Level::DEBUG, "<7>"),
+        (Level::TRACE, "<7>"),
+    ] {
+        for style in [HUMAN, Style::Json, Style::OpenTelemetry] {
+            let long = Value::Text("x".repeat(LOG_LINE_MAX_BYTES), 0);
+            let line = Line {
+                at: SystemTime::UNIX_EPOCH,
+                level,
+                target: "here",
+                fields: &Fields(vec![(MESSAGE, long)]),
+                is_for_journal: true,
+            };
+            let text = line.render(style);
+            assert!(text.starts_with(priority), "{text}");
+            assert!(text.len() <= LOG_LINE_MAX_BYTES, "{text}");
+        }
+    }
 }
 
 #[test]
@@ -114,13 +158,17 @@ proptest! {
     ) {
         let fields = vec![(MESSAGE, message), ("a", a), ("b", b), ("c", c)];
         let human = line(HUMAN, fields.clone());
-        let json = line(Style::Json, fields);
-        for text in [&human, &json] {
+        let json = line(Style::Json, fields.clone());
+        let telemetry = line(Style::OpenTelemetry, fields);
+        for text in [&human, &json, &telemetry] {
             prop_assert!(text.len() <= LOG_LINE_MAX_BYTES);
             prop_assert!(text.ends_with('\n'));
             prop_assert!(!text[..text.len() - 1].contains(char::is_control));
         }
-        prop_assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{}", json);
+        for json in [json, telemetry] {
+            let read = serde_json::from_str::<serde_json::Value>(&json);
+            prop_assert!(read.is_ok(), "{}", json);
+        }
     }
 
     #[test]
