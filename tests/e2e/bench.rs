@@ -481,12 +481,38 @@ fn bad_usage_is_one_clear_error() {
         (&["--connections=0"], "1 to 2000000"),
         (&["--duration=1s", "--count=5"], "exclude each other"),
         (&["--during=now: x"], "every 2s: COMMAND"),
+        (&["--fail-if=p98 > 5ms"], "use one of p50"),
+        (&["idle", "--fail-if=p99 > 5ms"], "measures no replies"),
     ] {
         let run = bench(args);
         assert_eq!(run.code, 2, "{args:?}: {}", run.stderr);
         assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
         assert!(run.stderr.contains(words), "{args:?}: {}", run.stderr);
     }
+}
+
+#[test]
+fn failed_criterion_has_its_exit_code() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let target = server.addr().to_string();
+    let args = ["rate", &target, "--rate=200", "--fail-if=p99 > 3600s"];
+    let run = bench(&short(&args));
+    assert!(!run.is_clean().criteria[0].is_failed);
+    let run = bench(&short(&[&args[..], &["--fail-if=rate > 1%"]].concat()));
+    assert_eq!(run.code, 3, "{}", run.stdout);
+    assert!(run.outcome().criteria[1].is_failed);
+    for line in ["1 of 2 criteria", "rate > 1%: FAILED"] {
+        assert!(run.stdout.contains(line), "{}", run.stdout);
+    }
+    // A failure is worse than a criterion.
+    let bad = Bad::reply(|_, bytes| Some(bytes.to_vec()));
+    let run = bench(&short(&[
+        "ping",
+        &bad.target(),
+        "-c1",
+        "--fail-if=p50 < 3600s",
+    ]));
+    assert_eq!(run.code, 1, "{}", run.stdout);
 }
 
 #[test]

@@ -32,7 +32,8 @@ Examples:
   uppercased bench hold :9999 --during 'every 5s: systemctl reload uppercased'
 
 Exit codes: 0 every byte correct, nothing failed, plan completed; 1 a failure,
-an incomplete plan, or output that cannot be written; 2 bad usage.";
+an incomplete plan, or output that cannot be written; 2 bad usage; 3 only a
+condition of --fail-if.";
 
 /// A command line, understood.
 #[derive(Debug)]

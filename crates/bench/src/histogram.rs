@@ -15,7 +15,7 @@ pub const MAX: Duration = Duration::from_secs(3600);
 /// Significant decimal digits.
 pub const DIGITS: u8 = 3;
 /// The quantiles reported for a distribution.
-pub const QUANTILES: [f64; 6] = [0.5, 0.75, 0.9, 0.99, 0.999, 0.9999];
+pub const QUANTILES: [f64; 7] = [0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999];
 
 /// Returns an empty histogram.
 #[must_use]

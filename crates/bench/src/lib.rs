@@ -24,6 +24,7 @@
 mod command;
 mod compare;
 pub mod connection;
+pub mod criterion;
 mod during;
 mod engine;
 pub mod failure;
@@ -61,11 +62,14 @@ pub use self::command::{command, hint};
 use self::interrupt::Interrupt;
 use self::options::Options;
 use self::output::Outputs;
+use self::run::Stand;
 pub use self::team::{PART, run_part};
 use uppercased_ctl::stderr;
 
 /// Exit code for an invalid plan.
 const BAD_INPUT: u8 = 2;
+/// Exit code for a measurement that failed only by its criteria.
+pub const CRITERION_FAILED: u8 = 3;
 
 /// The reason why an outcome, or its output, is missing.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +100,7 @@ impl Error {
 /// Runs the command: measures, or compares measurements.
 ///
 /// The exit code is 0 if nothing failed and the plan was completed and written, 2 if the plan is
-/// invalid, and 1 otherwise.
+/// invalid, 3 if only a criterion failed, and 1 otherwise.
 #[must_use]
 pub fn run(typed: &ArgMatches) -> ExitCode {
     let options = match command::task(typed, command::line(std::env::args_os())) {
@@ -107,22 +111,24 @@ pub fn run(typed: &ArgMatches) -> ExitCode {
             return ExitCode::from(BAD_INPUT);
         }
     };
-    match measured(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            stderr::write_error(&error.to_string());
-            error.exit_code()
-        }
-    }
+    measured(&options).unwrap_or_else(|error| {
+        stderr::write_error(&error.to_string());
+        error.exit_code()
+    })
 }
 
-/// Measures; returns whether nothing failed, the plan was completed, and every output was written.
-fn measured(options: &Options) -> Result<bool, Error> {
+/// Measures, and writes every output.
+fn measured(options: &Options) -> Result<ExitCode, Error> {
     let interrupt = Interrupt::watch().map_err(Error::Signals)?;
     // Detects an unwritable file before the measurement, not after it.
     let outputs = Outputs::open(options)?;
-    let outcome = run::measure(options, &interrupt)?;
+    let outcome = Stand::prepare(options, &interrupt)?.measure(options, &interrupt)?;
     let is_written = outputs.write(&outcome, &interrupt);
-    Ok(is_written && outcome.is_clean())
+    Ok(if !is_written || !outcome.is_clean() {
+        ExitCode::FAILURE
+    } else if outcome.failed_criteria() > 0 {
+        ExitCode::from(CRITERION_FAILED)
+    } else {
+        ExitCode::SUCCESS
+    })
 }

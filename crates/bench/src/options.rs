@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::criterion::Criterion;
 use super::size::Sizes;
 use uppercased_ctl::proxy_header::Version;
 
@@ -202,6 +203,8 @@ pub struct Options {
     pub json: Option<PathBuf>,
     pub report: Option<PathBuf>,
     pub during: Vec<Job>,
+    /// Conditions under which the measurement fails.
+    pub fail_if: Vec<Criterion>,
     pub reload_every: Option<Duration>,
     pub upgrade_every: Option<Duration>,
     pub workers: Option<u16>,

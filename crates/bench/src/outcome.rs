@@ -57,6 +57,8 @@ pub struct Outcome {
     pub client: Client,
     /// The server's costs, if known and if it runs on this machine.
     pub server: Option<Server>,
+    /// The conditions of `--fail-if`, in their order.
+    pub criteria: Vec<Checked>,
     /// Deviations from the plan, a sentence each. A measurement with a problem or failure did not
     /// follow its plan.
     pub problems: Vec<String>,
@@ -70,6 +72,27 @@ impl Outcome {
     pub fn is_clean(&self) -> bool {
         self.failures.is_empty() && self.problems.is_empty()
     }
+
+    /// Returns the number of failed criteria.
+    #[must_use]
+    pub fn failed_criteria(&self) -> usize {
+        self.criteria.iter().filter(|one| one.is_failed).count()
+    }
+}
+
+/// A condition under which a measurement fails.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Checked {
+    /// The condition as given, such as `p99 > 5ms`.
+    pub condition: String,
+    /// The measured value, in nanoseconds, items per second, bytes per second, bytes or as a share
+    /// (1 is all); `None` if it was not measured.
+    pub value: Option<f64>,
+    /// The measured value as text.
+    pub measured: String,
+    /// Whether the measurement fails: the condition holds, or the value was not measured.
+    pub is_failed: bool,
 }
 
 /// Messages planned for the time measured.
@@ -308,6 +331,7 @@ mod tests {
             marks: vec![Mark::default()],
             schedule: Some(Schedule::default()),
             server: Some(Server::default()),
+            criteria: vec![Checked::default()],
             ..Outcome::default()
         };
         let mut json = serde_json::to_value(&outcome).unwrap();

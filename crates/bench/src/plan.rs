@@ -10,6 +10,7 @@ use std::time::Duration;
 use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
+use super::criterion::Has;
 use super::options::{Arrivals, Close, Expect, Options, Pattern, Sources, Word as _};
 use super::outcome::PlanSummary;
 use super::size::Sizes;
@@ -165,6 +166,14 @@ pub enum Error {
         "cannot use {0} with an address: it is for the built-in server; remove it, or use --during"
     )]
     OwnServerOnly(&'static str),
+    /// A criterion without its metric.
+    #[error("cannot check `{criterion}`: {why}; remove it")]
+    Criterion {
+        /// The criterion.
+        criterion: String,
+        /// The cause.
+        why: &'static str,
+    },
     /// A number out of range.
     #[error("cannot use this value of {flag}: it must be {bounds}")]
     OutOfBounds {
@@ -393,7 +402,25 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
         let bounds = format!("at most {JOBS_MAX} commands");
         return Err(out_of_bounds("--during", &bounds));
     }
+    check_criteria(options, pattern)?;
     check_ownership(options)
+}
+
+/// Checks that every criterion has its metric.
+fn check_criteria(options: &Options, pattern: Pattern) -> Result<(), Error> {
+    let has = Has {
+        replies: !matches!(pattern, Pattern::Idle | Pattern::Stall),
+        plan: matches!(pattern, Pattern::Rate | Pattern::Hold),
+        connections: pattern == Pattern::Churn,
+        server: options.target.is_none() || !options.pids.is_empty(),
+    };
+    for criterion in &options.fail_if {
+        if let Some(why) = criterion.obstacle(has) {
+            let criterion = criterion.to_string();
+            return Err(Error::Criterion { criterion, why });
+        }
+    }
+    Ok(())
 }
 
 /// Checks for flags that apply only to the built-in server, or only to another server.

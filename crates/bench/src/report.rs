@@ -8,7 +8,7 @@
 
 mod advice;
 mod compare;
-mod figures;
+pub(crate) mod figures;
 mod file;
 mod html;
 mod layout;

@@ -110,39 +110,62 @@ struct Watched {
     after: Spent,
 }
 
-/// Measures as `options` specify.
-///
-/// # Errors
-/// There is no measurement. Failures of connections are not errors; they are in the outcome.
-pub(super) fn measure(options: &Options, interrupt: &Interrupt) -> Result<Outcome, Error> {
-    let descriptors = raise_descriptor_limit()?;
-    let cpus = std::thread::available_parallelism()?;
-    let mut facts = Facts {
-        cpus: u16::try_from(cpus.get()).unwrap_or(u16::MAX),
-        descriptors,
-        loopback: true,
-    };
-    let found = match &options.target {
-        Some(target) => Some(find(target, options.sources.is_some(), interrupt)?),
-        None => None,
-    };
-    if let Some(address) = found {
-        // IPv6 has one loopback address only.
-        facts.loopback = address.is_ipv4() && address.ip().is_loopback();
+/// A server, found or started, and the machine that measures it.
+pub(super) struct Stand {
+    facts: Facts,
+    subject: Subject,
+}
+
+impl Stand {
+    /// Finds or starts the server for measurements with these options.
+    ///
+    /// # Errors
+    /// The options are invalid, or there is no server.
+    pub(super) fn prepare(options: &Options, interrupt: &Interrupt) -> Result<Self, Error> {
+        let descriptors = raise_descriptor_limit()?;
+        let cpus = std::thread::available_parallelism()?;
+        let mut facts = Facts {
+            cpus: u16::try_from(cpus.get()).unwrap_or(u16::MAX),
+            descriptors,
+            loopback: true,
+        };
+        let found = match &options.target {
+            Some(target) => Some(find(target, options.sources.is_some(), interrupt)?),
+            None => None,
+        };
+        if let Some(address) = found {
+            // IPv6 has one loopback address only.
+            facts.loopback = address.is_ipv4() && address.ip().is_loopback();
+        }
+        let plan = settle(options, &facts)?;
+        let own = IpAddr::from([127, 0, 0, 1]);
+        check_sources(&plan, found.map_or(own, |address| address.ip()))?;
+        let subject = subject(options, found, interrupt)?;
+        Ok(Self { facts, subject })
     }
-    let plan = settle(options, &facts)?;
-    let own = IpAddr::from([127, 0, 0, 1]);
-    check_sources(&plan, found.map_or(own, |address| address.ip()))?;
-    let subject = subject(options, found, interrupt)?;
-    let jobs = jobs(options, &subject);
-    let load = load(&plan, &subject, &jobs, options, interrupt)?;
-    let mut outcome = outcome(&plan, &subject, load, facts.cpus);
-    outcome.command.clone_from(&options.command);
-    if interrupt.haste() > Haste::None {
-        let text = "Interrupted: results until then.";
-        outcome.warnings.insert(0, text.to_owned());
+
+    /// Measures as `options` specify.
+    ///
+    /// # Errors
+    /// There is no measurement. Failures of connections are not errors; they are in the outcome.
+    pub(super) fn measure(
+        &self,
+        options: &Options,
+        interrupt: &Interrupt,
+    ) -> Result<Outcome, Error> {
+        let plan = settle(options, &self.facts)?;
+        let jobs = jobs(options, &self.subject);
+        let load = load(&plan, &self.subject, &jobs, options, interrupt)?;
+        let mut outcome = outcome(&plan, &self.subject, load, self.facts.cpus);
+        outcome.command.clone_from(&options.command);
+        let criteria = options.fail_if.iter();
+        outcome.criteria = criteria.map(|one| one.check(&outcome)).collect();
+        if interrupt.haste() > Haste::None {
+            let text = "Interrupted: results until then.";
+            outcome.warnings.insert(0, text.to_owned());
+        }
+        Ok(outcome)
     }
-    Ok(outcome)
 }
 
 /// The results of the load.
@@ -406,6 +429,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         marks,
         client,
         server,
+        criteria: Vec::new(),
         problems,
         warnings,
     }

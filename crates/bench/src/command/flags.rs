@@ -10,6 +10,7 @@ use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser a
 use clap::{Arg, ArgAction, ArgMatches};
 use humantime::format_duration;
 
+use crate::criterion::Criterion;
 use crate::options::{Arrivals, Close, Expect, Job, Options, Pattern, Sources, Word};
 use crate::plan;
 use crate::size::Sizes;
@@ -37,6 +38,7 @@ const PID: &str = "pid";
 const JSON: &str = "json";
 const REPORT: &str = "report";
 const DURING: &str = "during";
+const FAIL_IF: &str = "fail-if";
 const RELOAD_EVERY: &str = "reload-every";
 const UPGRADE_EVERY: &str = "upgrade-every";
 const WORKERS: &str = "workers";
@@ -119,6 +121,12 @@ fn output() -> Vec<Arg> {
             PID,
             "PID",
             "Server process whose CPU and memory to measure; may be repeated",
+        )
+        .action(ArgAction::Append),
+        typed::<Criterion>(
+            FAIL_IF,
+            "CONDITION",
+            "Fail if this holds: 'p99 > 5ms', 'rate < 95%'; may be repeated",
         )
         .action(ArgAction::Append),
         path(JSON, "Write all results as JSON").alias("export-json"),
@@ -207,6 +215,7 @@ impl Typed<'_> {
             json: self.one(JSON),
             report: self.one(REPORT),
             during: self.many(DURING),
+            fail_if: self.many(FAIL_IF),
             reload_every: self.one(RELOAD_EVERY),
             upgrade_every: self.one(UPGRADE_EVERY),
             workers: self.one(WORKERS),

@@ -45,6 +45,10 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
         "write the address as HOST:PORT, without a flag",
     ),
     (
+        &["--threshold", "--thresholds", "--max-latency", "--slo"],
+        "use `--fail-if`, as in --fail-if 'p99 > 5ms'",
+    ),
+    (
         &["--disable-keepalive"],
         "use `bench churn`, which connects again for each exchange",
     ),

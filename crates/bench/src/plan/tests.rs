@@ -55,6 +55,10 @@ fn nonsensical_plan_is_refused_with_hint() {
     );
     assert!(why(|o| o.pids = vec![1]).contains("--pid"));
     assert_eq!(
+        why(|o| o.fail_if = vec!["rate < 95%".parse().unwrap()]),
+        "cannot check `rate < 95%`: this pattern has no planned rate; remove it"
+    );
+    assert_eq!(
         why(|o| {
             o.pattern = Some(Pattern::Stall);
             o.count = Some(5);

@@ -43,13 +43,13 @@ impl Work {
 }
 
 /// Returns the rate per second of items counted in the time measured.
-pub(super) fn per_second(things: u64, measured_ms: u64) -> Option<f64> {
+pub(crate) fn per_second(things: u64, measured_ms: u64) -> Option<f64> {
     (measured_ms > 0).then(|| things as f64 * 1000.0 / measured_ms as f64)
 }
 
 /// Returns the connections established during the measurement; earlier ones are excluded if the
 /// series separates them.
-pub(super) fn opened(outcome: &Outcome) -> u64 {
+pub(crate) fn opened(outcome: &Outcome) -> u64 {
     if outcome.series.is_empty() {
         return outcome.totals.connections;
     }
@@ -85,7 +85,7 @@ pub(super) fn unsent(outcome: &Outcome) -> Option<&Schedule> {
 
 /// Returns the percentiles and the maximum observed by clients: unsent messages are included, so
 /// that a server does not benefit from delaying them.
-pub(super) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)> {
+pub(crate) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)> {
     if let Some(schedule) = unsent(outcome) {
         return Some((&schedule.percentiles, schedule.max_ns));
     }
@@ -94,7 +94,7 @@ pub(super) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)>
 }
 
 /// Returns the value at a quantile, if it is among them.
-pub(super) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64> {
+pub(crate) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64> {
     let found = percentiles
         .iter()
         .find(|at| (at.quantile - quantile).abs() < SAME_QUANTILE);

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use super::advice::Advice;
 use super::figures::{self, Work};
 use super::layout::{LABEL_COLUMNS, labelled, sentence};
-use crate::outcome::{Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
+use crate::outcome::{Checked, Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
 use uppercased_ctl::units::{self, counted};
 
 /// Number of first failures shown; the rest are only counted.
@@ -17,6 +17,9 @@ const FAILURES_MAX: usize = 5;
 
 /// Maximum number of problems shown; only an edited file can have more.
 const PROBLEMS_MAX: usize = 20;
+
+/// Maximum number of criteria shown.
+const CRITERIA_MAX: usize = 20;
 
 /// Maximum number of kinds of failure listed; only an edited file can have more.
 const KINDS_MAX: usize = 12;
@@ -122,16 +125,23 @@ fn result(outcome: &Outcome) -> Vec<String> {
             let nothing = "nothing was measured: no connection, no message";
             let mut lines = sentence("NOTHING", nothing);
             lines.extend(problems(outcome));
+            lines.extend(criteria(outcome));
             return lines;
         }
         done.insert(0, "no failures".to_owned());
-        let label = if outcome.problems.is_empty() {
-            "OK"
-        } else {
+        let failed = outcome.failed_criteria();
+        let label = if !outcome.problems.is_empty() {
             "NOT DONE"
+        } else if failed > 0 {
+            let all = outcome.criteria.len();
+            done.insert(0, format!("{failed} of {all} criteria"));
+            "FAILED"
+        } else {
+            "OK"
         };
         let mut lines = labelled(label, &done, ", ");
         lines.extend(problems(outcome));
+        lines.extend(criteria(outcome));
         return lines;
     }
     let mut kinds = ranked(outcome);
@@ -149,6 +159,7 @@ fn result(outcome: &Outcome) -> Vec<String> {
     let mut lines = labelled("FAILED", &parts, ", ");
     lines.extend(labelled("", &done, ", "));
     lines.extend(problems(outcome));
+    lines.extend(criteria(outcome));
     for (position, failure) in outcome.first_failures.iter().enumerate().take(FAILURES_MAX) {
         let label = if position == 0 { "first" } else { "" };
         lines.extend(sentence(label, &describe(failure)));
@@ -168,6 +179,27 @@ fn problems(outcome: &Outcome) -> Vec<String> {
         lines.extend(sentence("", &format!("… {hidden} more problems")));
     }
     lines
+}
+
+/// Returns the conditions of `--fail-if` with their results.
+fn criteria(outcome: &Outcome) -> Vec<String> {
+    let all = &outcome.criteria;
+    let mut lines = Vec::new();
+    for (position, one) in all.iter().enumerate().take(CRITERIA_MAX) {
+        let label = if position == 0 { "fail if" } else { "" };
+        lines.extend(sentence(label, &text(&criterion(one))));
+    }
+    if all.len() > CRITERIA_MAX {
+        let hidden = all.len() - CRITERIA_MAX;
+        lines.extend(sentence("", &format!("… {hidden} more criteria")));
+    }
+    lines
+}
+
+/// Describes a condition and its result.
+pub(super) fn criterion(one: &Checked) -> String {
+    let result = if one.is_failed { "FAILED" } else { "ok" };
+    format!("{}: {result}, {}", one.condition, one.measured)
 }
 
 /// Returns the kinds of failure, the most frequent first.

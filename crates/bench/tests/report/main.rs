@@ -115,6 +115,7 @@ fn summaries_read_well() {
         ("tiny", outcomes::tiny()),
         ("huge", outcomes::huge()),
         ("empty", Outcome::default()),
+        ("criteria", outcomes::criteria()),
     ] {
         let text = report::summary(&outcome);
         assert_fits(&text);

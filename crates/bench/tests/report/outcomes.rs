@@ -120,6 +120,7 @@ pub(crate) fn clean() -> Outcome {
             connections_by_worker: vec![26, 24],
         }),
         schedule: None,
+        criteria: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
     }
@@ -387,5 +388,15 @@ pub(crate) fn tiny() -> Outcome {
     }];
     outcome.client.is_bottleneck = true;
     outcome.client.why = "its thread used 97 % of a CPU".to_owned();
+    outcome
+}
+
+/// Returns the clean run, of which one of two criteria failed.
+pub(crate) fn criteria() -> Outcome {
+    let mut outcome = clean();
+    for condition in ["p99 > 1ms", "rate < 100k"] {
+        let criterion: uppercased_bench::criterion::Criterion = condition.parse().unwrap();
+        outcome.criteria.push(criterion.check(&outcome));
+    }
     outcome
 }

@@ -55,7 +55,13 @@ fn heading(outcome: &Outcome) -> String {
     let failures = figures::failures(outcome);
     let (class, result) = match failures {
         0 if !outcome.problems.is_empty() => ("failed", "plan not completed".to_owned()),
-        0 => ("ok", "no failures".to_owned()),
+        0 => match outcome.failed_criteria() {
+            0 => ("ok", "no failures".to_owned()),
+            failed => (
+                "failed",
+                format!("{failed} of {} criteria", outcome.criteria.len()),
+            ),
+        },
         failures => ("failed", units::counted(failures, "failure")),
     };
     let plan = summary::plan(&outcome.plan).join(", ");
@@ -120,7 +126,9 @@ fn tiles(outcome: &Outcome) -> String {
 fn notes(outcome: &Outcome) -> String {
     let advice = Advice::on(outcome);
     let advice = advice.iter().map(ToString::to_string);
-    let all: Vec<String> = outcome.problems.iter().cloned().chain(advice).collect();
+    let criteria = outcome.criteria.iter().map(summary::criterion);
+    let problems = outcome.problems.iter().cloned();
+    let all: Vec<String> = problems.chain(criteria).chain(advice).collect();
     if all.is_empty() {
         return String::new();
     }
