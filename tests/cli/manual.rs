@@ -73,6 +73,8 @@ fn manual_covers_each_command_and_file() {
     // In byte order, like the sorted list above.
     let expected = [
         #[cfg(feature = "bench")]
+        "uppercased-bench-capacity.1",
+        #[cfg(feature = "bench")]
         "uppercased-bench-churn.1",
         #[cfg(feature = "bench")]
         "uppercased-bench-compare.1",

@@ -515,6 +515,79 @@ fn failed_criterion_has_its_exit_code() {
     assert_eq!(run.code, 1, "{}", run.stdout);
 }
 
+/// A server with a known capacity: it takes this long for a message of a connection.
+fn limited(gap: Duration) -> Bad {
+    Bad::serve(move |number, mut stream| {
+        let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let mut message = [0; 64];
+        while stream.read_exact(&mut message).is_ok() {
+            // The first connection is only a probe.
+            assert!(number == 0 || !poll_one(&nobody, PollFlags::POLLIN, gap));
+            if stream.write_all(&upper(&message)).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn capacity_of_limited_server_is_found() {
+    let server = limited(Duration::from_millis(1));
+    let args = [
+        "capacity",
+        &server.target(),
+        "-c1",
+        "--pipeline=64",
+        "--p50=20ms",
+    ];
+    let args = [
+        &args[..],
+        &["--probe=200ms", "--no-progress", "--threads=1"],
+    ]
+    .concat();
+    let run = bench(&args);
+    let outcome = run.is_clean();
+    let found = outcome.capacity.as_ref().expect("a capacity");
+    let rate = found.rate_per_s.expect("a rate");
+    // The probes are too short to be exact, and the machine is busy.
+    assert!((300.0..=1000.0).contains(&rate), "{rate}: {}", run.stdout);
+    assert!(
+        found
+            .probes
+            .iter()
+            .any(|probe| probe.confirms && probe.holds)
+    );
+    assert!(found.probes.iter().any(|probe| !probe.holds));
+    assert!(run.stdout.contains("CAPACITY"), "{}", run.stdout);
+    let run = bench(&[&args[..], &["--fail-if=rate < 1000"]].concat());
+    assert_eq!(run.code, 3, "{}", run.stdout);
+}
+
+#[test]
+fn missing_capacity_is_a_failure() {
+    let bad = Bad::serve(|_, mut stream| wait_closed(&mut stream, DEADLINE));
+    let args = [
+        "--p99=1ms",
+        "--probe=50ms",
+        "--timeout=100ms",
+        "-c2",
+        "--time-limit=1s",
+    ];
+    let run = bench(&[&["capacity", &bad.target()], &args[..]].concat());
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    let outcome = run.outcome();
+    assert_eq!(
+        outcome.capacity.as_ref().and_then(|found| found.rate_per_s),
+        None
+    );
+    assert!(!outcome.problems.is_empty());
+    for args in [&["capacity"][..], &["capacity", "--p99=0s"]] {
+        let run = bench(args);
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    }
+}
+
 #[test]
 fn only_open_loop_shows_stall() {
     // So long that half of it exceeds delays on a busy machine.

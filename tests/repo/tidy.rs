@@ -12,7 +12,8 @@ use uppercased_ctl::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: modules that decide, without input or output.
-const CORES: [&str; 43] = [
+const CORES: [&str; 45] = [
+    "crates/bench/src/capacity/search.rs",
     "crates/bench/src/connection.rs",
     "crates/bench/src/criterion.rs",
     "crates/bench/src/failure.rs",
@@ -24,6 +25,7 @@ const CORES: [&str; 43] = [
     "crates/bench/src/plan.rs",
     "crates/bench/src/record.rs",
     "crates/bench/src/report/advice.rs",
+    "crates/bench/src/report/capacity.rs",
     "crates/bench/src/report/compare",
     "crates/bench/src/report/figures.rs",
     "crates/bench/src/report/html",

@@ -1,4 +1,4 @@
-//! The `bench` command: a subcommand for each pattern, and `compare`.
+//! The `bench` command: a subcommand for each pattern, `capacity` and `compare`.
 //!
 //! Invariants: each pattern has only its own flags; `bench` without a pattern has those of `ping`,
 //! which may also precede a pattern. It must not check combinations of flags; `bench::plan` does,
@@ -10,8 +10,9 @@ mod foreign;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
+use super::capacity::Quest;
 use super::compare::{self, COMPARE, Compare};
 use super::options::{Options, Pattern, Word as _};
 use flags::Typed;
@@ -20,6 +21,8 @@ use uppercased_ctl::target::with_defaults;
 
 /// Name of the command.
 pub(super) const BENCH: &str = "bench";
+/// Name of the search for a capacity, below it.
+const CAPACITY: &str = "capacity";
 
 const HELP: &str = "\
 Without a command, bench runs `ping` with the options below. Without an
@@ -40,6 +43,8 @@ condition of --fail-if.";
 pub(super) enum Task {
     /// Measure a server.
     Measure(Box<Options>),
+    /// Find the highest rate that holds a target.
+    Capacity(Box<Quest>),
     /// Compare earlier measurements.
     Compare(Compare),
 }
@@ -61,6 +66,7 @@ pub fn command() -> Command {
         .override_usage("uppercased bench [COMMAND] [HOST:PORT] [OPTIONS] [-- SERVER ARGUMENTS]")
         .args(flags::of(Pattern::Ping))
         .subcommands(Pattern::ALL.iter().map(|pattern| of_pattern(*pattern)))
+        .subcommand(of_capacity())
         .subcommand(compare::command())
 }
 
@@ -113,6 +119,20 @@ fn of_pattern(pattern: Pattern) -> Command {
         .args(flags::of(pattern))
 }
 
+fn of_capacity() -> Command {
+    Command::new(CAPACITY)
+        .about("Find the highest rate that holds a latency target")
+        .after_help(
+            "Probes at fixed rates double the rate, then halve the interval to 3 %. A rate holds if \
+             nothing failed, every message was answered, and the upper bound of each percentile is \
+             within its target. The winner is confirmed by a longer probe.\n\nExamples:\n  \
+             uppercased bench capacity --p99 5ms localhost\n  uppercased bench capacity --p50 1ms \
+             --p99.9 20ms :9999 -c 200 --report capacity.html\n  uppercased bench capacity --p99 5ms \
+             --fail-if 'rate < 20k' --json capacity.json",
+        )
+        .args(flags::of_capacity())
+}
+
 /// Converts parsed arguments. `line` is the full command line, for the record.
 ///
 /// # Errors
@@ -126,28 +146,47 @@ pub(super) fn task(typed: &ArgMatches, line: String) -> Result<Task, Misuse> {
         Some(name) => format!("{BENCH} {name}"),
         None => BENCH.to_owned(),
     };
-    let task = if name == Some(COMPARE) {
-        match typed.args_present() {
-            true => Err("`compare` takes no options of a measurement; remove them".to_owned()),
-            false => compare::typed(own).map(Task::Compare),
+    let before = name.is_some().then_some(typed);
+    let typed = Typed { own, before };
+    let task = match name {
+        Some(COMPARE) if before.is_some_and(ArgMatches::args_present) => {
+            Err("`compare` takes no options of a measurement; remove them".to_owned())
         }
-    } else {
-        let before = name.is_some().then_some(typed);
-        let pattern = Pattern::ALL.iter().find(|one| Some(one.word()) == name);
-        measurement(pattern.copied(), &Typed { own, before }, line)
+        Some(COMPARE) => compare::typed(own).map(Task::Compare),
+        Some(CAPACITY) => measurement(CAPACITY, Pattern::Rate, &flags::of_capacity(), &typed, line)
+            .and_then(|options| typed.quest(options))
+            .map(|quest| Task::Capacity(Box::new(quest))),
+        name => {
+            let pattern = Pattern::ALL.iter().find(|one| Some(one.word()) == name);
+            let pattern = pattern.copied().unwrap_or(Pattern::Ping);
+            measurement(
+                name.unwrap_or(BENCH),
+                pattern,
+                &flags::of(pattern),
+                &typed,
+                line,
+            )
+            .map(|options| Task::Measure(Box::new(options)))
+        }
     };
     task.map_err(|why| Misuse { why, command })
 }
 
-fn measurement(pattern: Option<Pattern>, typed: &Typed<'_>, line: String) -> Result<Task, String> {
-    let run = pattern.unwrap_or(Pattern::Ping);
-    if let Some(flag) = typed.flag_before_of_another(run) {
-        return Err(foreign::misplaced(flag, run));
+/// Returns the options of a command that has these flags.
+fn measurement(
+    command: &str,
+    pattern: Pattern,
+    flags: &[Arg],
+    typed: &Typed<'_>,
+    line: String,
+) -> Result<Options, String> {
+    if let Some(flag) = typed.foreign_flag_before(flags) {
+        return Err(foreign::misplaced(flag, command));
     }
-    let mut options = typed.options(run);
+    let mut options = typed.options(pattern);
     options.target = match typed.targets().as_slice() {
         [] => None,
-        [one] if pattern.is_none() && !is_address(one) => return Err(neither(one)),
+        [one] if command == BENCH && !is_address(one) => return Err(neither(one)),
         [one] => Some(with_defaults(one)),
         [one, other, ..] => {
             return Err(format!(
@@ -156,7 +195,7 @@ fn measurement(pattern: Option<Pattern>, typed: &Typed<'_>, line: String) -> Res
         }
     };
     options.command = line;
-    Ok(Task::Measure(Box::new(options)))
+    Ok(options)
 }
 
 /// Returns whether a word cannot be a mistyped pattern.

@@ -366,6 +366,7 @@ mod tests {
                 percentiles: vec![Percentile {
                     quantile: 0.99,
                     value_ns: 5_000_000,
+                    ..Percentile::default()
                 }],
                 ..Latency::default()
             }),

@@ -236,9 +236,14 @@ impl Findings {
 }
 
 fn percentiles(times: &Histogram<u64>) -> Vec<Percentile> {
-    let percentile = |quantile| Percentile {
-        quantile,
-        value_ns: times.value_at_quantile(quantile),
+    let percentile = |quantile| {
+        let (low_ns, high_ns) = histogram::interval(times, quantile);
+        Percentile {
+            quantile,
+            value_ns: times.value_at_quantile(quantile),
+            low_ns,
+            high_ns,
+        }
     };
     QUANTILES.map(percentile).to_vec()
 }

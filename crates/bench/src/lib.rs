@@ -21,6 +21,7 @@
 // These macros panic if the reader closed the pipe; `output` and `stderr::write_error` do not.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
+mod capacity;
 mod command;
 mod compare;
 pub mod connection;
@@ -61,6 +62,7 @@ use self::command::{Misuse, Task};
 pub use self::command::{command, hint};
 use self::interrupt::Interrupt;
 use self::options::Options;
+use self::outcome::Outcome;
 use self::output::Outputs;
 use self::run::Stand;
 pub use self::team::{PART, run_part};
@@ -103,26 +105,37 @@ impl Error {
 /// invalid, 3 if only a criterion failed, and 1 otherwise.
 #[must_use]
 pub fn run(typed: &ArgMatches) -> ExitCode {
-    let options = match command::task(typed, command::line(std::env::args_os())) {
-        Ok(Task::Measure(options)) => options,
-        Ok(Task::Compare(files)) => return compare::run(&files),
+    let task = match command::task(typed, command::line(std::env::args_os())) {
+        Ok(task) => task,
         Err(Misuse { why, command }) => {
             stderr::write_error(&format!("{why}; see `uppercased {command} --help`"));
             return ExitCode::from(BAD_INPUT);
         }
     };
-    measured(&options).unwrap_or_else(|error| {
+    let done = match &task {
+        Task::Compare(files) => return compare::run(files),
+        Task::Measure(options) => measured(options, |interrupt| {
+            Stand::prepare(options, interrupt)?.measure(options, interrupt)
+        }),
+        Task::Capacity(quest) => measured(&quest.options, |interrupt| {
+            capacity::measure(quest, interrupt)
+        }),
+    };
+    done.unwrap_or_else(|error| {
         stderr::write_error(&error.to_string());
         error.exit_code()
     })
 }
 
 /// Measures, and writes every output.
-fn measured(options: &Options) -> Result<ExitCode, Error> {
+fn measured(
+    options: &Options,
+    measure: impl FnOnce(&Interrupt) -> Result<Outcome, run::Error>,
+) -> Result<ExitCode, Error> {
     let interrupt = Interrupt::watch().map_err(Error::Signals)?;
     // Detects an unwritable file before the measurement, not after it.
     let outputs = Outputs::open(options)?;
-    let outcome = Stand::prepare(options, &interrupt)?.measure(options, &interrupt)?;
+    let outcome = measure(&interrupt)?;
     let is_written = outputs.write(&outcome, &interrupt);
     Ok(if !is_written || !outcome.is_clean() {
         ExitCode::FAILURE

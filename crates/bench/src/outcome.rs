@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uppercased_ctl::units;
 
 /// Version of the meaning of fields.
 pub const FORMAT: u32 = 2;
@@ -57,6 +58,8 @@ pub struct Outcome {
     pub client: Client,
     /// The server's costs, if known and if it runs on this machine.
     pub server: Option<Server>,
+    /// The search that this measurement confirmed; `None` if it was not `bench capacity`.
+    pub capacity: Option<Capacity>,
     /// The conditions of `--fail-if`, in their order.
     pub criteria: Vec<Checked>,
     /// Deviations from the plan, a sentence each. A measurement with a problem or failure did not
@@ -77,6 +80,66 @@ impl Outcome {
     #[must_use]
     pub fn failed_criteria(&self) -> usize {
         self.criteria.iter().filter(|one| one.is_failed).count()
+    }
+}
+
+/// The search for the highest rate that holds a target.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capacity {
+    /// The limits that a rate must hold.
+    pub targets: Vec<Target>,
+    /// The highest rate that holds them, confirmed, in messages per second; `None` if none does.
+    pub rate_per_s: Option<f64>,
+    /// The lowest rate that does not; `None` if none was found.
+    pub missed_per_s: Option<f64>,
+    /// Every probe, in order of time.
+    pub probes: Vec<Probe>,
+}
+
+/// A limit of a percentile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Target {
+    /// The quantile, such as 0.99.
+    pub quantile: f64,
+    /// The limit, in nanoseconds.
+    pub limit_ns: u64,
+}
+
+/// A short measurement at one rate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Probe {
+    /// Planned messages per second.
+    pub rate_per_s: f64,
+    /// Answered messages per second.
+    pub answered_per_s: f64,
+    /// Milliseconds measured.
+    pub measured_ms: u64,
+    /// Failures of all kinds.
+    pub failures: u64,
+    /// Percentiles of the latencies, unsent messages included.
+    pub percentiles: Vec<Percentile>,
+    /// Whether the client, not the server, limited the figures.
+    pub client_is_bottleneck: bool,
+    /// Whether it is a long probe that confirms a rate.
+    pub confirms: bool,
+    /// Whether the rate held every target.
+    pub holds: bool,
+    /// The reason; empty if it did.
+    pub why: String,
+}
+
+impl Capacity {
+    /// Returns the targets in words.
+    #[must_use]
+    pub fn target(&self) -> String {
+        let targets = self.targets.iter().map(|target| {
+            let quantile = units::quantile(target.quantile);
+            format!("{quantile} <= {}", units::time_ns(target.limit_ns))
+        });
+        targets.collect::<Vec<_>>().join(" and ")
     }
 }
 
@@ -211,6 +274,10 @@ pub struct Percentile {
     pub quantile: f64,
     /// The latency at the quantile, in nanoseconds.
     pub value_ns: u64,
+    /// Lower bound of its 95 % confidence interval, if replies are independent.
+    pub low_ns: u64,
+    /// Upper bound of that interval.
+    pub high_ns: u64,
 }
 
 /// An interval of the measurement.
@@ -324,6 +391,7 @@ mod tests {
                 percentiles: vec![Percentile {
                     quantile: 0.9999,
                     value_ns: u64::MAX,
+                    ..Percentile::default()
                 }],
                 ..Latency::default()
             }),
@@ -332,6 +400,11 @@ mod tests {
             schedule: Some(Schedule::default()),
             server: Some(Server::default()),
             criteria: vec![Checked::default()],
+            capacity: Some(Capacity {
+                targets: vec![Target::default()],
+                probes: vec![Probe::default()],
+                ..Capacity::default()
+            }),
             ..Outcome::default()
         };
         let mut json = serde_json::to_value(&outcome).unwrap();

@@ -7,6 +7,7 @@
 //! [`load()`] touches a file.
 
 mod advice;
+mod capacity;
 mod compare;
 pub(crate) mod figures;
 mod file;

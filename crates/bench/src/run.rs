@@ -429,6 +429,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         marks,
         client,
         server,
+        capacity: None,
         criteria: Vec::new(),
         problems,
         warnings,

@@ -59,8 +59,8 @@ fn help_fits_terminal_and_names_every_setting() {
 const HELP_LINE_MAX: usize = 70;
 
 /// Verbs that may begin a command's help.
-const IMPERATIVES: [&str; 18] = [
-    "Cancel", "Change", "Check", "Compare", "Hold", "Measure", "Open", "Print", "Reload",
+const IMPERATIVES: [&str; 19] = [
+    "Cancel", "Change", "Check", "Compare", "Find", "Hold", "Measure", "Open", "Print", "Reload",
     "Replace", "Run", "Send", "Serve", "Show", "Start", "Stop", "Take", "Validate",
 ];
 

@@ -10,8 +10,10 @@ use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser a
 use clap::{Arg, ArgAction, ArgMatches};
 use humantime::format_duration;
 
+use crate::capacity::{self, Quest};
 use crate::criterion::Criterion;
 use crate::options::{Arrivals, Close, Expect, Job, Options, Pattern, Sources, Word};
+use crate::outcome::Target;
 use crate::plan;
 use crate::size::Sizes;
 use uppercased_ctl::proxy_header::Version;
@@ -44,6 +46,17 @@ const UPGRADE_EVERY: &str = "upgrade-every";
 const WORKERS: &str = "workers";
 const RECEIVE_BUFFER: &str = "receive-buffer";
 const PROXY_PROTOCOL: &str = "proxy-protocol";
+const PROBE: &str = "probe";
+const TIME_LIMIT: &str = "time-limit";
+/// The percentiles that may be a target.
+const QUANTILES: [(&str, f64); 6] = [
+    ("p50", 0.5),
+    ("p90", 0.9),
+    ("p95", 0.95),
+    ("p99", 0.99),
+    ("p99.9", 0.999),
+    ("p99.99", 0.9999),
+];
 const NO_PROGRESS: &str = "no-progress";
 const SERVER_ARGS: &str = "server-args";
 
@@ -52,6 +65,31 @@ pub(super) fn of(pattern: Pattern) -> Vec<Arg> {
     let flags = [load(pattern), truth(), output(), own_server()].concat();
     let applies = |arg: &Arg| arg.get_long().is_none_or(|flag| pattern.takes(flag));
     flags.into_iter().filter(applies).collect()
+}
+
+/// Returns the arguments of `capacity`: those of `rate` without what the search chooses.
+pub(super) fn of_capacity() -> Vec<Arg> {
+    let chosen = [
+        RATE,
+        DURATION,
+        COUNT,
+        WARMUP,
+        DURING,
+        RELOAD_EVERY,
+        UPGRADE_EVERY,
+    ];
+    let targets = QUANTILES.map(|(flag, _)| {
+        // A placeholder would be longer than its meaning.
+        time(flag, "Limit of this percentile, which a rate must hold").help_heading("Targets")
+    });
+    let load = of(Pattern::Rate).into_iter();
+    let load = load.filter(|arg| !chosen.contains(&arg.get_id().as_str()));
+    let lengths = [
+        time(PROBE, "Length of a probe").by_default(format_duration(capacity::PROBE)),
+        time(TIME_LIMIT, "Time limit of the search")
+            .by_default(format_duration(capacity::TIME_LIMIT)),
+    ];
+    load.chain(targets).chain(lengths).collect()
 }
 
 fn load(pattern: Pattern) -> Vec<Arg> {
@@ -171,10 +209,11 @@ pub(super) struct Typed<'a> {
 }
 
 impl Typed<'_> {
-    /// Returns a flag before the pattern that does not apply to it.
-    pub(super) fn flag_before_of_another(&self, pattern: Pattern) -> Option<&str> {
+    /// Returns a flag before the command that is not among those of the command.
+    pub(super) fn foreign_flag_before(&self, own: &[Arg]) -> Option<&str> {
+        let has = |name: &str| own.iter().any(|arg| arg.get_id() == name);
         let mut given = self.before?.ids().map(clap::Id::as_str);
-        given.find(|name| !pattern.takes(name) && self.is_given(name))
+        given.find(|name| !has(name) && self.is_given(name))
     }
 
     fn is_given(&self, name: &str) -> bool {
@@ -185,6 +224,32 @@ impl Typed<'_> {
     /// Returns the addresses given.
     pub(super) fn targets(&self) -> Vec<String> {
         self.many(TARGET)
+    }
+
+    /// Returns the search for a capacity with this load.
+    ///
+    /// # Errors
+    /// There is no target, or a time is zero.
+    pub(super) fn quest(&self, options: Options) -> Result<Quest, String> {
+        let target = |(flag, quantile)| {
+            let limit = self.one::<Duration>(flag)?;
+            let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+            Some(Target { quantile, limit_ns })
+        };
+        let targets: Vec<Target> = QUANTILES.into_iter().filter_map(target).collect();
+        let probe = self.one(PROBE).unwrap_or(capacity::PROBE);
+        if targets.is_empty() {
+            return Err("cannot search without a target: use for example --p99 5ms".to_owned());
+        }
+        if probe.is_zero() || targets.iter().any(|target| target.limit_ns == 0) {
+            return Err("cannot search: the time must be greater than zero".to_owned());
+        }
+        Ok(Quest {
+            options,
+            targets,
+            probe,
+            time_limit: self.one(TIME_LIMIT).unwrap_or(capacity::TIME_LIMIT),
+        })
     }
 
     /// Returns the options, without the address and the command line.

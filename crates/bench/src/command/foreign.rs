@@ -80,12 +80,11 @@ pub fn hint(flag: &str) -> Option<String> {
     row.map(|(_, hint)| (*hint).to_owned())
 }
 
-/// Returns the error for a flag before a pattern that does not have it.
-pub(super) fn misplaced(flag: &str, pattern: Pattern) -> String {
+/// Returns the error for a flag before a command that does not have it.
+pub(super) fn misplaced(flag: &str, command: &str) -> String {
     let flag = format!("--{flag}");
     let owners = owners(&flag).unwrap_or_default();
-    let pattern = pattern.word();
-    format!("cannot use {flag} with the pattern `{pattern}`: it applies to {owners}; remove it")
+    format!("cannot use {flag} with `{command}`: it applies to {owners}; remove it")
 }
 
 /// Returns the patterns that have this flag or alias, in words.

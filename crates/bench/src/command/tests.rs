@@ -49,12 +49,41 @@ fn flags_may_precede_pattern_that_has_them() {
     assert_eq!(options.connections, Some(7));
     assert_eq!(options.pids, [4, 3]);
     let why = read(&["--pipeline=3", "idle"]).unwrap_err();
-    assert!(why.contains("--pipeline with the pattern `idle`"), "{why}");
+    assert!(why.contains("--pipeline with `idle`"), "{why}");
     let typed = command()
         .try_get_matches_from([BENCH, "-c7", "compare", "a", "b"])
         .unwrap();
     let misuse = task(&typed, String::new()).unwrap_err();
     assert_eq!(misuse.command, "bench compare");
+}
+
+#[test]
+fn capacity_needs_target() {
+    let quest = |args: &[&str]| {
+        let typed = command()
+            .try_get_matches_from([&[BENCH], args].concat())
+            .unwrap();
+        match task(&typed, String::new()) {
+            Ok(Task::Capacity(quest)) => Ok(*quest),
+            Ok(other) => panic!("{other:?}"),
+            Err(misuse) => Err(misuse.why),
+        }
+    };
+    let found = quest(&["-c7", "capacity", "--p99", "5ms", "--p99.9", "20ms", "a:1"]).unwrap();
+    assert_eq!(found.options.connections, Some(7));
+    assert_eq!(found.options.target.as_deref(), Some("a:1"));
+    let limits: Vec<_> = found
+        .targets
+        .iter()
+        .map(|one| (one.quantile, one.limit_ns))
+        .collect();
+    assert_eq!(limits, [(0.99, 5_000_000), (0.999, 20_000_000)]);
+    for (args, why) in [
+        (["capacity", "a:1"], "use for example --p99 5ms"),
+        (["capacity", "--p99=0s"], "greater than zero"),
+    ] {
+        assert!(quest(&args).unwrap_err().contains(why), "{args:?}");
+    }
 }
 
 #[test]
@@ -179,6 +208,7 @@ fn every_flag_in_advice_is_accepted() {
             let percentile = |quantile| Percentile {
                 quantile,
                 value_ns: 1,
+                ..Percentile::default()
             };
             outcome.latency = Some(Latency {
                 count: samples,

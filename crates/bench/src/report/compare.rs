@@ -86,7 +86,13 @@ enum Difference {
     Unknown,
 }
 
-const FIGURES: [Figure; 11] = [
+const FIGURES: [Figure; 12] = [
+    Figure {
+        name: "capacity/s",
+        better: Better::Higher,
+        show: units::per_second,
+        of: |outcome| outcome.capacity.as_ref()?.rate_per_s,
+    },
     Figure {
         name: "messages/s",
         better: Better::Higher,

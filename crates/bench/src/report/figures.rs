@@ -58,7 +58,7 @@ pub(crate) fn opened(outcome: &Outcome) -> u64 {
 }
 
 /// Returns the number of failures of all kinds.
-pub(super) fn failures(outcome: &Outcome) -> u64 {
+pub(crate) fn failures(outcome: &Outcome) -> u64 {
     outcome
         .failures
         .values()
@@ -95,10 +95,13 @@ pub(crate) fn seen_by_clients(outcome: &Outcome) -> Option<(&[Percentile], u64)>
 
 /// Returns the value at a quantile, if it is among them.
 pub(crate) fn value_at(percentiles: &[Percentile], quantile: f64) -> Option<u64> {
-    let found = percentiles
-        .iter()
-        .find(|at| (at.quantile - quantile).abs() < SAME_QUANTILE);
-    found.map(|at| at.value_ns)
+    percentile_of(percentiles, quantile).map(|at| at.value_ns)
+}
+
+/// Returns the percentile of a quantile, if it is among them.
+pub(crate) fn percentile_of(percentiles: &[Percentile], quantile: f64) -> Option<&Percentile> {
+    let mut all = percentiles.iter();
+    all.find(|at| (at.quantile - quantile).abs() < SAME_QUANTILE)
 }
 
 /// Returns the imbalance of connections between workers: the busiest worker's number as a multiple

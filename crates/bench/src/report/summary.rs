@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 
 use super::advice::Advice;
+use super::capacity;
 use super::figures::{self, Work};
 use super::layout::{LABEL_COLUMNS, labelled, sentence};
 use crate::outcome::{Checked, Failure, Latency, Mark, Outcome, Percentile, PlanSummary, Server};
@@ -50,6 +51,9 @@ const FIGURE: usize = units::WIDTH;
 pub fn summary(outcome: &Outcome) -> String {
     let mut lines = heading(outcome);
     lines.push(String::new());
+    if let Some(found) = &outcome.capacity {
+        lines.extend(capacity::lines(found));
+    }
     lines.extend(result(outcome));
     lines.extend(throughput(outcome));
     lines.extend(latency(outcome));
@@ -71,10 +75,7 @@ pub fn summary(outcome: &Outcome) -> String {
 
 /// Returns the subject and the plan of the measurement.
 fn heading(outcome: &Outcome) -> Vec<String> {
-    let title = format!(
-        "uppercased bench {}: {} on {}",
-        outcome.program, outcome.plan.pattern, outcome.target
-    );
+    let title = format!("uppercased bench {}: {}", outcome.program, subject(outcome));
     let mut lines = vec![units::cut(&title, super::COLUMNS).trim_end().to_owned()];
     lines.extend(labelled("", &plan(&outcome.plan), ", "));
     let time = format!(
@@ -84,6 +85,15 @@ fn heading(outcome: &Outcome) -> Vec<String> {
     );
     lines.extend(sentence("", &time));
     lines
+}
+
+/// Returns what was measured, and where.
+pub(super) fn subject(outcome: &Outcome) -> String {
+    let what = match outcome.capacity {
+        Some(_) => "capacity",
+        None => &outcome.plan.pattern,
+    };
+    format!("{what} on {}", outcome.target)
 }
 
 /// Returns the plan in short phrases.

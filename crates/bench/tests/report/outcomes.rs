@@ -26,6 +26,7 @@ pub(crate) fn latency(values: impl IntoIterator<Item = u64>) -> Latency {
     let percentile = |quantile: &f64| Percentile {
         quantile: *quantile,
         value_ns: histogram.value_at_quantile(*quantile),
+        ..Percentile::default()
     };
     Latency {
         count: histogram.len(),
@@ -120,6 +121,7 @@ pub(crate) fn clean() -> Outcome {
             connections_by_worker: vec![26, 24],
         }),
         schedule: None,
+        capacity: None,
         criteria: Vec::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
@@ -305,6 +307,7 @@ pub(crate) fn huge() -> Outcome {
             .map(|quantile| Percentile {
                 quantile,
                 value_ns: u64::MAX,
+                ..Percentile::default()
             })
             .to_vec(),
         histogram: "not base64".to_owned(),

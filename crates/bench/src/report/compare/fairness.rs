@@ -62,6 +62,7 @@ const SAME: [Sameness; 15] = [
     ("message size", |o| o.plan.size.clone()),
     ("pipeline", |o| o.plan.pipeline.to_string()),
     ("rate", |o| match o.plan.rate_per_s {
+        Some(_) if o.capacity.is_some() => "searched".to_owned(),
         Some(rate) => format!("{}/s", units::per_second(rate)),
         None => "not limited".to_owned(),
     }),

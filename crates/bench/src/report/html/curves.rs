@@ -6,10 +6,11 @@
 
 use hdrhistogram::Histogram;
 
+use super::super::capacity;
 use super::super::figures::{self, Work};
 use super::axis::{Axis, Show};
 use super::chart::{Chart, Figure, Kind, Line, Span};
-use crate::outcome::{Interval, Latency, Outcome};
+use crate::outcome::{Capacity, Interval, Latency, Outcome, Probe};
 use uppercased_ctl::units;
 
 /// Maximum number of points of a line: the resolution of a screen.
@@ -55,6 +56,7 @@ pub(super) fn all(outcome: &Outcome) -> Vec<Figure> {
         String::new()
     };
     let mut figures = Vec::new();
+    figures.extend(outcome.capacity.as_ref().and_then(latency_by_rate));
     if !pieces.is_empty() {
         figures.push(throughput(outcome, &pieces, &merged));
     }
@@ -179,6 +181,55 @@ fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
                 kind: Kind::Area,
                 pieces: vec![points],
             }],
+            marks: Vec::new(),
+        },
+    })
+}
+
+/// Returns the curve of the probes of a capacity: at each rate, the longest of them.
+fn latency_by_rate(found: &Capacity) -> Option<Figure> {
+    let quantile = capacity::quantile(found);
+    let mut probes: Vec<&Probe> = found.probes.iter().collect();
+    probes.sort_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
+    let longest = probes.chunk_by(|a, b| a.rate_per_s == b.rate_per_s);
+    let longest = longest.filter_map(|same| same.iter().max_by_key(|one| one.measured_ms));
+    let longest: Vec<&&Probe> = longest
+        .filter(|one| one.rate_per_s > 0.0)
+        .take(POINTS_MAX)
+        .collect();
+    let line = |quantile: f64| -> Vec<(f64, f64)> {
+        let points = longest.iter().filter_map(|probe| {
+            let ns = figures::value_at(&probe.percentiles, quantile)?;
+            (ns > 0).then_some((probe.rate_per_s, ns as f64))
+        });
+        points.collect()
+    };
+    let mut quantiles = vec![quantile, 0.5];
+    quantiles.dedup();
+    let lines: Vec<Line> = quantiles
+        .into_iter()
+        .map(|quantile| Line {
+            name: units::quantile(quantile),
+            kind: Kind::Line,
+            pieces: vec![line(quantile)],
+        })
+        .collect();
+    let limit = found.targets.first().map(|target| target.limit_ns as f64);
+    let points = || lines.iter().flat_map(|line| line.pieces.iter().flatten());
+    let (least, most) = bounds(points().map(|(_, ns)| *ns).chain(limit))?;
+    let (slowest, fastest) = bounds(points().map(|(rate, _)| *rate))?;
+    let limit = limit.filter(|limit| *limit > 0.0).map(|limit| Line {
+        name: "target".to_owned(),
+        kind: Kind::Line,
+        pieces: vec![vec![(slowest, limit), (fastest, limit)]],
+    });
+    Some(Figure {
+        title: "Latency by rate".to_owned(),
+        note: "Each point is a probe; both scales are logarithmic.".to_owned(),
+        chart: Chart {
+            x: Axis::logarithmic("messages per second", slowest, fastest, units::per_second),
+            y: Axis::logarithmic("", least, most, units::time),
+            lines: lines.into_iter().chain(limit).collect(),
             marks: Vec::new(),
         },
     })

@@ -6,12 +6,16 @@
 use std::fmt::Write as _;
 
 use super::super::advice::Advice;
+use super::super::capacity;
 use super::super::figures::{self, Work};
 use super::super::summary;
 use super::page::{date, document, escaped, table};
 use super::{chart, curves};
 use crate::outcome::{Latency, Mark, Outcome};
 use uppercased_ctl::units;
+
+/// Maximum number of probes listed.
+const PROBES_MAX: usize = 100;
 
 /// Maximum number of first failures listed.
 const FAILURES_MAX: usize = 50;
@@ -28,17 +32,14 @@ const KINDS_MAX: usize = 50;
 /// Returns the page.
 #[must_use]
 pub fn html(outcome: &Outcome) -> String {
-    let title = format!(
-        "{} on {}, {}",
-        outcome.plan.pattern,
-        outcome.target,
-        date(outcome.started_unix_ms)
-    );
+    let started = date(outcome.started_unix_ms);
+    let title = format!("{}, {started}", summary::subject(outcome));
     let body = [
         heading(outcome),
         tiles(outcome),
         notes(outcome),
         chart::elements(&curves::all(outcome)),
+        probes(outcome),
         marks(&outcome.marks),
         failures(outcome),
         "<section class=\"tables\">\n".to_owned(),
@@ -56,7 +57,11 @@ fn heading(outcome: &Outcome) -> String {
     let (class, result) = match failures {
         0 if !outcome.problems.is_empty() => ("failed", "plan not completed".to_owned()),
         0 => match outcome.failed_criteria() {
-            0 => ("ok", "no failures".to_owned()),
+            0 => {
+                let found = outcome.capacity.as_ref().map(capacity::result);
+                let found = found.map(|result| escaped(&result));
+                ("ok", found.unwrap_or_else(|| "no failures".to_owned()))
+            }
             failed => (
                 "failed",
                 format!("{failed} of {} criteria", outcome.criteria.len()),
@@ -71,10 +76,9 @@ fn heading(outcome: &Outcome) -> String {
         units::time_ms(outcome.plan.warmup_ms as f64)
     );
     format!(
-        "<header>\n<h1>{} <small>on</small> {}</h1>\n<p class=\"result {class}\">{result}</p>\n\
+        "<header>\n<h1>{}</h1>\n<p class=\"result {class}\">{result}</p>\n\
          <p>{}; {time}; <time>{}</time></p>\n<p><code>{}</code></p>\n</header>\n",
-        escaped(&outcome.plan.pattern),
-        escaped(&outcome.target),
+        escaped(&summary::subject(outcome)),
         escaped(&plan),
         date(outcome.started_unix_ms),
         escaped(&outcome.command)
@@ -84,6 +88,8 @@ fn heading(outcome: &Outcome) -> String {
 /// Returns the most important figures, large.
 fn tiles(outcome: &Outcome) -> String {
     let mut tiles = Vec::new();
+    let capacity = outcome.capacity.as_ref().and_then(|one| one.rate_per_s);
+    tiles.extend(capacity.map(|rate| ("capacity", format!("{}/s", units::per_second(rate)))));
     let rate = |things| figures::per_second(things, outcome.measured_ms);
     let rate = match Work::of(outcome) {
         Work::Messages => {
@@ -138,6 +144,26 @@ fn notes(outcome: &Outcome) -> String {
         .map(|piece| format!("<li>{}</li>\n", escaped(piece)))
         .collect();
     format!("<ul class=\"notes\">\n{items}</ul>\n")
+}
+
+/// Returns the table of the probes of a capacity.
+fn probes(outcome: &Outcome) -> String {
+    let Some(found) = &outcome.capacity else {
+        return String::new();
+    };
+    let mut head = capacity::HEAD;
+    let quantile = units::quantile(capacity::quantile(found));
+    head[3] = &quantile;
+    let rows: Vec<Vec<String>> = capacity::rows(found)
+        .iter()
+        .take(PROBES_MAX)
+        .map(|row| row.iter().map(|cell| escaped(cell)).collect())
+        .collect();
+    format!(
+        "<section>\n<h2>Capacity</h2>\n<p>{}.</p>\n{}</section>\n",
+        escaped(&capacity::result(found)),
+        table("Probes, by rate", &head, &rows)
+    )
 }
 
 /// Returns the table of marks, with the numbers used in the charts.
