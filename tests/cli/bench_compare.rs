@@ -53,6 +53,27 @@ fn report_command_compares_files() {
     assert_eq!(code, Some(0));
     assert!(out.contains("of the medians of 1 and 2 runs"), "{out}");
 
+    let json = folder.path().join("compared.json");
+    let output = [
+        "--json",
+        json.to_str().unwrap(),
+        "--label",
+        "x",
+        "--label",
+        "y",
+    ];
+    let (code, out, _) = compare(&[&output[..], &[&a, &b]].concat());
+    assert_eq!(code, Some(0));
+    assert!(out.starts_with("A            x, 1 run by"), "{out}");
+    let text = fs::read_to_string(&json).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&value["a"]["name"], &value["b"]["name"]),
+        (&"x".into(), &"y".into())
+    );
+    let (code, out, _) = compare(&["--markdown", "-", &a, &b]);
+    assert!(code == Some(0) && out.contains("| messages/s |"), "{out}");
+
     let missing = folder.path().join("none.json");
     let missing = missing.to_str().unwrap();
     let other = Path::new(file!());
@@ -62,6 +83,7 @@ fn report_command_compares_files() {
         (&[&a, folder.path().to_str().unwrap()], "cannot read"),
         (&[&a], "name a second one"),
         (&[&a, &b, &a], "separate them with `--`"),
+        (&["--json=-", "--report=-", &a, &b], "to the same file"),
         (&[], "A.json"),
     ] {
         let (code, out, err) = compare(args);

@@ -589,6 +589,44 @@ fn missing_capacity_is_a_failure() {
 }
 
 #[test]
+fn every_export_is_written() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let formats = ["json", "report", "csv", "markdown", "hgrm"];
+    let path = |format: &str| folder.path().join(format);
+    let flags = formats.map(|format| format!("--{format}={}", path(format).display()));
+    let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["bench", "rate", &server.addr().to_string(), "--label=ours"])
+        .args(SHORT)
+        .args(&flags)
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    let text = |format: &str| std::fs::read_to_string(path(format)).expect("written");
+    assert!(text("csv").starts_with("at_ms,length_ms,messages"));
+    assert!(text("markdown").contains("| rate on ours at 127.0.0.1:"));
+    assert!(text("hgrm").contains("#[Max     ="));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("rate on ours at 127.0.0.1:"));
+    // The page contains the JSON, so it can be compared like it.
+    let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args(["bench", "compare"])
+        .args([path("json"), path("report")])
+        .output()
+        .expect("it runs");
+    let compared = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && compared.contains("1.00"),
+        "{compared}"
+    );
+    let run = bench(&["idle", &format!("--hgrm={}", path("none").display())]);
+    assert!(
+        run.code == 2 && run.stderr.contains("--hgrm"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
 fn only_open_loop_shows_stall() {
     // So long that half of it exceeds delays on a busy machine.
     const STALL: Duration = Duration::from_secs(2);

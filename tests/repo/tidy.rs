@@ -12,7 +12,7 @@ use uppercased_ctl::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: modules that decide, without input or output.
-const CORES: [&str; 45] = [
+const CORES: [&str; 46] = [
     "crates/bench/src/capacity/search.rs",
     "crates/bench/src/connection.rs",
     "crates/bench/src/criterion.rs",
@@ -27,6 +27,7 @@ const CORES: [&str; 45] = [
     "crates/bench/src/report/advice.rs",
     "crates/bench/src/report/capacity.rs",
     "crates/bench/src/report/compare",
+    "crates/bench/src/report/export.rs",
     "crates/bench/src/report/figures.rs",
     "crates/bench/src/report/html",
     "crates/bench/src/report/summary.rs",

@@ -6,10 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 
 use super::histogram::{self, QUANTILES};
 use super::outcome::{Failure, Interval, Latency, Percentile, Schedule, Seen, Totals};
@@ -156,34 +153,33 @@ impl Findings {
         if self.answers.is_empty() {
             return None;
         }
-        let mut packed = Vec::new();
-        // Writing to a vector cannot fail.
-        let _ = V2Serializer::new().serialize(&self.answers, &mut packed);
         Some(Latency {
             count: self.answers.len(),
             min_ns: self.answers.min(),
             mean_ns: self.answers.mean() as u64,
             max_ns: self.answers.max(),
             percentiles: percentiles(&self.answers),
-            histogram: BASE64.encode(packed),
+            histogram: histogram::pack(&self.answers),
         })
     }
 
     /// Returns the counts of planned messages.
     #[must_use]
     pub fn schedule(&self) -> Schedule {
-        let (mut percentiles, mut max_ns) = (Vec::new(), 0);
+        let (mut percentiles, mut max_ns, mut packed) = (Vec::new(), 0, String::new());
         if !self.waits.is_empty() {
             let mut all = self.answers.clone();
             histogram::join(&mut all, &self.waits);
             percentiles = self::percentiles(&all);
             max_ns = all.max();
+            packed = histogram::pack(&all);
         }
         Schedule {
             planned: self.sums.planned,
             not_sent: self.sums.unsent,
             percentiles,
             max_ns,
+            histogram: packed,
         }
     }
 

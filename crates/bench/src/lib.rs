@@ -2,6 +2,8 @@
 //! or with itself.
 //!
 //! ```text
+//!   capacity ── which measurements to make   criterion (pure) ── when one fails
+//!     |
 //!   plan (pure) ── what is to be done, every limit decided
 //!     |
 //!   run ── own_server?  team ── threads, or processes of threads
@@ -10,7 +12,7 @@
 //!     |                          record (pure) ── histograms, pieces of the series
 //!     |── observe, during ── the server's CPU and memory; commands that disturb it
 //!     v
-//!   findings, judge (pure) ── outcome ── output ── JSON, summary, page
+//!   findings, judge (pure) ── outcome ── report (pure) ── output ── summary, page, JSON, CSV, ...
 //! ```
 //!
 //! Invariants: the exit code is 0 only if nothing failed, every byte received was correct, the plan
@@ -61,7 +63,7 @@ use clap::ArgMatches;
 use self::command::{Misuse, Task};
 pub use self::command::{command, hint};
 use self::interrupt::Interrupt;
-use self::options::Options;
+use self::options::{Format, Options};
 use self::outcome::Outcome;
 use self::output::Outputs;
 use self::run::Stand;
@@ -134,9 +136,16 @@ fn measured(
 ) -> Result<ExitCode, Error> {
     let interrupt = Interrupt::watch().map_err(Error::Signals)?;
     // Detects an unwritable file before the measurement, not after it.
-    let outputs = Outputs::open(options)?;
+    let outputs = Outputs::open(&options.files)?;
     let outcome = measure(&interrupt)?;
-    let is_written = outputs.write(&outcome, &interrupt);
+    let render = |format| match format {
+        Format::Json => report::json(&outcome).map_err(io::Error::from),
+        Format::Report => Ok(report::html(&outcome)),
+        Format::Csv => Ok(report::csv(&outcome)),
+        Format::Markdown => Ok(report::markdown(&outcome)),
+        Format::Hgrm => Ok(report::hgrm(&outcome)),
+    };
+    let is_written = outputs.write(&report::summary(&outcome), render, &interrupt);
     Ok(if !is_written || !outcome.is_clean() {
         ExitCode::FAILURE
     } else if outcome.failed_criteria() > 0 {

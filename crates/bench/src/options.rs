@@ -45,7 +45,7 @@ impl Pattern {
             "arrivals" => matches!(self, Self::Rate | Self::Hold),
             "every" => self == Self::Hold,
             "close" | "messages-each" => self == Self::Churn,
-            "pipeline" | "count" => is_answered,
+            "pipeline" | "count" | "hgrm" => is_answered,
             "size" => self != Self::Idle,
             _ => true,
         }
@@ -87,6 +87,21 @@ pub enum Arrivals {
     Poisson,
 }
 
+/// A format of results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Everything, as JSON.
+    Json,
+    /// A page for a browser.
+    Report,
+    /// A row for each interval or probe.
+    Csv,
+    /// A table of the most important figures.
+    Markdown,
+    /// The percentile distribution of HdrHistogram.
+    Hgrm,
+}
+
 /// A choice given as a word.
 pub trait Word: Copy + 'static {
     /// Every choice.
@@ -113,6 +128,7 @@ macro_rules! words {
 
 words!(Pattern: Ping = "ping", Rate = "rate", Stream = "stream", Churn = "churn", Hold = "hold",
     Idle = "idle", Stall = "stall");
+words!(Format: Json = "json", Report = "report", Csv = "csv", Markdown = "markdown", Hgrm = "hgrm");
 words!(Expect: Upper = "upper", Echo = "echo", None = "none");
 words!(Close: Fin = "fin", Half = "half", Rst = "rst");
 words!(Arrivals: Constant = "constant", Poisson = "poisson");
@@ -200,8 +216,10 @@ pub struct Options {
     pub timeout: Option<Duration>,
     pub connect_timeout: Option<Duration>,
     pub pids: Vec<u32>,
-    pub json: Option<PathBuf>,
-    pub report: Option<PathBuf>,
+    /// Name of the server for reports.
+    pub label: Option<String>,
+    /// The files of results, each with its format.
+    pub files: Vec<(Format, PathBuf)>,
     pub during: Vec<Job>,
     /// Conditions under which the measurement fails.
     pub fail_if: Vec<Criterion>,

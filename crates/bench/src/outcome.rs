@@ -30,6 +30,8 @@ pub struct Outcome {
     pub machine: Machine,
     /// The server as given; the address for the built-in server.
     pub target: String,
+    /// The name of the server for reports, as given; may be empty.
+    pub label: String,
     /// The plan.
     pub plan: PlanSummary,
     /// Milliseconds measured, without the warm-up.
@@ -171,6 +173,8 @@ pub struct Schedule {
     pub percentiles: Vec<Percentile>,
     /// The maximum of these times, in nanoseconds.
     pub max_ns: u64,
+    /// All of them, as in [`Latency::histogram`]; empty if all messages were sent.
+    pub histogram: String,
 }
 
 /// A machine.

@@ -17,9 +17,7 @@ use nix::sys::stat::fstat;
 
 use super::folder::unique;
 use super::interrupt::{Interrupt, STEP};
-use super::options::Options;
-use super::outcome::Outcome;
-use super::report;
+use super::options::Format;
 use super::wait::is_ready;
 use uppercased_ctl::output::stdout;
 use uppercased_ctl::stderr::write_error;
@@ -64,10 +62,7 @@ impl Error {
 
 /// All outputs of a measurement, checked before it begins.
 #[derive(Debug)]
-pub(super) struct Outputs {
-    json: Option<Output>,
-    report: Option<Output>,
-}
+pub(super) struct Outputs(Vec<(Format, Output)>);
 
 /// The destination of one output.
 #[derive(Debug)]
@@ -100,54 +95,50 @@ impl Outputs {
     ///
     /// # Errors
     /// An output cannot be written, or two have the same destination.
-    pub(super) fn open(options: &Options) -> Result<Self, Error> {
-        let open = |path: &Option<PathBuf>| path.as_deref().map(Output::open).transpose();
-        let (json, report) = (open(&options.json)?, open(&options.report)?);
+    pub(super) fn open(files: &[(Format, PathBuf)]) -> Result<Self, Error> {
+        let open = |(format, path): &(Format, PathBuf)| Ok((*format, Output::open(path)?));
+        let outputs = Self(files.iter().map(open).collect::<Result<_, Error>>()?);
         let summary = ("the summary on standard output", of_descriptor(stdout()));
-        let of = |output: &Option<Output>| output.as_ref().map(Output::identity);
-        let named = [("--json", of(&json)), ("--report", of(&report))];
-        let all: Vec<(&'static str, Identity)> = named
-            .into_iter()
-            .filter_map(|(name, identity)| Some((name, identity?)))
-            .collect();
-        let outputs = Self { json, report };
+        let named = outputs
+            .0
+            .iter()
+            .map(|(format, one)| (flag(*format), one.identity()));
         let rest = outputs.has_summary().then_some(summary);
-        let all: Vec<(&'static str, Identity)> = all.into_iter().chain(rest).collect();
+        let all: Vec<(&'static str, Identity)> = named.chain(rest).collect();
         for (at, (name, identity)) in all.iter().enumerate() {
             let other = all[at + 1..].iter().find(|(_, other)| other == identity);
             if let Some((other, _)) = other.filter(|_| *identity != Identity::None) {
                 return Err(Error::Same(name, other));
             }
         }
-        let stdouts = outputs.both().filter(|output| output.is_stdout());
-        if stdouts.count() > 1 {
-            return Err(Error::Same("--json", "--report"));
+        let mut stdouts = outputs.0.iter().filter(|(_, output)| output.is_stdout());
+        if let Some(((first, _), (second, _))) = stdouts.next().zip(stdouts.next()) {
+            return Err(Error::Same(flag(*first), flag(*second)));
         }
         Ok(outputs)
     }
 
-    /// Writes everything, files first. Reports failures on standard error, and the summary, too, if
-    /// it would not be shown otherwise. Returns whether all was written.
+    /// Writes everything that `render` returns, files first. Reports failures on standard error,
+    /// and the summary, too, if it would not be shown otherwise. Returns whether all was written.
     #[must_use]
-    pub(super) fn write(self, outcome: &Outcome, interrupt: &Interrupt) -> bool {
-        let summary = report::summary(outcome);
+    pub(super) fn write(
+        &self,
+        summary: &str,
+        render: impl Fn(Format) -> io::Result<String>,
+        interrupt: &Interrupt,
+    ) -> bool {
         let mut is_shown = self.has_summary();
         let mut errors = Vec::new();
-        let mut texts = Vec::new();
-        if let Some(output) = &self.json {
-            match serde_json::to_string_pretty(outcome) {
-                Ok(text) => texts.push((output, text + "\n")),
-                Err(error) => errors.push(output.failed(error.into())),
-            }
+        let mut outputs: Vec<&(Format, Output)> = self.0.iter().collect();
+        outputs.sort_by_key(|(_, output)| output.is_stdout());
+        for (format, output) in outputs {
+            let written = match render(*format) {
+                Ok(text) => output.write(&text, interrupt),
+                Err(error) => Err(output.failed(error)),
+            };
+            errors.extend(written.err());
         }
-        if let Some(output) = &self.report {
-            texts.push((output, report::html(outcome)));
-        }
-        texts.sort_by_key(|(output, _)| output.is_stdout());
-        for (output, text) in texts {
-            errors.extend(output.write(&text, interrupt).err());
-        }
-        if is_shown && let Err(error) = to_stdout(&summary, interrupt) {
+        if is_shown && let Err(error) = to_stdout(summary, interrupt) {
             errors.push(error);
             is_shown = false;
         }
@@ -161,13 +152,20 @@ impl Outputs {
         errors.is_empty()
     }
 
-    fn both(&self) -> impl Iterator<Item = &Output> {
-        [&self.json, &self.report].into_iter().flatten()
-    }
-
     /// Returns whether the summary goes to standard output.
     fn has_summary(&self) -> bool {
-        !self.both().any(Output::is_stdout)
+        !self.0.iter().any(|(_, output)| output.is_stdout())
+    }
+}
+
+/// Returns the flag of a format, for errors.
+const fn flag(format: Format) -> &'static str {
+    match format {
+        Format::Json => "--json",
+        Format::Report => "--report",
+        Format::Csv => "--csv",
+        Format::Markdown => "--markdown",
+        Format::Hgrm => "--hgrm",
     }
 }
 

@@ -11,7 +11,7 @@ use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 
 use super::criterion::Has;
-use super::options::{Arrivals, Close, Expect, Options, Pattern, Sources, Word as _};
+use super::options::{Arrivals, Close, Expect, Format, Options, Pattern, Sources, Word as _};
 use super::outcome::PlanSummary;
 use super::size::Sizes;
 use uppercased_ctl::limits::WORKERS_MAX;
@@ -389,6 +389,10 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
         (o.pipeline.is_some(), "pipeline"),
         (o.size.is_some(), "size"),
         (o.count.is_some(), "count"),
+        (
+            o.files.iter().any(|(format, _)| *format == Format::Hgrm),
+            "hgrm",
+        ),
     ];
     if let Some((_, flag)) = given
         .into_iter()

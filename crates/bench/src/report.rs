@@ -9,6 +9,7 @@
 mod advice;
 mod capacity;
 mod compare;
+mod export;
 pub(crate) mod figures;
 mod file;
 mod html;
@@ -17,8 +18,9 @@ mod summary;
 
 pub use advice::Advice;
 pub use compare::{Comparison, Run, Warning, compare};
+pub use export::{csv, hgrm, json, markdown};
 pub use file::{Error, FILE_MAX_BYTES, load, parse};
-pub use html::html;
+pub use html::{comparison_html, html};
 pub use summary::summary;
 
 #[cfg(doc)]

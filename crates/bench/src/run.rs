@@ -158,6 +158,7 @@ impl Stand {
         let load = load(&plan, &self.subject, &jobs, options, interrupt)?;
         let mut outcome = outcome(&plan, &self.subject, load, self.facts.cpus);
         outcome.command.clone_from(&options.command);
+        outcome.label = options.label.clone().unwrap_or_default();
         let criteria = options.fail_if.iter();
         outcome.criteria = criteria.map(|one| one.check(&outcome)).collect();
         if interrupt.haste() > Haste::None {
@@ -413,6 +414,7 @@ fn outcome(plan: &Plan, subject: &Subject, load: Load, cpus: u16) -> Outcome {
         command: String::new(),
         machine: machine(cpus, load_average),
         target: subject.name.clone(),
+        label: String::new(),
         plan: plan.summary(),
         measured_ms: millis_up(findings.measured()),
         totals,

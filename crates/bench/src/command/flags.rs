@@ -12,7 +12,7 @@ use humantime::format_duration;
 
 use crate::capacity::{self, Quest};
 use crate::criterion::Criterion;
-use crate::options::{Arrivals, Close, Expect, Job, Options, Pattern, Sources, Word};
+use crate::options::{Arrivals, Close, Expect, Format, Job, Options, Pattern, Sources, Word};
 use crate::outcome::Target;
 use crate::plan;
 use crate::size::Sizes;
@@ -37,8 +37,23 @@ const EXPECT: &str = "expect";
 const TIMEOUT: &str = "timeout";
 const CONNECT_TIMEOUT: &str = "connect-timeout";
 const PID: &str = "pid";
-const JSON: &str = "json";
-const REPORT: &str = "report";
+const LABEL: &str = "label";
+/// The flags that name a file of results.
+const FILES: [(Format, &str, &str); 5] = [
+    (Format::Json, "json", "Write all results as JSON"),
+    (Format::Report, "report", "Write an HTML report with charts"),
+    (Format::Csv, "csv", "Write a row for each interval as CSV"),
+    (
+        Format::Markdown,
+        "markdown",
+        "Write the main figures as a Markdown table",
+    ),
+    (
+        Format::Hgrm,
+        "hgrm",
+        "Write the latencies as HdrHistogram text",
+    ),
+];
 const DURING: &str = "during";
 const FAIL_IF: &str = "fail-if";
 const RELOAD_EVERY: &str = "reload-every";
@@ -154,7 +169,8 @@ fn truth() -> Vec<Arg> {
 }
 
 fn output() -> Vec<Arg> {
-    vec![
+    let files = FILES.map(|(_, name, help)| path(name, help).alias(format!("export-{name}")));
+    let rest = [
         number::<u32>(
             PID,
             "PID",
@@ -167,8 +183,6 @@ fn output() -> Vec<Arg> {
             "Fail if this holds: 'p99 > 5ms', 'rate < 95%'; may be repeated",
         )
         .action(ArgAction::Append),
-        path(JSON, "Write all results as JSON").alias("export-json"),
-        path(REPORT, "Write an HTML report with charts"),
         typed::<Job>(
             DURING,
             "WHEN: COMMAND",
@@ -180,7 +194,9 @@ fn output() -> Vec<Arg> {
             .alias("no-tui")
             .action(ArgAction::SetTrue)
             .help("Hide the progress bar"),
-    ]
+        flag(LABEL, "NAME", "Name of the server for reports"),
+    ];
+    files.into_iter().chain(rest).collect()
 }
 
 fn own_server() -> Vec<Arg> {
@@ -277,8 +293,8 @@ impl Typed<'_> {
             timeout: self.one(TIMEOUT),
             connect_timeout: self.one(CONNECT_TIMEOUT),
             pids: self.many(PID),
-            json: self.one(JSON),
-            report: self.one(REPORT),
+            label: self.one(LABEL),
+            files: self.files(),
             during: self.many(DURING),
             fail_if: self.many(FAIL_IF),
             reload_every: self.one(RELOAD_EVERY),
@@ -288,6 +304,11 @@ impl Typed<'_> {
             no_progress: self.all().any(|typed| typed.get_flag(NO_PROGRESS)),
             command: String::new(),
         }
+    }
+
+    fn files(&self) -> Vec<(Format, PathBuf)> {
+        let file = |(format, name, _)| Some((format, self.one(name)?));
+        FILES.into_iter().filter_map(file).collect()
     }
 
     /// Returns the arguments of the pattern, then those before it.

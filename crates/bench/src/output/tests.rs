@@ -3,11 +3,10 @@
 use super::*;
 
 fn open(json: &Path, report: &Path) -> Result<Outputs, Error> {
-    Outputs::open(&Options {
-        json: Some(json.to_owned()),
-        report: Some(report.to_owned()),
-        ..Options::default()
-    })
+    Outputs::open(&[
+        (Format::Json, json.to_owned()),
+        (Format::Report, report.to_owned()),
+    ])
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

@@ -6,9 +6,13 @@
 //! note. Everything that makes the comparison unfair is reported. It must not call a difference
 //! better or worse if the spread includes no difference.
 
+mod export;
 mod fairness;
+mod result;
 mod run;
 mod table;
+
+use serde::Serialize;
 
 use super::figures::{self, Work};
 use crate::outcome::Outcome;
@@ -21,9 +25,9 @@ pub use run::Run;
 #[derive(Clone, Debug)]
 pub struct Comparison {
     /// Facts about each side.
-    sides: [Side; 2],
+    pub(super) sides: [Side; 2],
     /// Every figure present in all runs.
-    rows: Vec<Row>,
+    pub(super) rows: Vec<Row>,
     /// Names of figures present in only some runs.
     missing: Vec<&'static str>,
     /// Whether the ratios are those of pairs.
@@ -34,40 +38,48 @@ pub struct Comparison {
 
 /// Facts about a side as a whole.
 #[derive(Clone, Debug, PartialEq)]
-struct Side {
-    runs: usize,
+pub(super) struct Side {
+    pub(super) runs: usize,
+    /// The version of the program that measured.
     program: String,
     target: String,
-    plan: Vec<String>,
+    /// The name of the server for people: its label, or its address.
+    pub(super) name: String,
+    pub(super) plan: Vec<String>,
+    /// Whether the rate was planned.
+    is_planned: bool,
 }
 
 /// A figure on both sides.
 #[derive(Clone, Debug)]
-struct Row {
-    figure: Figure,
-    sides: [Spread; 2],
-    ratio: Spread,
+pub(super) struct Row {
+    pub(super) figure: Figure,
+    /// The value of each run.
+    pub(super) values: [Vec<f64>; 2],
+    pub(super) sides: [Spread; 2],
+    pub(super) ratio: Spread,
 }
 
 /// A median with its range.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) least: f64,
+    pub(super) most: f64,
 }
 
 /// A figure that can be compared.
 #[derive(Clone, Copy, Debug)]
-struct Figure {
-    name: &'static str,
+pub(super) struct Figure {
+    pub(super) name: &'static str,
     better: Better,
-    show: fn(f64) -> String,
+    pub(super) show: fn(f64) -> String,
     of: fn(&Outcome) -> Option<f64>,
 }
 
 /// The better direction of a figure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Better {
     Higher,
     Lower,
@@ -75,7 +87,7 @@ enum Better {
 
 /// The result of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Difference {
+pub(super) enum Difference {
     Better,
     Worse,
     /// Every ratio is 1.
@@ -214,6 +226,10 @@ fn side(runs: &[Run]) -> Side {
         runs: runs.len(),
         program: first.map_or_else(String::new, |one| one.program.clone()),
         target: first.map_or_else(String::new, |one| one.target.clone()),
+        name: first.map_or_else(String::new, |one| {
+            super::summary::server_name(one).to_owned()
+        }),
+        is_planned: first.is_some_and(|one| one.plan.rate_per_s.is_some()),
         plan: first.map_or_else(Vec::new, |one| {
             let mut plan = super::summary::plan(&one.plan);
             plan.insert(0, units::cut(&one.plan.pattern, super::COLUMNS));
@@ -237,6 +253,7 @@ fn row(figure: Figure, a: &[f64], b: &[f64]) -> Option<Row> {
     };
     Some(Row {
         figure,
+        values: [a.to_vec(), b.to_vec()],
         sides,
         ratio,
     })
@@ -269,7 +286,7 @@ impl Spread {
 
 impl Comparison {
     /// Returns the result of a row, given the number of runs.
-    fn difference(&self, row: &Row) -> Difference {
+    pub(super) fn difference(&self, row: &Row) -> Difference {
         if self.sides.iter().any(|side| side.runs < 2) {
             return Difference::Unknown;
         }

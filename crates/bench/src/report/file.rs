@@ -35,7 +35,8 @@ pub enum Error {
 
     /// It is not output of `--json`.
     #[error(
-        "cannot read {}: it is not an output of `uppercased bench --json FILE`: {}", path.display(), why
+        "cannot read {}: it is not an output of `uppercased bench --json FILE` or --report FILE: {}",
+        path.display(), why
     )]
     NotAnOutcome {
         /// The path as given.
@@ -57,7 +58,20 @@ pub enum Error {
     },
 }
 
-/// Reads an outcome from a file.
+/// The tag before the JSON in a page; the JSON has no `<`.
+pub(super) const DATA: &str = "<script type=\"application/json\" id=\"data\">";
+
+/// Returns the JSON of a page, or `text` if it is none.
+fn data(text: &[u8]) -> &[u8] {
+    let page = std::str::from_utf8(text).ok();
+    let rest = page.and_then(|page| page.split_once(DATA));
+    match rest.and_then(|(_, rest)| rest.split_once('<')) {
+        Some((json, _)) => json.as_bytes(),
+        None => text,
+    }
+}
+
+/// Reads an outcome from a file, or from a page that contains it.
 ///
 /// # Errors
 ///
@@ -85,6 +99,7 @@ pub fn parse(text: &[u8], path: &Path) -> Result<Outcome, Error> {
     if text.len() as u64 > FILE_MAX_BYTES {
         return Err(Error::TooLarge { path: path() });
     }
+    let text = data(text);
     let not_one = |why: String| Error::NotAnOutcome { path: path(), why };
     // The format comes first: a newer format may change a field's type.
     let format = serde_json::from_slice::<Format>(text).map_err(|why| not_one(why.to_string()))?;

@@ -8,9 +8,11 @@
 
 mod axis;
 mod chart;
+mod comparison;
 mod curves;
 mod measurement;
 mod page;
 mod ticks;
 
+pub use comparison::comparison_html;
 pub use measurement::html;

@@ -93,7 +93,18 @@ pub(super) fn subject(outcome: &Outcome) -> String {
         Some(_) => "capacity",
         None => &outcome.plan.pattern,
     };
-    format!("{what} on {}", outcome.target)
+    match outcome.label.as_str() {
+        "" => format!("{what} on {}", outcome.target),
+        label => format!("{what} on {label} at {}", outcome.target),
+    }
+}
+
+/// Returns the name of the server: its label, or its address.
+pub(super) fn server_name(outcome: &Outcome) -> &str {
+    match outcome.label.as_str() {
+        "" => &outcome.target,
+        label => label,
+    }
 }
 
 /// Returns the plan in short phrases.

@@ -28,17 +28,19 @@ const HEIGHT: u32 = 3400;
 const WINDOW_MIN: u32 = 500;
 
 fn pages() -> Vec<(&'static str, String)> {
-    let outcomes: [(_, Outcome); 6] = [
+    let outcomes: [(_, Outcome); 7] = [
         ("clean", outcomes::clean()),
         ("restarted", outcomes::restarted()),
         ("failed", outcomes::failed()),
         ("stream", outcomes::stream()),
         ("tiny", outcomes::tiny()),
         ("huge", outcomes::huge()),
+        ("capacity", outcomes::capacity()),
     ];
     let pages = outcomes.iter();
     pages
         .map(|(name, outcome)| (*name, report::html(outcome)))
+        .chain([("comparison", super::comparison_page())])
         .collect()
 }
 

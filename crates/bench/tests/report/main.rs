@@ -14,6 +14,7 @@ use uppercased_bench::outcome::{Interval, Outcome};
 use uppercased_bench::report::{self, Advice, COLUMNS, Error, Run, Warning};
 
 mod browser;
+mod exports;
 mod outcomes;
 
 fn fixture(name: &str) -> PathBuf {
@@ -63,8 +64,11 @@ fn assert_self_contained(page: &str) {
         }
     }
     assert!(open.is_empty(), "{open:?}");
+    // Data is not run.
+    let scripts = page.matches("<script type=\"application/json\" id=\"data\">");
+    assert_eq!(scripts.count(), page.matches("<script").count());
     for loading in [
-        "<script", "<link", "<img", "<iframe", "src=", "href=", "url(", "@import",
+        "<link", "<img", "<iframe", "src=", "href=", "url(", "@import",
     ] {
         assert!(!page.contains(loading), "{loading}");
     }
@@ -116,6 +120,7 @@ fn summaries_read_well() {
         ("huge", outcomes::huge()),
         ("empty", Outcome::default()),
         ("criteria", outcomes::criteria()),
+        ("capacity", outcomes::capacity()),
     ] {
         let text = report::summary(&outcome);
         assert_fits(&text);
@@ -182,6 +187,7 @@ fn page_escapes_markup_in_outcome() {
         &mut outcome.program,
         &mut outcome.command,
         &mut outcome.target,
+        &mut outcome.label,
         &mut outcome.plan.pattern,
         &mut outcome.plan.size,
         &mut outcome.plan.expect,
@@ -299,6 +305,15 @@ fn faster(factor: f64) -> Outcome {
     }
     outcome.server.as_mut().unwrap().cpu_per_message_ns /= factor;
     outcome
+}
+
+/// Returns the page of a comparison of four pairs.
+fn comparison_page() -> String {
+    let drift = [1.0, 1.2, 0.9, 1.05];
+    let a = runs("a", drift.map(faster));
+    let b = runs("b", drift.map(|drift| faster(drift * 1.05)));
+    let comparison = report::compare(&a, &b);
+    report::comparison_html(&comparison, comparison.json(&a, &b))
 }
 
 #[test]

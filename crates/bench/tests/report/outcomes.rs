@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 use uppercased_bench::outcome::{
-    Client, FORMAT, Failure, Interval, Latency, Machine, Mark, Outcome, Percentile, PlanSummary,
-    Schedule, Seen, Server, Totals,
+    Capacity, Client, FORMAT, Failure, Interval, Latency, Machine, Mark, Outcome, Percentile,
+    PlanSummary, Probe, Schedule, Seen, Server, Target, Totals,
 };
 
 const QUANTILES: [f64; 6] = [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999];
@@ -74,6 +74,7 @@ pub(crate) fn clean() -> Outcome {
             load_average: Some(0.42),
         },
         target: "127.0.0.1:9999".to_owned(),
+        label: String::new(),
         plan: PlanSummary {
             pattern: "ping".to_owned(),
             connections: 50,
@@ -182,6 +183,7 @@ pub(crate) fn stalled() -> Outcome {
         not_sent: 2_000_000,
         percentiles: waits.percentiles,
         max_ns: waits.max_ns,
+        ..Schedule::default()
     });
     outcome.client.share_of_cpus = 0.04;
     outcome.problems = vec![
@@ -401,5 +403,55 @@ pub(crate) fn criteria() -> Outcome {
         let criterion: uppercased_bench::criterion::Criterion = condition.parse().unwrap();
         outcome.criteria.push(criterion.check(&outcome));
     }
+    outcome
+}
+
+/// Returns the confirmation of a capacity.
+pub(crate) fn capacity() -> Outcome {
+    let mut outcome = clean();
+    outcome.plan.pattern = "rate".to_owned();
+    outcome.plan.rate_per_s = Some(83_200.0);
+    outcome.latency_from = "planned".to_owned();
+    outcome.label = "ours".to_owned();
+    let target = Target {
+        quantile: 0.99,
+        limit_ns: 5_000_000,
+    };
+    let rates = [
+        1000.0, 8000.0, 64_000.0, 128_000.0, 85_100.0, 83_200.0, 83_200.0,
+    ];
+    let probe = |(at, rate_per_s): (usize, f64)| {
+        let holds = rate_per_s <= 83_200.0;
+        let percentile = |quantile: f64| {
+            let value_ns = (200.0 * rate_per_s.powf(0.85) / (1.0 - quantile).sqrt()) as u64;
+            Percentile {
+                quantile,
+                value_ns,
+                low_ns: value_ns * 97 / 100,
+                high_ns: value_ns * 104 / 100,
+            }
+        };
+        Probe {
+            rate_per_s,
+            answered_per_s: rate_per_s.min(95_000.0),
+            measured_ms: 3000,
+            failures: 0,
+            percentiles: [0.5, 0.9, 0.99].map(percentile).to_vec(),
+            client_is_bottleneck: false,
+            confirms: at == rates.len() - 1,
+            holds,
+            why: match (holds, rate_per_s) {
+                (true, _) => String::new(),
+                (_, 128_000.0) => "74 % answered".to_owned(),
+                _ => "p99 over target".to_owned(),
+            },
+        }
+    };
+    outcome.capacity = Some(Capacity {
+        targets: vec![target],
+        rate_per_s: Some(83_200.0),
+        missed_per_s: Some(85_100.0),
+        probes: rates.into_iter().enumerate().map(probe).collect(),
+    });
     outcome
 }

@@ -17,6 +17,9 @@ const WARNINGS_MAX: usize = 10;
 /// machine.
 const PAIRS_ENOUGH: usize = 8;
 
+/// Maximum length of the result, whose names may be long.
+const TEXT_MAX: usize = 400;
+
 const NAME: usize = 15;
 const FIGURE: usize = units::WIDTH;
 const RATIO: usize = 8;
@@ -43,6 +46,7 @@ impl Comparison {
             lines.extend(self.spreads());
         }
         lines.push(String::new());
+        lines.extend(sentence("result", &units::cut(&self.result(), TEXT_MAX)));
         lines.extend(sentence("B/A", &self.method()));
         if !self.missing.is_empty() {
             let missing = format!("not in every run: {}", self.missing.join(", "));
@@ -100,7 +104,7 @@ impl Comparison {
     }
 
     /// Describes how the ratios were computed, and their limits.
-    fn method(&self) -> String {
+    pub(in super::super) fn method(&self) -> String {
         let [a, b] = self.sides.each_ref().map(|side| side.runs);
         match (a, b) {
             (0, _) | (_, 0) => "nothing to compare".to_owned(),
@@ -122,7 +126,7 @@ impl Comparison {
 }
 
 impl Difference {
-    const fn word(self) -> &'static str {
+    pub(in super::super) const fn word(self) -> &'static str {
         match self {
             Self::Better => "better",
             Self::Worse => "worse",
@@ -134,11 +138,16 @@ impl Difference {
 }
 
 fn heading(label: &str, side: &Side) -> Vec<String> {
+    let address = if side.name == side.target || side.target.is_empty() {
+        String::new()
+    } else {
+        format!(" at {}", side.target)
+    };
     let what = format!(
-        "{}, uppercased {} on {}",
+        "{}{address}, {} by uppercased bench {}",
+        side.name,
         units::counted(side.runs as u64, "run"),
         side.program,
-        side.target
     );
     sentence(label, &units::cut(&what, COLUMNS * 2))
 }

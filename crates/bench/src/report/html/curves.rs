@@ -160,7 +160,7 @@ fn latency_over_time(outcome: &Outcome, pieces: &[Piece], merged: &str) -> Optio
 }
 
 fn latency_by_percentile(latency: &Latency) -> Option<Figure> {
-    let points = match figures::histogram(latency) {
+    let points = match figures::histogram(&latency.histogram) {
         Some(histogram) => fine(&histogram),
         None => coarse(latency),
     };

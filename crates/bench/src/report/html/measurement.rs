@@ -48,7 +48,7 @@ pub fn html(outcome: &Outcome) -> String {
         circumstances(outcome),
         "</section>\n".to_owned(),
     ];
-    document(&title, &body.concat())
+    document(&title, &body.concat(), serde_json::to_string(outcome))
 }
 
 /// Returns the subject of the measurement and the result.
@@ -160,7 +160,7 @@ fn probes(outcome: &Outcome) -> String {
         .map(|row| row.iter().map(|cell| escaped(cell)).collect())
         .collect();
     format!(
-        "<section>\n<h2>Capacity</h2>\n<p>{}.</p>\n{}</section>\n",
+        "<section class=\"numbers\">\n<h2>Capacity</h2>\n<p>{}.</p>\n{}</section>\n",
         escaped(&capacity::result(found)),
         table("Probes, by rate", &head, &rows)
     )

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::report::file::DATA;
 use uppercased_ctl::units;
 
 /// Maximum length of a text from an outcome, in characters.
@@ -13,19 +14,33 @@ const TEXT_MAX: usize = 500;
 /// The last second of the year 9999, in milliseconds: later times have no common notation.
 const UNIX_MS_MAX: u64 = 253_402_300_799_000;
 
+/// Maximum length of the JSON in a page. A measurement has a few hundred kilobytes.
+const JSON_MAX_BYTES: usize = 4 << 20;
+
 /// The style sheet of a page.
 const STYLE: &str = include_str!("page.css");
 
-/// Returns a page with this title, which must not be escaped, and this body, which must be.
-pub(super) fn document(title: &str, body: &str) -> String {
+/// Returns a page with this title, which must not be escaped, this body, which must be, and its
+/// data as JSON, which is omitted if it is too long.
+pub(super) fn document(title: &str, body: &str, json: serde_json::Result<String>) -> String {
+    let data = match json {
+        Ok(json) if json.len() <= JSON_MAX_BYTES => format!("{DATA}{}</script>\n", inert(&json)),
+        _ => String::new(),
+    };
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <title>{} - uppercased bench</title>\n<style>\n{STYLE}</style>\n</head>\n\
-         <body>\n<main>\n{body}</main>\n</body>\n</html>\n",
+         <body>\n<main>\n{body}</main>\n{data}</body>\n</html>\n",
         escaped(title)
     )
+}
+
+/// Returns JSON without characters that could end its element, which strings may have as escapes.
+fn inert(json: &str) -> String {
+    let json = json.replace('<', "\\u003c").replace('>', "\\u003e");
+    json.replace('&', "\\u0026")
 }
 
 /// Returns untrusted text for the page: one line, bounded, without markup.
