@@ -38,6 +38,12 @@ const BENCH: Meanings = &[
     "Only a condition of --fail-if held; nothing failed otherwise.",
 ];
 
+const VERSUS: Meanings = &[
+    "Every run was complete, every byte correct, and nothing failed; either server may be faster.",
+    "A failure, an incomplete run, or output that could not be written.",
+    "Bad usage or conflicting flags.",
+];
+
 const COMPARE: Meanings = &[
     "The comparison was printed.",
     "The output could not be written.",
@@ -72,6 +78,7 @@ pub(super) fn meanings(command: &Command) -> Vec<(u8, &'static str)> {
         names::CHECK => CHECK,
         names::CLIENT => CLIENT,
         names::COMPARE => COMPARE,
+        names::VERSUS => VERSUS,
         names::DRAIN_LEFTOVERS => LEFTOVERS,
         names::MAN | names::COMPLETIONS => TEXT,
         _ if takes(names::CONNECTIONS) => BENCH,

@@ -15,6 +15,8 @@ pub(super) const CLIENT: &str = "client";
 pub(super) const BENCH: &str = "bench";
 /// Compares measurements, below `bench`.
 pub(super) const COMPARE: &str = "compare";
+/// Compares two servers, below `bench`.
+pub(super) const VERSUS: &str = "versus";
 /// The flag of every measurement, below `bench`.
 pub(super) const CONNECTIONS: &str = "connections";
 /// Role of additional benchmark processes.

@@ -91,6 +91,8 @@ fn manual_covers_each_command_and_file() {
         #[cfg(feature = "bench")]
         "uppercased-bench-stream.1",
         #[cfg(feature = "bench")]
+        "uppercased-bench-versus.1",
+        #[cfg(feature = "bench")]
         "uppercased-bench.1",
         "uppercased-cancel.1",
         "uppercased-check.1",

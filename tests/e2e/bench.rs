@@ -589,6 +589,56 @@ fn missing_capacity_is_a_failure() {
 }
 
 #[test]
+fn versus_tells_slow_server_from_fast() {
+    let [fast, slow] = [Duration::ZERO, Duration::from_millis(20)].map(|wait| {
+        Bad::reply(move |_, bytes| {
+            let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+            assert!(!poll_one(&nobody, PollFlags::POLLIN, wait));
+            Some(upper(bytes))
+        })
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_uppercased"))
+        .args([
+            "bench",
+            "versus",
+            &fast.target(),
+            &slow.target(),
+            "--runs=6",
+            "-c1",
+        ])
+        .args([
+            "--label=fast one",
+            "--label=slow one",
+            "--duration=100ms",
+            "--warmup=0s",
+        ])
+        .args(["--json", &path("json"), "--report", &path("html")])
+        .args(["--markdown", &path("md")])
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let result = "result B (slow one) is slower than A (fast one)";
+    assert!(words.join(" ").contains(result), "{text}");
+    let read = |name: &str| std::fs::read_to_string(path(name)).expect("written");
+    let json: serde_json::Value = serde_json::from_str(&read("json")).expect("JSON");
+    assert_eq!(json["result"], "slower");
+    let runs = |side: &str| json[side]["runs"].as_array().expect("runs").clone();
+    assert_eq!((runs("a").len(), runs("b").len()), (6, 6));
+    // In pairs, of which each side begins every other one.
+    let start = |run: &serde_json::Value| run["started_unix_ms"].as_u64().expect("a time");
+    let first = |at: usize| start(&runs("a")[at]) < start(&runs("b")[at]);
+    assert_eq!([first(0), first(1), first(2)], [true, false, true]);
+    assert!(
+        read("html").contains("slow one") && read("md").contains("B: slow one"),
+        "{text}"
+    );
+}
+
+#[test]
 fn every_export_is_written() {
     let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "1"]);
     let folder = tempfile::tempdir().expect("a folder");

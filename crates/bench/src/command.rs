@@ -1,4 +1,4 @@
-//! The `bench` command: a subcommand for each pattern, `capacity` and `compare`.
+//! The `bench` command: a subcommand for each pattern, `capacity`, `versus` and `compare`.
 //!
 //! Invariants: each pattern has only its own flags; `bench` without a pattern has those of `ping`,
 //! which may also precede a pattern. It must not check combinations of flags; `bench::plan` does,
@@ -15,6 +15,7 @@ use clap::{Arg, ArgMatches, Command};
 use super::capacity::Quest;
 use super::compare::{self, COMPARE, Compare};
 use super::options::{Options, Pattern, Word as _};
+use super::versus::Duel;
 use flags::Typed;
 pub use foreign::hint;
 use uppercased_ctl::target::with_defaults;
@@ -23,6 +24,8 @@ use uppercased_ctl::target::with_defaults;
 pub(super) const BENCH: &str = "bench";
 /// Name of the search for a capacity, below it.
 const CAPACITY: &str = "capacity";
+/// Name of the comparison of two servers, below it.
+pub(super) const VERSUS: &str = "versus";
 
 const HELP: &str = "\
 Without a command, bench runs `ping` with the options below. Without an
@@ -45,6 +48,8 @@ pub(super) enum Task {
     Measure(Box<Options>),
     /// Find the highest rate that holds a target.
     Capacity(Box<Quest>),
+    /// Measure two servers in turn, and compare them.
+    Versus(Box<Duel>),
     /// Compare earlier measurements.
     Compare(Compare),
 }
@@ -67,6 +72,7 @@ pub fn command() -> Command {
         .args(flags::of(Pattern::Ping))
         .subcommands(Pattern::ALL.iter().map(|pattern| of_pattern(*pattern)))
         .subcommand(of_capacity())
+        .subcommand(of_versus())
         .subcommand(compare::command())
 }
 
@@ -133,6 +139,18 @@ fn of_capacity() -> Command {
         .args(flags::of_capacity())
 }
 
+fn of_versus() -> Command {
+    Command::new(VERSUS)
+        .about("Measure two servers in alternating runs and compare them")
+        .after_help(
+            "The ratio of each pair of runs is that of B to A. B is faster or slower if every pair \
+             says so; otherwise the two are not distinguishable.\n\nExamples:\n  uppercased bench \
+             versus :9001 :9002 --label nginx --label ours\n  uppercased bench versus a:9999 b:9999 \
+             --runs 16 --pattern rate --rate 20000",
+        )
+        .args(flags::of_versus())
+}
+
 /// Converts parsed arguments. `line` is the full command line, for the record.
 ///
 /// # Errors
@@ -156,6 +174,15 @@ pub(super) fn task(typed: &ArgMatches, line: String) -> Result<Task, Misuse> {
         Some(CAPACITY) => measurement(CAPACITY, Pattern::Rate, &flags::of_capacity(), &typed, line)
             .and_then(|options| typed.quest(options))
             .map(|quest| Task::Capacity(Box::new(quest))),
+        Some(VERSUS) if !typed.targets().is_empty() => {
+            Err("cannot tell A from B: write both addresses after `versus`".to_owned())
+        }
+        Some(VERSUS) => {
+            let pattern = typed.pattern().unwrap_or(Pattern::Ping);
+            measurement(VERSUS, pattern, &flags::of_versus(), &typed, line)
+                .and_then(|options| typed.duel(options))
+                .map(|duel| Task::Versus(Box::new(duel)))
+        }
         name => {
             let pattern = Pattern::ALL.iter().find(|one| Some(one.word()) == name);
             let pattern = pattern.copied().unwrap_or(Pattern::Ping);

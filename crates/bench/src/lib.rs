@@ -2,7 +2,7 @@
 //! or with itself.
 //!
 //! ```text
-//!   capacity ── which measurements to make   criterion (pure) ── when one fails
+//!   capacity, versus ── which measurements to make   criterion (pure) ── when one fails
 //!     |
 //!   plan (pure) ── what is to be done, every limit decided
 //!     |
@@ -53,6 +53,7 @@ mod socket;
 mod sys;
 pub mod team;
 pub mod truth;
+mod versus;
 mod wait;
 
 use std::io;
@@ -68,6 +69,7 @@ use self::outcome::Outcome;
 use self::output::Outputs;
 use self::run::Stand;
 pub use self::team::{PART, run_part};
+use self::versus::Duel;
 use uppercased_ctl::stderr;
 
 /// Exit code for an invalid plan.
@@ -122,6 +124,7 @@ pub fn run(typed: &ArgMatches) -> ExitCode {
         Task::Capacity(quest) => measured(&quest.options, |interrupt| {
             capacity::measure(quest, interrupt)
         }),
+        Task::Versus(duel) => versus(duel),
     };
     done.unwrap_or_else(|error| {
         stderr::write_error(&error.to_string());
@@ -153,4 +156,20 @@ fn measured(
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Measures two servers, and writes every output of their comparison.
+fn versus(duel: &Duel) -> Result<ExitCode, Error> {
+    let interrupt = Interrupt::watch().map_err(Error::Signals)?;
+    let outputs = Outputs::open(&duel.files)?;
+    let runs = versus::measure(duel, &interrupt)?;
+    let is_written = compare::write(&runs, &outputs, &interrupt);
+    let mut all = runs.iter().flatten();
+    let is_complete = runs.iter().all(|side| side.len() == usize::from(duel.runs));
+    Ok(
+        match is_written && is_complete && all.all(|run| run.outcome.is_clean()) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
+    )
 }

@@ -11,12 +11,15 @@ use clap::{Arg, ArgAction, ArgMatches};
 use humantime::format_duration;
 
 use crate::capacity::{self, Quest};
+use crate::compare;
 use crate::criterion::Criterion;
 use crate::options::{Arrivals, Close, Expect, Format, Job, Options, Pattern, Sources, Word};
 use crate::outcome::Target;
 use crate::plan;
 use crate::size::Sizes;
+use crate::versus::{self, Duel};
 use uppercased_ctl::proxy_header::Version;
+use uppercased_ctl::target::with_defaults;
 
 const TARGET: &str = "target";
 const CONNECTIONS: &str = "connections";
@@ -61,6 +64,10 @@ const UPGRADE_EVERY: &str = "upgrade-every";
 const WORKERS: &str = "workers";
 const RECEIVE_BUFFER: &str = "receive-buffer";
 const PROXY_PROTOCOL: &str = "proxy-protocol";
+const A: &str = "a";
+const B: &str = "b";
+const RUNS: &str = "runs";
+const PATTERN: &str = "pattern";
 const PROBE: &str = "probe";
 const TIME_LIMIT: &str = "time-limit";
 /// The percentiles that may be a target.
@@ -105,6 +112,65 @@ pub(super) fn of_capacity() -> Vec<Arg> {
             .by_default(format_duration(capacity::TIME_LIMIT)),
     ];
     load.chain(targets).chain(lengths).collect()
+}
+
+/// Returns the arguments of `versus`: the load of any pattern, and what each server has.
+pub(super) fn of_versus() -> Vec<Arg> {
+    let own = [
+        Arg::new(A)
+            .value_name("A")
+            .required(true)
+            .help("Address of the first server"),
+        Arg::new(B)
+            .value_name("B")
+            .required(true)
+            .help("Address of the second server"),
+        number::<u16>(RUNS, "N", "Runs of each server, which alternate").by_default(versus::RUNS),
+        flag(
+            LABEL,
+            "NAME",
+            "Name of a server; first that of A, then that of B",
+        )
+        .action(ArgAction::Append),
+        word::<Pattern>(PATTERN, "Load pattern").by_default(Pattern::Ping.word()),
+        time(DURATION, "Measured time of a run")
+            .short('d')
+            .short_alias('z')
+            .by_default(format_duration(versus::DURATION)),
+        number::<u32>(
+            PID,
+            "PID",
+            "Process of a server; first that of A, then that of B",
+        )
+        .action(ArgAction::Append),
+        word::<Expect>(EXPECT, "Expected reply, also first of A, then of B")
+            .action(ArgAction::Append)
+            .by_default(Expect::Upper.word()),
+    ];
+    let mut all: Vec<Arg> = own.into_iter().chain(compare::output_flags()).collect();
+    let not_here = [
+        TARGET,
+        DURING,
+        FAIL_IF,
+        WORKERS,
+        RELOAD_EVERY,
+        UPGRADE_EVERY,
+        SERVER_ARGS,
+    ];
+    for arg in Pattern::ALL.iter().flat_map(|pattern| of(*pattern)) {
+        let id = arg.get_id().clone();
+        let is_file = FILES.iter().any(|(_, name, _)| id == *name);
+        let is_known = all.iter().any(|one| *one.get_id() == id);
+        if !is_known && !is_file && !not_here.iter().any(|name| id == *name) {
+            all.push(arg);
+        }
+    }
+    let varies = [CONNECTIONS, SIZE, PIPELINE, WARMUP];
+    let general = |arg: Arg| match varies.iter().any(|name| arg.get_id() == name) {
+        true => arg.of_pattern(),
+        false => arg,
+    };
+    all.into_iter().map(general).collect()
 }
 
 fn load(pattern: Pattern) -> Vec<Arg> {
@@ -306,6 +372,55 @@ impl Typed<'_> {
         }
     }
 
+    /// Returns two servers to measure with this load, which is that of A.
+    ///
+    /// # Errors
+    /// A flag that each server has was given too often, or for one of them only.
+    pub(super) fn duel(&self, mut a: Options) -> Result<Duel, String> {
+        let side = |name: &str| {
+            self.one(name)
+                .map(|address: String| with_defaults(&address))
+        };
+        let (labels, pids): (Vec<String>, Vec<u32>) = (self.many(LABEL), self.many(PID));
+        let expected: Vec<Expect> = self.many(EXPECT);
+        let runs = self.one(RUNS).unwrap_or(versus::RUNS);
+        if labels.len() > 2 || expected.len() > 2 {
+            return Err("cannot use a flag more than twice: first for A, then for B".to_owned());
+        }
+        if !matches!(pids.len(), 0 | 2) {
+            return Err(
+                "cannot measure one of two servers: use --pid for A, then for B".to_owned(),
+            );
+        }
+        if runs == 0 {
+            return Err("cannot compare without runs: use --runs 8 or more".to_owned());
+        }
+        a.duration = a
+            .duration
+            .or_else(|| a.count.is_none().then_some(versus::DURATION));
+        let mut b = a.clone();
+        (a.target, b.target) = (side(A), side(B));
+        (a.pids, b.pids) = match pids.as_slice() {
+            [of_a, of_b] => (vec![*of_a], vec![*of_b]),
+            _ => Default::default(),
+        };
+        a.label = labels.first().cloned();
+        b.label = labels.get(1).cloned();
+        b.expect = expected.last().copied();
+        let files = std::mem::take(&mut a.files);
+        b.files.clear();
+        Ok(Duel {
+            sides: [a, b],
+            runs,
+            files,
+        })
+    }
+
+    /// Returns the pattern that was given by a flag.
+    pub(super) fn pattern(&self) -> Option<Pattern> {
+        self.one(PATTERN)
+    }
+
     fn files(&self) -> Vec<(Format, PathBuf)> {
         let file = |(format, name, _)| Some((format, self.one(name)?));
         FILES.into_iter().filter_map(file).collect()
@@ -346,12 +461,25 @@ pub(super) fn with_zone_numbers(addresses: &str) -> String {
 /// Adds a default to a help text. The value itself is chosen by `plan`.
 trait ByDefault {
     fn by_default(self, default: impl std::fmt::Display) -> Self;
+
+    /// Replaces the default of one pattern.
+    fn of_pattern(self) -> Self;
 }
 
 impl ByDefault for Arg {
     fn by_default(self, default: impl std::fmt::Display) -> Self {
         let help = self.get_help().map(ToString::to_string).unwrap_or_default();
         self.help(format!("{help} [default: {default}]"))
+    }
+
+    fn of_pattern(self) -> Self {
+        let help = self.get_help().map(ToString::to_string).unwrap_or_default();
+        let general = help
+            .split(" [default")
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        self.help(general).by_default("by pattern")
     }
 }
 

@@ -45,6 +45,10 @@ pub(super) const FOREIGN: &[(&[&str], &str)] = &[
         "write the address as HOST:PORT, without a flag",
     ),
     (
+        &["--runs", "--repeat"],
+        "`bench versus` alternates and compares runs of two servers",
+    ),
+    (
         &["--p50", "--p90", "--p95", "--p99", "--p99.9"],
         "use `--fail-if`, or `bench capacity` for the highest rate that holds a target",
     ),

@@ -1,7 +1,7 @@
 //! Unit tests of `command.rs`.
 
 use super::*;
-use crate::options::{Close, Sources};
+use crate::options::{Close, Expect, Sources};
 use crate::size::Sizes;
 
 fn read(args: &[&str]) -> Result<Options, String> {
@@ -83,6 +83,44 @@ fn capacity_needs_target() {
         (["capacity", "--p99=0s"], "greater than zero"),
     ] {
         assert!(quest(&args).unwrap_err().contains(why), "{args:?}");
+    }
+}
+
+#[test]
+fn versus_has_flags_for_each_server() {
+    let duel = |args: &[&str]| {
+        let typed = command()
+            .try_get_matches_from([&[BENCH], args].concat())
+            .unwrap();
+        match task(&typed, String::new()) {
+            Ok(Task::Versus(duel)) => Ok(*duel),
+            Ok(other) => panic!("{other:?}"),
+            Err(misuse) => Err(misuse.why),
+        }
+    };
+    let args = "versus :1 b:2 --label x --label y --pid 3 --pid 4 --expect echo --pattern rate";
+    let args: Vec<&str> = args.split(' ').collect();
+    let found = duel(&[&args[..], &["--json=j"]].concat()).unwrap();
+    let [a, b] = &found.sides;
+    assert_eq!((found.runs, found.files.len()), (8, 1));
+    assert_eq!(a.target.as_deref(), Some("127.0.0.1:1"));
+    assert_eq!(
+        (b.target.as_deref(), b.label.as_deref()),
+        (Some("b:2"), Some("y"))
+    );
+    assert_eq!((a.pids.as_slice(), b.pids.as_slice()), (&[3][..], &[4][..]));
+    assert_eq!((a.expect, a.expect), (b.expect, Some(Expect::Echo)));
+    assert_eq!(b.pattern, Some(Pattern::Rate));
+    for (args, why) in [
+        (
+            ["versus", "a", "b", "--pid=1"].as_slice(),
+            "for A, then for B",
+        ),
+        (&["versus", "a", "b", "--runs=0"], "without runs"),
+        (&["a:1", "versus", "a", "b"], "after `versus`"),
+    ] {
+        let found = duel(args).unwrap_err();
+        assert!(found.contains(why), "{found}");
     }
 }
 
