@@ -14,7 +14,7 @@ use super::outcome::{Capacity, Outcome, Probe, Target};
 use super::plan::RATE_MAX;
 use super::report::figures;
 use super::run::{Error, Stand};
-use search::{End, Kind, Next, Search};
+use search::{End, Kind, Next, Search, Verdict};
 use uppercased_ctl::clock;
 use uppercased_ctl::units;
 
@@ -76,7 +76,12 @@ pub(super) fn measure(quest: &Quest, interrupt: &Interrupt) -> Result<Outcome, E
             shown = outcome;
             break End::Exhausted { held: None };
         }
-        search.record(probe.holds, clock::now().since(began));
+        let verdict = match (probe.holds, probe.client_is_late) {
+            (true, _) => Verdict::Holds,
+            (false, true) => Verdict::Disturbed,
+            (false, false) => Verdict::Misses,
+        };
+        search.record(verdict, clock::now().since(began));
         // The measurement to show is the latest confirmation, or else the latest probe.
         if kind == Kind::Confirm || !capacity.probes.iter().any(|one| one.confirms) {
             shown = outcome;
@@ -133,6 +138,7 @@ fn judged(outcome: &Outcome, targets: &[Target], rate: f64, kind: Kind) -> Probe
         failures,
         percentiles: percentiles.to_vec(),
         client_is_bottleneck: outcome.client.is_bottleneck,
+        client_is_late: outcome.client.is_late,
         confirms: kind == Kind::Confirm,
         holds: why.is_none(),
         why: why.unwrap_or_default(),
@@ -161,6 +167,15 @@ fn conclude(shown: &mut Outcome, mut capacity: Capacity, end: End) {
             ),
             None => format!("The search for {targets} ended early, without a result."),
         }),
+    }
+    let missed = capacity.probes.iter().filter(|one| !one.holds);
+    let late = missed.clone().filter(|one| one.client_is_late).count();
+    if late > 0 {
+        shown.warnings.push(format!(
+            "In {late} of {} probes that missed, the client did not get a CPU in time: on a quiet \
+             machine, the capacity may be higher.",
+            missed.count()
+        ));
     }
     let limited = capacity.missed_per_s.is_some_and(|missed| {
         let mut probes = capacity.probes.iter();

@@ -94,7 +94,9 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
             "it sent {:.1} % of the messages more than 1 ms late, and nothing else delayed them",
             late * 100.0
         ));
-    } else if late > LATE_SHARE {
+    }
+    let is_late = late > LATE_SHARE && share < WORKING_SHARE;
+    if is_late {
         warnings.push(format!(
             "{:.1} % of the messages were sent more than 1 ms late, and the client used only \
              {:.0} % of its CPU time: its threads did not get a CPU in time, or the machine \
@@ -143,6 +145,7 @@ pub(super) fn judge(facts: &Facts<'_>) -> Judgement {
         cpu_per_message_ns: ratio(sums.cpu_ns, facts.messages),
         is_bottleneck: !reasons.is_empty(),
         why: reasons.join("; and "),
+        is_late,
     };
     Judgement {
         client,

@@ -125,6 +125,8 @@ pub struct Probe {
     pub percentiles: Vec<Percentile>,
     /// Whether the client, not the server, limited the figures.
     pub client_is_bottleneck: bool,
+    /// Whether the client did not get a CPU in time.
+    pub client_is_late: bool,
     /// Whether it is a long probe that confirms a rate.
     pub confirms: bool,
     /// Whether the rate held every target.
@@ -354,6 +356,8 @@ pub struct Client {
     pub is_bottleneck: bool,
     /// The reason; empty if it did not.
     pub why: String,
+    /// Whether it sent messages late because its threads did not get a CPU in time.
+    pub is_late: bool,
 }
 
 /// The server's costs during the measurement.

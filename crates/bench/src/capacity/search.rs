@@ -18,8 +18,10 @@ const PROBES_MAX: usize = 60;
 const START: f64 = 1000.0;
 /// Lowest rate probed.
 const RATE_MIN: f64 = 1.0;
-/// Probes that must miss before a rate does.
-const MISSES: usize = 2;
+/// Misses after which a rate misses. A probe that the machine disturbed counts once, another twice.
+const MISSES: usize = 4;
+/// Disturbed confirmations after which the rate misses.
+const DISTURBED_CONFIRMATIONS: usize = 3;
 /// Growth of the rate while no rate misses.
 const DOUBLE: f64 = 2.0;
 /// Growth of the rate after a miss turned out to be noise.
@@ -43,6 +45,15 @@ pub(super) enum Kind {
     Decide,
     /// Confirms the winner: long.
     Confirm,
+}
+
+/// The result of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Holds,
+    Misses,
+    /// Misses, but the client did not get a CPU in time, so the server may not be the cause.
+    Disturbed,
 }
 
 /// How a search ended.
@@ -84,8 +95,10 @@ pub(super) struct Search {
     /// Whether `missed` missed again after the confirmation.
     is_missed_again: bool,
     is_confirmed: bool,
-    /// The rate that is being probed, with its misses so far.
+    /// The rate that is being probed again, with its misses so far.
     current: Option<(f64, usize)>,
+    /// Disturbed confirmations of the winner.
+    disturbed: usize,
     growth: f64,
 }
 
@@ -103,6 +116,7 @@ impl Search {
             is_missed_again: false,
             is_confirmed: false,
             current: None,
+            disturbed: 0,
             growth: DOUBLE,
         }
     }
@@ -143,28 +157,33 @@ impl Search {
     }
 
     /// Records the result of the step that [`Self::next`] returned, which took `took`.
-    pub(super) fn record(&mut self, holds: bool, took: Duration) {
+    pub(super) fn record(&mut self, verdict: Verdict, took: Duration) {
         let Next::Probe(rate, kind) = self.next() else {
             return;
         };
         self.spent += took;
         self.probes += 1;
-        match (holds, kind) {
-            (true, Kind::Confirm) => self.is_confirmed = true,
-            (true, _) => self.holds(rate),
-            // A long probe is as good as two.
-            (false, Kind::Confirm) => {
+        match (verdict, kind) {
+            (Verdict::Holds, Kind::Confirm) => self.is_confirmed = true,
+            (Verdict::Holds, _) => self.holds(rate),
+            (Verdict::Disturbed, Kind::Confirm) if self.disturbed < DISTURBED_CONFIRMATIONS => {
+                self.disturbed += 1;
+            }
+            // A long probe needs no second one.
+            (_, Kind::Confirm) => {
                 self.held.retain(|held| *held < rate);
                 self.misses(rate);
                 self.is_missed_again = true;
             }
-            (false, _) => {
-                let misses = match self.current {
-                    Some((_, misses)) => misses + 1,
-                    None => 1,
+            (verdict, _) => {
+                let weight = if verdict == Verdict::Misses { 2 } else { 1 };
+                let misses = self.current.map_or(0, |(_, misses)| misses) + weight;
+                // A rate that missed before the confirmation needs half as many after it.
+                let enough = if self.is_confirmed {
+                    MISSES / 2
+                } else {
+                    MISSES
                 };
-                // A rate that missed before the confirmation needs no second miss after it.
-                let enough = if self.is_confirmed { 1 } else { MISSES };
                 if misses >= enough {
                     self.misses(rate);
                 } else {
@@ -176,6 +195,7 @@ impl Search {
 
     fn holds(&mut self, rate: f64) {
         self.current = None;
+        self.disturbed = 0;
         if self.missed.is_some_and(|missed| rate >= missed) {
             // The earlier misses were noise: the search goes up again, in small steps first.
             self.missed = None;
@@ -206,6 +226,14 @@ mod tests {
     const CONFIRMATION: Duration = Duration::from_secs(10);
     const TIME: Duration = Duration::from_secs(120);
 
+    const fn verdict(holds: bool) -> Verdict {
+        if holds {
+            Verdict::Holds
+        } else {
+            Verdict::Misses
+        }
+    }
+
     /// Searches the capacity of a server that holds a rate if `holds` returns true.
     fn search(rate_max: f64, mut holds: impl FnMut(f64) -> bool) -> (End, usize, Duration) {
         let mut search = Search::new(rate_max, TIME);
@@ -219,7 +247,7 @@ mod tests {
                         Kind::Decide => PROBE,
                         Kind::Confirm => CONFIRMATION,
                     };
-                    search.record(holds(rate), took);
+                    search.record(verdict(holds(rate)), took);
                 }
             }
         }
@@ -309,11 +337,30 @@ mod tests {
                 Next::Done(end) => ends = Some(end),
                 // Holds in short probes only.
                 Next::Probe(rate, kind) => {
-                    search.record(rate <= 4000.0 && kind != Kind::Confirm, CONFIRMATION);
+                    let holds = rate <= 4000.0 && kind != Kind::Confirm;
+                    search.record(verdict(holds), CONFIRMATION);
                 }
             }
         }
         assert!(matches!(ends, Some(End::Exhausted { .. })), "{ends:?}");
+    }
+
+    #[test]
+    fn disturbed_probes_are_repeated() {
+        let mut rng = Rng::with_seed(7);
+        let mut search = Search::new(1e8, Duration::from_secs(1000));
+        let end = loop {
+            match search.next() {
+                Next::Done(end) => break end,
+                // A third of the probes is disturbed.
+                Next::Probe(rate, _) if rng.u8(0..3) == 0 && linear(rate, 50_000.0) => {
+                    search.record(Verdict::Disturbed, PROBE);
+                }
+                Next::Probe(rate, _) => search.record(verdict(linear(rate, 50_000.0)), PROBE),
+            }
+        };
+        let rate = found(end);
+        assert!((rate / 50_000.0 - 1.0).abs() < 0.03, "{rate}");
     }
 
     #[test]

@@ -109,6 +109,7 @@ pub(crate) fn clean() -> Outcome {
             cpu_per_message_ns: 4_017.0,
             is_bottleneck: false,
             why: String::new(),
+            is_late: false,
         },
         server: Some(Server {
             version: "0.1.0".to_owned(),
@@ -359,6 +360,7 @@ pub(crate) fn huge() -> Outcome {
         cpu_per_message_ns: f64::MAX,
         is_bottleneck: true,
         why: long.clone(),
+        ..Client::default()
     };
     outcome.machine = Machine {
         cpus: u16::MAX,
@@ -438,6 +440,7 @@ pub(crate) fn capacity() -> Outcome {
             failures: 0,
             percentiles: [0.5, 0.9, 0.99].map(percentile).to_vec(),
             client_is_bottleneck: false,
+            client_is_late: false,
             confirms: at == rates.len() - 1,
             holds,
             why: match (holds, rate_per_s) {
