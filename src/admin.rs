@@ -5,7 +5,8 @@
 //! The channel carries the bound listeners and, for each request, the status. It can request
 //! nothing else: it has no access to the control socket.
 //!
-//! Invariants: at most [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
+//! Invariants: HTTP is for clients on this machine and in `admin_allow`; at most
+//! [`ADMIN_REQUESTS_MAX`] requests and [`AGENT_CLIENTS_MAX`] load balancers at
 //! once, each with an overall deadline; a client that is slow to send, read or close yields to the
 //! next waiting client; the process is sandboxed (`sandbox`) before it serves; it exits with its
 //! supervisor; its failures never reach the server's clients.
@@ -14,7 +15,7 @@
 //! forks.
 
 use std::io::{self, Read as _};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,10 +23,11 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
-use socket2::Socket;
+use socket2::{SockAddr, Socket};
 
 use crate::channel::{self, Channel};
 use crate::config::{
@@ -33,7 +35,7 @@ use crate::config::{
     ADMIN_REQUESTS_MAX, AGENT_CLIENTS_MAX, AGENT_FRESH, AGENT_TIMEOUT, Config, OOM_SCORE_STEP,
 };
 use crate::fault;
-use crate::log::{self, event};
+use crate::log::{self, Tally, event};
 use crate::sandbox::{self, calls::Role};
 use crate::sys::child::end_with_parent;
 use crate::sys::fd::inherited_channel;
@@ -111,7 +113,7 @@ pub fn run(options: Options) -> ExitCode {
 /// A listener, the maximum number of clients served at once, and the handler.
 type Binding = (Socket, usize, Answer);
 /// Serves one client of an endpoint.
-type Answer = fn(&Server, &Endpoint, &Socket) -> io::Result<()>;
+type Answer = fn(&Server, &Endpoint, &Socket, &SockAddr) -> io::Result<()>;
 
 /// A listener and its threads.
 #[derive(Debug)]
@@ -169,6 +171,8 @@ fn serve(
         answered: Answered::default(),
         agent_line: Mutex::default(),
         agent_answers: Mutex::default(),
+        allow: config.admin_allow.clone(),
+        refusals: Mutex::default(),
     });
     let threads: usize = endpoints.iter().map(|(_, threads, _)| threads).sum();
     let opening = Arc::new(Barrier::new(threads + 1));
@@ -248,6 +252,10 @@ struct Server {
     agent_line: Mutex<AgentLine>,
     /// A separate lock: no thread waits while it holds this one.
     agent_answers: Mutex<AgentAnswers>,
+    /// The networks whose clients may read over HTTP, beside this machine.
+    allow: Vec<IpNet>,
+    /// Refused clients that are not logged yet.
+    refusals: Mutex<Tally<1>>,
 }
 
 /// The latest agent-check line and its time.
@@ -262,10 +270,10 @@ impl Server {
     fn serve_clients(&self, endpoint: &Endpoint, answer: Answer) -> io::Error {
         loop {
             match endpoint.listener.accept() {
-                Ok((connection, _)) => {
+                Ok((connection, peer)) => {
                     endpoint.free.fetch_sub(1, Ordering::Relaxed);
                     // A client that disconnects early is not an error.
-                    drop(answer(self, endpoint, &connection));
+                    drop(answer(self, endpoint, &connection, &peer));
                     endpoint.free.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) if is_connection_error(&error) => {}
@@ -275,7 +283,12 @@ impl Server {
     }
 
     /// Sends a load balancer its line, whatever it has sent: some first send a configured string.
-    fn send_agent_line(&self, endpoint: &Endpoint, connection: &Socket) -> io::Result<()> {
+    fn send_agent_line(
+        &self,
+        endpoint: &Endpoint,
+        connection: &Socket,
+        _: &SockAddr,
+    ) -> io::Result<()> {
         let line = self.line();
         // The clock starts here, so the supervisor's time is not charged to the balancer. The line
         // fits the socket buffer, so the send does not wait.
@@ -307,7 +320,12 @@ impl Server {
         line
     }
 
-    fn answer_request(&self, endpoint: &Endpoint, connection: &Socket) -> io::Result<()> {
+    fn answer_request(
+        &self,
+        endpoint: &Endpoint,
+        connection: &Socket,
+        peer: &SockAddr,
+    ) -> io::Result<()> {
         let exchange = || {
             Exchange::new(
                 endpoint,
@@ -316,7 +334,14 @@ impl Server {
                 ADMIN_REQUEST_TIMEOUT,
             )
         };
-        let (response, refused, without_body) = match exchange().read_head()? {
+        let request = match peer.as_socket().map(|peer| peer.ip().to_canonical()) {
+            Some(stranger) if !may_read(&self.allow, stranger) => {
+                self.log_refusal(stranger);
+                Some(Err(http::Refusal::Address))
+            }
+            Some(_) | None => exchange().read_head()?,
+        };
+        let (response, refused, without_body) = match request {
             None => return Ok(()),
             Some(Ok(request)) => (self.answer(request), false, request.head_only),
             Some(Err(refusal)) => (refusal.response(), true, false),
@@ -328,6 +353,15 @@ impl Server {
             Exchange::new(endpoint, connection, Duration::ZERO, DISCARD_TIMEOUT).discard()?;
         }
         Ok(())
+    }
+
+    /// Logs a refused client, at most one per second.
+    fn log_refusal(&self, peer: IpAddr) {
+        let refusals = self.refusals.lock();
+        let mut refusals = refusals.unwrap_or_else(PoisonError::into_inner);
+        if let Some(refused) = refusals.note(0, clock::now()) {
+            event!(admin_client_refused, %peer, refused);
+        }
     }
 
     fn answer(&self, request: Request) -> Response {
@@ -347,6 +381,11 @@ impl Server {
         let answers = self.agent_answers.lock();
         answers.unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns whether a client with this address, which is canonical, may read over HTTP.
+fn may_read(allow: &[IpNet], peer: IpAddr) -> bool {
+    peer.is_loopback() || allow.iter().any(|network| network.contains(&peer))
 }
 
 /// Returns whether an accept failed because of that one connection.
@@ -502,6 +541,23 @@ mod tests {
     }
 
     const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn only_local_and_listed_clients_may_read() {
+        let allow = ["10.0.0.0/8", "2001:db8::/32"].map(|text| text.parse().unwrap());
+        for (peer, listed, unlisted) in [
+            ("127.0.0.9", true, true),
+            ("::1", true, true),
+            ("10.9.8.7", true, false),
+            ("2001:db8::1", true, false),
+            ("11.0.0.1", false, false),
+            ("2001:db9::1", false, false),
+        ] {
+            let peer = peer.parse().unwrap();
+            assert_eq!(may_read(&allow, peer), listed, "{peer}");
+            assert_eq!(may_read(&[], peer), unlisted, "{peer}");
+        }
+    }
 
     #[test]
     fn silent_client_yields_to_waiting_client() {

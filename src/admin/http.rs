@@ -75,9 +75,11 @@ impl Exposition {
     }
 }
 
-/// The reason why a request is refused.
+/// The reason why a client or its request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
+    /// The client is not in `admin_allow`.
+    Address,
     /// It is not HTTP.
     Malformed,
     /// Its method is neither `GET` nor `HEAD`.
@@ -149,6 +151,7 @@ impl Refusal {
     /// Returns the response to a refused request.
     pub(super) fn response(self) -> Response {
         let (status, why) = match self {
+            Self::Address => (403, "your address is not in admin_allow"),
             Self::Malformed => (400, "not an HTTP request"),
             Self::Method => (405, "only GET and HEAD are supported"),
             Self::TooSlow => (408, "the request timed out"),
@@ -160,7 +163,7 @@ impl Refusal {
 
 impl Response {
     /// The status codes of responses.
-    pub(super) const STATUSES: [u16; 7] = [200, 400, 404, 405, 408, 431, 503];
+    pub(super) const STATUSES: [u16; 8] = [200, 400, 403, 404, 405, 408, 431, 503];
 
     /// Returns the response for a nonexistent page.
     pub(super) fn not_found() -> Self {
@@ -184,6 +187,7 @@ impl Response {
         let reason = match self.status {
             200 => "OK",
             400 => "Bad Request",
+            403 => "Forbidden",
             404 => "Not Found",
             405 => "Method Not Allowed",
             408 => "Request Timeout",

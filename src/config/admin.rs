@@ -1,6 +1,7 @@
 //! Addresses of the admin endpoint and of the agent-check: syntax.
 //!
-//! Invariant: the admin endpoint is reachable only from this machine. Must not: bind them.
+//! Must not: bind them, or decide which clients may read (`rules` requires `admin_allow` for an
+//! address that other machines reach).
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,7 +17,7 @@ use uppercased_ctl::limits::SOCKET_PATH_MAX_BYTES;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdminAddr {
-    /// A loopback address; with port 0 the kernel chooses the port.
+    /// An address; with port 0 the kernel chooses the port.
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(#[serde(with = "path_bytes")] PathBuf),
@@ -31,7 +32,7 @@ impl fmt::Display for AdminAddr {
     }
 }
 
-/// Grammar of a loopback address with its port, a port, or an absolute path.
+/// Grammar of an address with its port, a port on loopback, or an absolute path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admin;
 
@@ -56,12 +57,14 @@ impl Grammar for Admin {
             return Ok(AdminAddr::Tcp((Ipv4Addr::LOCALHOST, port).into()));
         }
         match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => Ok(AdminAddr::Tcp(address)),
+            Ok(address) if address.ip() == address.ip().to_canonical() => {
+                Ok(AdminAddr::Tcp(address))
+            }
             Ok(_) => Err(format!(
-                "{text} is not a loopback address, and the endpoint is for this machine only"
+                "{text} is an IPv4-mapped IPv6 address; write it as IPv4"
             )),
             Err(_) => Err(format!(
-                "{text:?} is neither a loopback address with a port nor an absolute path"
+                "{text:?} is neither an address with a port nor an absolute path"
             )),
         }
     }
@@ -71,7 +74,7 @@ impl Grammar for Admin {
     }
 
     fn accepts(&self) -> String {
-        "127.0.0.1:PORT, [::1]:PORT, PORT or an absolute path".to_owned()
+        "ADDRESS:PORT, [IPV6]:PORT, PORT on 127.0.0.1 or an absolute path".to_owned()
     }
 }
 
@@ -108,11 +111,14 @@ mod tests {
     const FACTS: Facts<'static> = Facts::NONE;
 
     #[test]
-    fn foreign_address_is_refused() {
+    fn addresses_of_endpoints_read_back() {
         for (text, shown) in [
             ("9100", "127.0.0.1:9100"),
             ("127.0.0.2:0", "127.0.0.2:0"),
             ("[::1]:9100", "[::1]:9100"),
+            ("0.0.0.0:9100", "0.0.0.0:9100"),
+            ("[::]:9100", "[::]:9100"),
+            ("10.0.0.1:9100", "10.0.0.1:9100"),
             ("/run/uppercased/admin", "/run/uppercased/admin"),
         ] {
             let read = Admin.parse(text, &FACTS).unwrap();
@@ -134,9 +140,6 @@ mod tests {
         let long = format!("/{}", "x".repeat(SOCKET_PATH_MAX_BYTES));
         for text in [
             "",
-            "0.0.0.0:9100",
-            "[::]:9100",
-            "10.0.0.1:9100",
             "[::ffff:127.0.0.1]:9100",
             "localhost:9100",
             "127.0.0.1",

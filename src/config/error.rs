@@ -56,8 +56,8 @@ pub enum Error {
     NotUtf8 { name: String },
 
     #[error(
-        "allow, deny and proxy_trust list {count} networks in total, more than the maximum of \
-         {NETWORKS_IN_ALL_MAX}; merge adjacent networks"
+        "allow, deny, proxy_trust and admin_allow list {count} networks in total, more than the \
+         maximum of {NETWORKS_IN_ALL_MAX}; merge adjacent networks"
     )]
     TooManyNetworks { count: usize },
 

@@ -1,4 +1,4 @@
-//! Lists of networks (`allow`, `deny`) and their syntax.
+//! Lists of networks (`allow`, `deny` and others) and their syntax.
 //!
 //! Invariants: [`Networks`] returns at most [`NETWORKS_MAX`] networks without duplicates, with no
 //! bit set beyond the prefix, and parses back each one's own `Display`. An empty text is refused:
@@ -15,7 +15,7 @@ use super::value::{Facts, Grammar};
 pub const NETWORKS_MAX: usize = 512;
 
 /// Maximum number of networks in all lists, which go to a worker in one message: two full lists,
-/// and a third near its default.
+/// and others near their defaults.
 pub const NETWORKS_IN_ALL_MAX: usize = 1040;
 
 /// The word for an empty list.

@@ -19,7 +19,7 @@ type Rule = (&'static [&'static str], Check);
 type Check = fn(&Config, &Origins) -> Option<(&'static str, String)>;
 
 /// The settings with networks, which share a limit.
-const NETWORKS: &[&str] = &["allow", "deny", "proxy_trust"];
+const NETWORKS: &[&str] = &["allow", "deny", "proxy_trust", "admin_allow"];
 
 const RULES: &[Rule] = &[
     (&["backoff_initial", "backoff_max"], shrinking_delays),
@@ -27,6 +27,7 @@ const RULES: &[Rule] = &[
     (&["proxy_protocol", "listen"], header_elsewhere),
     (&["proxy_protocol", "proxy_trust"], header_of_nobody),
     (&["listen"], overlapping_listeners),
+    (&["admin", "admin_allow"], admin_for_nobody),
     (&["admin", "listen"], |config, _| {
         let clients = "the server listens for clients (listen)";
         taken("admin", admin(config)?, &config.listen, clients)
@@ -58,7 +59,14 @@ pub(super) fn violations(config: &Config, origins: &Origins, rejected: &[&str]) 
             why,
         })
         .collect();
-    let lists = [&config.allow, &config.deny, &config.proxy_trust];
+    let Config {
+        allow,
+        deny,
+        proxy_trust,
+        admin_allow,
+        ..
+    } = config;
+    let lists = [allow, deny, proxy_trust, admin_allow];
     let count = lists.iter().map(|list| list.len()).sum();
     if valid(NETWORKS) && count > NETWORKS_IN_ALL_MAX {
         errors.push(Error::TooManyNetworks { count });
@@ -113,6 +121,17 @@ fn overlapping_listeners(config: &Config, _: &Origins) -> Option<(&'static str, 
          remove one"
     );
     Some(("listen", why))
+}
+
+fn admin_for_nobody(config: &Config, _: &Origins) -> Option<(&'static str, String)> {
+    let address = admin(config)?;
+    (!address.ip().is_loopback() && config.admin_allow.is_empty()).then(|| {
+        let why = format!(
+            "other machines reach {address}, and admin_allow lists no network that may read; list \
+             some, or use a loopback address"
+        );
+        ("admin", why)
+    })
 }
 
 /// Returns the address of the admin endpoint, if that is no socket file.

@@ -347,9 +347,16 @@ settings! {
             fixed because "it is bound once, so that no health check finds it gone";
             "Address for health checks and metrics over HTTP"
             "Serves /metrics (OpenMetrics), /healthz, /readyz and /status from a separate \
-             process, which is sandboxed like a worker. Local only: a loopback address, PORT \
-             alone for 127.0.0.1, or the path of a Unix socket, which is created with mode 0600. \
-             Changing it requires a stop."
+             process, which is sandboxed like a worker. PORT alone means 127.0.0.1; a path is \
+             that of a Unix socket, which is created with mode 0600. An address that other \
+             machines reach requires admin_allow. Changing it requires a stop."
+        /// Networks beside this machine that may read the admin endpoint.
+        admin_allow: Vec<IpNet> = Networks;
+            "CIDR", default "none", example "10.0.0.0/8";
+            "Networks that may read the admin endpoint"
+            "May be repeated. Clients on this machine (loopback) may always read; others get 403, \
+             and are counted. The pages are read-only, and not encrypted: list the networks of \
+             Prometheus and of the health checks. Applies to admin with an address, not to agent."
         /// How many workers must start for the server to serve.
         boot: Boot = Choice::new();
             "WHICH", default "any", example "all";

@@ -121,6 +121,12 @@ fn rules_between_settings_hold() {
         let why = flags(&[("listen", listen), ("agent", agent)]).unwrap_err();
         assert!(why.starts_with("--agent: "), "{why}");
     }
+    let why = flags(&[("admin", "10.0.0.1:7")]).unwrap_err();
+    assert!(why.contains("admin_allow lists no network"), "{why}");
+    for admin in ["10.0.0.1:7", "127.0.0.1:7", "/path"] {
+        let both = flags(&[("admin", admin), ("admin_allow", "10.0.0.0/8")]);
+        assert!(both.is_ok(), "{both:?}");
+    }
     let why = flags(&[("admin", "7"), ("agent", "7")]).unwrap_err();
     assert!(
         why.contains("overlaps 127.0.0.1:7, where the server serves health"),

@@ -3,10 +3,12 @@
 //! Pure. Must not: refuse anything (`rules` does), or read a property of the machine (the caller
 //! passes them in).
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::admin::AdminAddr;
 use super::sandbox::Sandbox;
 use super::settings::Config;
 use super::source::Origins;
@@ -109,6 +111,28 @@ const CHECKS: &[Check] = &[
         );
         Some(("proxy_trust", why))
     },
+    |config, _| {
+        let AdminAddr::Tcp(address) = config.admin.as_ref()? else {
+            return None;
+        };
+        is_public(address.ip()).then(|| {
+            let why = format!(
+                "{address} is a public address, and the pages are not encrypted; use a private one"
+            );
+            ("admin", why)
+        })
+    },
+    |config, _| {
+        let anybody = config
+            .admin_allow
+            .iter()
+            .find(|one| one.prefix_len() == 0)?;
+        let why = format!(
+            "with {anybody} every client may read; list the networks of Prometheus and of the \
+             health checks"
+        );
+        Some(("admin_allow", why))
+    },
     |config, machine| {
         (config.busy_poll.is_some() && config.workers >= machine.cpus).then(|| {
             let why = "polling workers occupy every CPU and delay their clients; use fewer \
@@ -150,6 +174,24 @@ const CHECKS: &[Check] = &[
         })
     },
 ];
+
+/// Returns whether the address is reachable from the internet; an unspecified one may be.
+fn is_public(address: IpAddr) -> bool {
+    !match address {
+        IpAddr::V4(ip) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || shared
+        }
+        IpAddr::V6(ip) => {
+            let local = ip.is_unique_local() || ip.is_unicast_link_local();
+            local || ip.is_loopback() || ip.is_unspecified()
+        }
+    }
+}
 
 fn capped(asked: Option<u32>, most: Option<u32>, name: &str) -> Option<String> {
     let most = most?;
@@ -215,6 +257,11 @@ mod tests {
             &[("write_stall_timeout", "off")],
             &[("allow", "10.1.0.0/16,10.2.0.0/16"), ("deny", "10.0.0.0/8")],
             &[("proxy_trust", "0.0.0.0/0")],
+            &[
+                ("admin", "198.51.100.1:9900"),
+                ("admin_allow", "10.0.0.0/8"),
+            ],
+            &[("admin_allow", "::/0"), ("admin", "[::]:9900")],
             &[("busy_poll", "50us")],
             &[("drain_timeout", "2m")],
             &[("hang_timeout", "200ms")],

@@ -265,6 +265,8 @@ events! {
             "Tried again after `delay_ms`.";
         admin_sandbox_incomplete: WARN "admin sandbox incomplete" [missing]
             "As for workers.";
+        admin_client_refused: WARN "admin client refused" [peer, refused]
+            "A client that is not in `admin_allow` got 403; at most one line a second, `refused` is the number since the last.";
         admin_answer_cut: DEBUG "admin answer cut short" [unsent_bytes]
             "A client did not read its answer in time, or not while others waited.";
     }

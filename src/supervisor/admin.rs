@@ -4,8 +4,8 @@
 //! Invariants: a listener is bound before the first worker starts and is kept here, so an
 //! unavailable address is refused at the start, and a health check that arrives while there is no
 //! process waits briefly instead of being refused; the process runs this supervisor's own program,
-//! and has exited when the supervisor exits or execs another program; a process whose sandbox
-//! settings have changed is replaced.
+//! and has exited when the supervisor exits or execs another program; a process whose settings have
+//! changed is replaced.
 //!
 //! It must not accept, nor wait for the process.
 

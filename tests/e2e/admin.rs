@@ -9,8 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
+use socket2::{Domain, Socket, Type};
 
 use crate::support::adversity::skipped;
+use crate::support::netns::isolated;
 use crate::support::observe::{freeze, lose_worker, until, until_some, worker_of};
 use crate::support::{Client, DEADLINE, Server, Watched, wait_gone};
 use uppercased::config::TURNS_PER_SAMPLE;
@@ -575,7 +577,10 @@ fn unavailable_admin_address_refuses_start() {
     assert!(code == 1 && why.contains("choose another address"), "{why}");
 
     let (code, why) = Server::expect_failure(&["--admin=0.0.0.0:9100"]);
-    assert!(code == 2 && why.contains("not a loopback address"), "{why}");
+    assert!(
+        code == 2 && why.contains("admin_allow lists no network"),
+        "{why}"
+    );
 }
 
 /// The admin process uses a private channel to the supervisor.
@@ -594,4 +599,64 @@ fn admin_process_needs_no_control_socket() {
     stream.read_to_string(&mut answer).expect("an answer");
     assert_eq!(status_of(&answer), 200, "{answer}");
     assert!(server.stop().success());
+}
+
+#[test]
+fn listed_networks_read_remote_admin_endpoint() {
+    isolated(|| {
+        for address in ["192.0.2.1/24", "192.0.2.2/24", "192.0.2.3/24"] {
+            let mut ip = Command::new("ip");
+            let added = ip.args(["address", "add", address, "dev", "lo"]).status();
+            assert!(added.expect("run ip").success());
+        }
+        let config = tempfile::NamedTempFile::new().expect("a file");
+        let allow = |network: &str| {
+            let text = format!("admin_allow = \"{network}\"\n");
+            std::fs::write(config.path(), text).expect("write the configuration");
+        };
+        allow("192.0.2.2");
+        let path = config.path().to_str().expect("a path").to_owned();
+        let server = Server::builder()
+            .args([
+                "--listen=127.0.0.1:0",
+                "--admin=0.0.0.0:0",
+                "--bake-time=0s",
+            ])
+            .args(["--workers=1", "--config", &path])
+            .start();
+        let port = admin(&server).port();
+        let read_from = |source: [u8; 4], path: &str| {
+            let to = SocketAddr::from(([192, 0, 2, 1], port));
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket
+                .bind(&SocketAddr::from((source, 0)).into())
+                .expect("bind");
+            socket.connect(&to.into()).expect("connect");
+            let mut stream = TcpStream::from(socket);
+            let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n");
+            stream
+                .write_all(request.as_bytes())
+                .expect("send a request");
+            let mut answer = String::new();
+            // A reload may replace the process meanwhile.
+            let read = stream.read_to_string(&mut answer);
+            read.is_ok().then(|| status_of(&answer))
+        };
+        for path in ["/metrics", "/readyz", "/healthz", "/status"] {
+            assert_eq!(read_from([192, 0, 2, 2], path), Some(200), "{path}");
+            assert_eq!(read_from([192, 0, 2, 3], path), Some(403), "{path}");
+        }
+        // This machine may always read.
+        let metrics = scrape(SocketAddr::from(([127, 0, 0, 1], port)));
+        let refused = "uppercased_admin_requests_total{code=\"403\"} 4\n";
+        assert!(metrics.contains(refused), "{metrics}");
+        server.wait_log(|line| line.contains("admin client refused peer=192.0.2.3"));
+
+        allow("192.0.2.3");
+        server.reload().expect_success();
+        until("the new list is in force", || {
+            read_from([192, 0, 2, 3], "/readyz") == Some(200)
+        });
+        assert_eq!(read_from([192, 0, 2, 2], "/readyz"), Some(403));
+    });
 }

@@ -16,6 +16,7 @@ use tempfile::{NamedTempFile, TempDir};
 const CONFIGURATION: &str = "packaging/uppercased.toml";
 const SERVICE: &str = "packaging/systemd/uppercased.service";
 const KUBERNETES: &str = "packaging/kubernetes/uppercased.yaml";
+const POD_MONITOR: &str = "packaging/kubernetes/monitoring/podmonitor.yaml";
 const CONTAINERFILE: &str = "packaging/Containerfile";
 
 fn read(path: &str) -> String {
@@ -170,17 +171,40 @@ fn deployment_parts_reference_each_other() {
     // The name is the label and selector of every object: nine occurrences.
     let labels = values(&file, "app.kubernetes.io/name", ": ");
     assert!(labels.len() == 9 && labels.iter().all(|label| label == "uppercased"));
-    let port = only(&file, "containerPort", ": ");
-    assert_eq!(only(&image, "EXPOSE", " "), port);
-    assert!(config_map().contains(&format!(":{port}\"")));
-    // The control socket's folder is writable, and is the one that the probes use.
+    let ports = values(&file, "containerPort", ": ");
+    let [port, admin_port] = ports.as_slice() else {
+        panic!("{ports:?}");
+    };
+    assert_eq!(only(&image, "EXPOSE", " "), *port);
+    assert!(config_map().contains(&format!("listen = \"*:{port}\"")));
+    // The control socket's folder is writable.
     let place = only(&image, "ENV RUNTIME_DIRECTORY", "=");
     assert!(values(&file, "mountPath", ": ").contains(&place));
-    // Every probe is a command of the program.
-    for probe in values(&file, "command", ": ") {
-        let words: Vec<String> = serde_json::from_str(&probe).unwrap();
-        assert_asks_for_a_server(&words[1..]);
-    }
+    // Every probe reads a page of the admin endpoint.
+    assert!(config_map().contains(&format!("admin = \"0.0.0.0:{admin_port}\"")));
+    assert_eq!(
+        values(&file, "port", ": "),
+        ["admin", "admin", "admin", "9999"]
+    );
+    assert_eq!(
+        values(&file, "path", ": "),
+        ["/readyz", "/readyz", "/healthz"]
+    );
+    assert_eq!(
+        only(&file, "prometheus.io/port", ": "),
+        format!("\"{admin_port}\"")
+    );
+}
+
+#[test]
+fn pod_monitor_selects_deployed_pods() {
+    let (file, monitor) = (read(KUBERNETES), read(POD_MONITOR));
+    let labels = values(&monitor, "app.kubernetes.io/name", ": ");
+    assert_eq!(labels, ["uppercased"; 2]);
+    let name = only(&monitor, "port", ": ");
+    assert!(values(&file, "name", ": ").contains(&name));
+    let path = only(&monitor, "path", ": ");
+    assert_eq!(only(&file, "prometheus.io/path", ": "), path);
 }
 
 /// A root folder for dpkg, in which recording stand-ins replace the system's programs.

@@ -133,7 +133,7 @@ impl<C> Row<C> {
     pub fn is_list(&self) -> bool {
         matches!(
             self.key(),
-            "listen" | "allow" | "deny" | "proxy_protocol" | "proxy_trust"
+            "listen" | "allow" | "deny" | "proxy_protocol" | "proxy_trust" | "admin_allow"
         )
     }
 

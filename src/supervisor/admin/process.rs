@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
+use ipnet::IpNet;
 use mio::Registry;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -26,7 +27,7 @@ use uppercased_ctl::status::Status;
 #[derive(Debug)]
 pub(crate) struct AdminProcess {
     child: Subprocess<Channel<ToAdmin, FromAdmin>>,
-    wanted: Confinement,
+    wanted: Wanted,
     /// Its sandbox, once it is ready.
     sandbox: Option<Sandboxed>,
     agent: AgentAnswers,
@@ -34,12 +35,13 @@ pub(crate) struct AdminProcess {
     cause: Option<String>,
 }
 
-/// The sandbox and the user of a process.
+/// The settings that a process was started with and cannot change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Confinement {
+struct Wanted {
     sandbox: Sandbox,
     user: Option<Account>,
     group: Option<Account>,
+    allow: Vec<IpNet>,
 }
 
 /// A message of the process.
@@ -74,7 +76,7 @@ impl AdminProcess {
             child: Subprocess::start(&image, arguments, &start, &along, |cause| {
                 FromAdmin::Failed { cause }
             })?,
-            wanted: Confinement::of(config),
+            wanted: Wanted::of(config),
             sandbox: None,
             agent: AgentAnswers::default(),
             cause: None,
@@ -112,7 +114,7 @@ impl AdminProcess {
         self.agent
     }
 
-    /// Returns whether it was started with the sandbox and the user of `config`.
+    /// Returns whether it was started with what `config` requires.
     pub(crate) fn is_as(&self, config: &Config) -> bool {
         self.wanted.is_of(config)
     }
@@ -194,12 +196,13 @@ impl AdminProcess {
     }
 }
 
-impl Confinement {
+impl Wanted {
     fn of(config: &Config) -> Self {
         Self {
             sandbox: config.sandbox,
             user: config.user.clone(),
             group: config.group.clone(),
+            allow: config.admin_allow.clone(),
         }
     }
 
@@ -209,8 +212,15 @@ impl Confinement {
             sandbox,
             user,
             group,
+            allow,
         } = self;
-        (sandbox, user, group) == (&config.sandbox, &config.user, &config.group)
+        (sandbox, user, group, allow)
+            == (
+                &config.sandbox,
+                &config.user,
+                &config.group,
+                &config.admin_allow,
+            )
     }
 }
 
@@ -243,7 +253,7 @@ mod tests {
         let (channel, there) = Channel::pair().unwrap();
         let process = AdminProcess {
             child: Subprocess::new(Process::inherited(number, pidfd), channel),
-            wanted: Confinement::of(&Config::default()),
+            wanted: Wanted::of(&Config::default()),
             sandbox: None,
             agent: AgentAnswers::default(),
             cause: None,
