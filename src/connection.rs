@@ -64,10 +64,17 @@ pub struct Rules {
     pub first_byte_timeout: Duration,
     /// Timeout for the peer to close after its stream was ended from here.
     pub linger_timeout: Duration,
+    /// The stream is ended at this age, give or take a tenth.
+    pub max_age: Option<Duration>,
+    /// When these rules began to apply: connections that are too old by then do not end all at
+    /// once.
+    pub since: Tick,
 }
 
-impl From<&Config> for Rules {
-    fn from(config: &Config) -> Self {
+impl Rules {
+    /// Returns the rules of a worker that begins to serve at `now`.
+    #[must_use]
+    pub fn new(config: &Config, now: Tick) -> Self {
         Self {
             bytes_per_turn: config.bytes_per_turn,
             idle_timeout: config.idle_timeout,
@@ -75,8 +82,41 @@ impl From<&Config> for Rules {
             header_timeout: config.proxy_header_timeout,
             first_byte_timeout: FIRST_BYTE_TIMEOUT,
             linger_timeout: config.linger_timeout,
+            max_age: config.max_connection_age,
+            since: now,
         }
     }
+
+    /// Returns when the connection of `record` is too old. It follows from the record, so it is the
+    /// same after a migration or a rescue.
+    fn end_of_life(&self, record: &Record<'_>) -> Option<Tick> {
+        let age = self.max_age?;
+        let opened = record.opened_at();
+        // A fifth of the age, times a number from 0 to 1 that differs between connections.
+        let spread = mixed(opened.as_nanos() ^ u64::from(record.peer().port())) >> 32;
+        let spread = (age / 5).mul_f64(spread as f64 / f64::from(u32::MAX));
+        let due = opened + (age - age / 10) + spread;
+        Some(if due < self.since {
+            self.since + spread
+        } else {
+            due
+        })
+    }
+
+    /// Returns why a stream was ended that was to be ended after its last reply.
+    fn reason_of_stop(&self, record: &Record<'_>, now: Tick) -> CloseReason {
+        match self.end_of_life(record) {
+            Some(due) if due <= now => CloseReason::MaxAge,
+            _ => CloseReason::Drained,
+        }
+    }
+}
+
+/// Returns `number` with its bits mixed (the finalizer of SplitMix64), so that neighbours differ.
+const fn mixed(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// The next step for the connection.
@@ -109,7 +149,10 @@ pub fn drive<P: Probe>(
     let outcome = match state {
         State::Open => turn.relay(rules.bytes_per_turn),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
-        State::LingeringStop => turn.discard(CloseReason::Drained),
+        State::LingeringStop => {
+            let reason = rules.reason_of_stop(turn.record, now);
+            turn.discard(reason)
+        }
         State::AwaitingHeader => Outcome::Header,
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     };
@@ -160,6 +203,16 @@ pub fn answer<P: Probe>(
 /// Returns when [`expire`] must be called for the connection of `record` if nothing happens to it.
 #[must_use]
 pub fn deadline(record: &Record<'_>, rules: &Rules) -> Option<Tick> {
+    let due = deadline_of_progress(record, rules);
+    if rules.max_age.is_none() || record.state() != State::Open || is_finishing(record) {
+        return due;
+    }
+    let aged = rules.end_of_life(record);
+    due.into_iter().chain(aged).min()
+}
+
+/// Returns the deadline that counts from the last progress.
+fn deadline_of_progress(record: &Record<'_>, rules: &Rules) -> Option<Tick> {
     let timeout = match record.state() {
         State::Open if record.pending().is_some() => rules.write_stall_timeout?,
         State::Open if is_finishing(record) && record.bytes_moved().0 == 0 => {
@@ -207,7 +260,13 @@ pub fn expire<P: Probe>(
             return outcome;
         }
     }
+    let is_aged = rules.end_of_life(record).is_some_and(|due| due <= now);
     match record.state() {
+        // As when the worker stops: what has arrived is answered, then the stream is ended.
+        State::Open if is_aged && !is_finishing(record) => {
+            record.finish();
+            drive(record, stream, rules, now)
+        }
         State::Open if record.pending().is_some() => Outcome::Close(CloseReason::WriteStall),
         // Nothing of a header was received, so no output is pending.
         State::Open | State::AwaitingHeader if is_finishing(record) => {
@@ -215,7 +274,7 @@ pub fn expire<P: Probe>(
         }
         State::Open => end_stream(record, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
-        State::LingeringStop => Outcome::Close(CloseReason::Drained),
+        State::LingeringStop => Outcome::Close(rules.reason_of_stop(record, now)),
         State::AwaitingHeader => Outcome::Refuse(RefusalCause::ProxyTimeout),
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     }

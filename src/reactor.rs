@@ -143,7 +143,7 @@ impl Reactor {
             outgoing: None,
             incoming: None,
             handed_over: None,
-            rules: Rules::from(config),
+            rules: Rules::new(config, now),
             accepts_per_turn: config.accepts_per_turn,
             accept_retry: config.accept_retry,
             max_connections,

@@ -96,6 +96,16 @@ settings! {
             "Bytes in either direction count as activity. A long timeout may fire up to 3 % \
              late, so that idle workers wake rarely. off: a silent client may stay; it costs one \
              descriptor and no buffer."
+        /// Age at which a connection is closed, give or take a tenth; `None`: none.
+        max_connection_age: Option<Duration> = OrWord("off", Span::new(SECOND, 30 * 24 * HOUR));
+            "TIME", default "off", example "1h";
+            "Close connections gracefully at this age"
+            "Makes long-lived clients reconnect, so that they spread over the machines behind a \
+             load balancer. The age counts from the accept, also across migrations. Up to 10 % \
+             are added or subtracted, different for each connection, so that those opened \
+             together do not end together. Received input is answered first; then the server \
+             ends its stream, and waits for the client as linger_timeout allows. A client that \
+             never pauses sending is not interrupted. off: no limit."
         /// Timeout of a peer that reads none of its pending output; `None`: none.
         write_stall_timeout: Option<Duration> = OrWord("off", Span::new(10 * MS, 30 * 24 * HOUR));
             "TIME", default "1m", example "20s";

@@ -13,6 +13,8 @@ const RULES: Rules = Rules {
     header_timeout: PATIENCE,
     first_byte_timeout: PATIENCE,
     linger_timeout: PATIENCE,
+    max_age: None,
+    since: Tick::ZERO,
 };
 
 /// A peer that sent one message and then has room for `room` bytes.
@@ -242,4 +244,83 @@ fn request_received_in_time_outlives_late_deadline() {
     let outcome = expire(&mut memory.record_mut(FD), &mut peer, &rules, at(60_000));
     assert_eq!(outcome, Outcome::Waiting);
     assert_eq!(memory.record(FD).state(), State::LingeringIdle);
+}
+
+/// Rules under which a connection that began at tick zero ends after 9 to 11 s.
+const AGING: Rules = Rules {
+    max_age: Some(Duration::from_secs(10)),
+    ..RULES
+};
+
+#[test]
+fn old_connection_ends_after_its_last_reply() {
+    let (mut memory, mut peer) = stalled();
+    let patient = Rules {
+        write_stall_timeout: None,
+        ..AGING
+    };
+    let at = Tick::from_millis;
+    let due = deadline(&memory.record(FD), &patient).unwrap();
+    assert!(at(9_000) <= due && due <= at(11_000), "{due:?}");
+    // Output is pending: it is sent first.
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &patient, due);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).state(), State::Open);
+    assert_eq!(
+        deadline(&memory.record(FD), &patient),
+        None,
+        "it fires once"
+    );
+    peer.room = 100;
+    let flags = memory.record(FD).flags().with(Flags::WRITABLE);
+    memory.record_mut(FD).set_flags(flags);
+    let outcome = drive(&mut memory.record_mut(FD), &mut peer, &patient, due);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).bytes_moved(), (10, 10));
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+    let outcome = expire(
+        &mut memory.record_mut(FD),
+        &mut peer,
+        &patient,
+        due + PATIENCE,
+    );
+    assert_eq!(outcome, Outcome::Close(CloseReason::MaxAge));
+}
+
+#[test]
+fn input_of_old_connection_is_answered_first() {
+    let mut memory = opened();
+    let mut peer = Peer {
+        message: Some(b"a word"),
+        room: 100,
+    };
+    let due = deadline(&memory.record(FD), &AGING).unwrap();
+    let outcome = expire(&mut memory.record_mut(FD), &mut peer, &AGING, due);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).bytes_moved(), (6, 6));
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+#[test]
+fn ages_of_connections_are_spread() {
+    let mut memory = opened();
+    let at = Tick::from_millis;
+    let mut due: Vec<Tick> = (0..100)
+        .map(|port| {
+            let peer = ([127, 0, 0, 1], 40_000 + port).into();
+            memory.open(FD, 1, peer, at(0), State::Open);
+            deadline(&memory.record(FD), &AGING).unwrap()
+        })
+        .collect();
+    due.sort_unstable();
+    assert!(at(9_000) <= due[0] && due[99] <= at(11_000));
+    let gaps = due.windows(2).map(|two| two[1].since(two[0]));
+    assert!(gaps.max().unwrap() < Duration::from_millis(200));
+    // When the setting is new, connections that are too old end one after the other.
+    let late = Rules {
+        since: at(60_000),
+        ..AGING
+    };
+    let due = deadline(&memory.record(FD), &late).unwrap();
+    assert!(at(60_000) <= due && due <= at(62_000), "{due:?}");
 }

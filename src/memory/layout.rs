@@ -10,7 +10,7 @@ use uppercased_ctl::metrics::Counter;
 pub use crate::config::{HANDOVER_WINDOW, HANDS, LISTENERS_MAX, SCRATCH_BYTES};
 
 /// Identifies this layout; another version has another number.
-pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM1");
+pub const MAGIC: u64 = u64::from_be_bytes(*b"UPPRMEM2");
 
 const PAGE_BYTES: usize = 4096;
 const LINE_WORDS: usize = LINE_BYTES / 8;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use procfs::net::TcpState;
 use socket2::{Domain, Socket, Type};
+use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
 use uppercased_ctl::proxy_header::{Version, encode};
 
@@ -227,4 +228,44 @@ fn kernel_ends_connection_of_unresponsive_client() {
     counters.wait_open(0);
     // Bytes that have arrived can be read; the rest is lost, and the client receives a reset.
     let _ = client.recv_exact(1);
+}
+
+/// Half of the clients are busy throughout. A reload in between neither resets their age nor ends
+/// them early.
+#[test]
+fn old_connections_end_gracefully_across_reload() {
+    const AGE: Duration = Duration::from_secs(3);
+    let server = server(&["--max-connection-age", "3s", "--bake-time", "0s"]);
+    let mut clients: Vec<(Client, Tick)> = (0..40)
+        .map(|_| {
+            let since = clock::now();
+            (Client::connect(server.addr()), since)
+        })
+        .collect();
+    for (client, _) in &mut clients {
+        client.roundtrip(b"young");
+    }
+    server.reload().expect_success();
+    let counters = Counters::of(&server);
+    let mut lives = Vec::new();
+    let idle = clients.split_off(20);
+    let mut busy = clients;
+    while !busy.is_empty() {
+        busy.retain_mut(|(client, since)| {
+            // Served as a whole, or ended between two messages.
+            let is_served = client.is_served(b"some message");
+            if !is_served {
+                lives.push(clock::now().since(*since));
+            }
+            is_served
+        });
+    }
+    for (mut client, since) in idle {
+        client.expect_eof();
+        lives.push(clock::now().since(since));
+    }
+    let shortest = lives.iter().min().expect("a life");
+    assert!(*shortest >= AGE - AGE / 10, "{lives:?}");
+    let aged = || counters.count(Counter::Closed(CloseReason::MaxAge));
+    until("every end is counted", || aged() == 40);
 }

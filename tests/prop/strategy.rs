@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use uppercased::connection::Rules;
+use uppercased_ctl::clock::Tick;
 
 use crate::model::script::{Op, Terms};
 use crate::model::{Event, Meanwhile};
@@ -70,6 +71,8 @@ pub(crate) fn terms() -> impl Strategy<Value = Terms> {
                     header_timeout: Duration::from_secs(5),
                     first_byte_timeout: Duration::from_millis(first_byte_timeout),
                     linger_timeout: Duration::from_millis(linger),
+                    max_age: None,
+                    since: Tick::ZERO,
                 },
             },
         )

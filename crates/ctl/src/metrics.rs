@@ -36,6 +36,8 @@ words! {
         Corrupt = "corrupt",
         /// Two processes of its worker in a row died serving it.
         Poisoned = "poisoned",
+        /// It reached `max_connection_age`; every reply was sent, then the stream was ended.
+        MaxAge = "max_age",
     }
 }
 

@@ -64,6 +64,8 @@ impl Terms {
             header_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::ZERO,
             linger_timeout: Duration::from_secs(3600),
+            max_age: None,
+            since: Tick::ZERO,
         },
     };
 }
@@ -255,7 +257,8 @@ impl World {
             | CloseReason::WorkerDied
             | CloseReason::Refused
             | CloseReason::Corrupt
-            | CloseReason::Poisoned => false,
+            | CloseReason::Poisoned
+            | CloseReason::MaxAge => false,
         };
         assert!(right, "client {client} ended as {reason:?}: {wire:?}");
     }
