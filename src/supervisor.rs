@@ -30,6 +30,7 @@ mod reaper;
 mod rendezvous;
 mod report;
 mod requests;
+mod resize;
 mod resume;
 pub(crate) mod signals;
 pub mod socket_file;
@@ -59,9 +60,10 @@ use admin::Admin;
 use control::Control;
 use fleet::Fleet;
 use locks::PortLocks;
-use machine::{Event, Life, Machine, Outcome, Queue, Rescue};
+use machine::{Event, Life, Machine, Outcome, Queue, Rescue, ScaleTo, Wanted};
 use reaper::Reaper;
 use reaper::orphans::reap_orphans;
+use resize::Resize;
 use signals::Signals;
 use subprocess::Ended;
 use systemd::Systemd;
@@ -100,6 +102,7 @@ pub struct Supervisor {
     locks: PortLocks,
     reaper: Reaper,
     inquiry: Inquiry,
+    resize: Resize,
     outcome: Option<Outcome>,
     /// Time at which the process exits even if children have not been reaped.
     closing: Option<Tick>,
@@ -254,6 +257,7 @@ impl Supervisor {
             self.locks.deadline(),
             self.reaper.deadline(),
             self.inquiry.deadline(),
+            self.config().follows_cpus.then(|| self.resize.deadline()),
             self.closing,
         ];
         deadlines.into_iter().flatten().min()
@@ -266,10 +270,23 @@ impl Supervisor {
         self.fleet.handle_timeout(now, is_lent(&self.machine));
         self.locks.handle_timeout(now);
         self.inquiry_answered(now);
+        self.follow_cpus(now);
         let registry = self.poll.registry();
         let events = self.control.handle_timeout(registry, now);
         self.take_fleet_events();
         self.handle_requests(events);
+    }
+
+    /// Scales to the number of CPUs, if that has changed and the configuration asks for it.
+    fn follow_cpus(&mut self, now: Tick) {
+        let workers = self.machine.policy().workers;
+        if self.config().follows_cpus
+            && let Some(cpus) = self.resize.handle_timeout(workers, now)
+            && self.machine.life() == Life::Serving
+        {
+            event!(cpus_changed, workers, cpus);
+            self.request_without_client(Wanted::Scale(ScaleTo::Exactly(cpus)));
+        }
     }
 
     fn apply(&mut self, event: Event) {

@@ -13,6 +13,7 @@ pub mod heap;
 pub mod image;
 pub mod keeper;
 pub mod limits;
+pub mod quota;
 pub mod shared;
 pub mod signals;
 pub mod socket;

@@ -92,7 +92,12 @@ mod tests {
             assert!(errors.is_empty(), "{errors:?}");
             assert_eq!(read.len(), SETTINGS.len());
             let (again, origins) = resolve(&read, &FACTS).unwrap();
-            assert_eq!(again, config, "{text}");
+            // A number that was printed does not follow the machine any more.
+            let fixed = Config {
+                follows_cpus: false,
+                ..config
+            };
+            assert_eq!(again, fixed, "{text}");
             let text = show(&again, &origins, &[]);
             from_file(text.as_bytes(), Path::new("u"), &mut errors);
             assert!(errors.is_empty(), "{text}");

@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::listener::longest_backlog;
 use crate::sys::accounts;
+use crate::sys::quota::Quota;
 
 /// A configuration and its sources.
 pub(super) struct Gathered {
@@ -200,8 +201,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 /// Returns the number of CPUs allowed by affinity and cgroup quota; 1 if the system does not report
 /// them.
 fn usable_cpus() -> u16 {
-    std::thread::available_parallelism()
-        .map_or(1, |cpus| u16::try_from(cpus.get()).unwrap_or(u16::MAX))
+    Quota::of_this_process().cpus().unwrap_or(1)
 }
 
 fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {

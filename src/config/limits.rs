@@ -155,6 +155,18 @@ pub const HANG_RESCUE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Minimum time between two requests for a keeper of the same worker.
 pub const KEEPER_RETRY: Duration = Duration::from_secs(1);
 
+/// Interval at which the CPUs are counted (`workers = "auto"`).
+pub const RESIZE_SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Consecutive counts that must agree before the number of workers changes.
+pub const RESIZE_SAMPLES: u32 = 3;
+
+/// Minimum time between two such changes; it doubles with each that fails.
+pub const RESIZE_REST: Duration = Duration::from_secs(10);
+
+/// Maximum of this time.
+pub const RESIZE_REST_MAX: Duration = Duration::from_secs(600);
+
 /// Interval between comparisons of the workers' loads (`rebalance`).
 pub const REBALANCE_SAMPLE_EVERY: Duration = Duration::from_secs(1);
 

@@ -8,7 +8,7 @@ use super::error::{Error, Errors};
 use super::rules;
 use super::settings::{Config, SETTINGS, Setting};
 use super::source::{Assignment, Origin, Origins};
-use super::value::Facts;
+use super::value::{Facts, PER_CPU};
 
 /// A configuration that may contain errors.
 #[derive(Debug)]
@@ -63,6 +63,9 @@ impl Draft {
     }
 
     fn apply(&mut self, setting: &'static Setting, text: &str, origin: &Origin, facts: &Facts<'_>) {
+        if setting.key() == "workers" {
+            self.config.follows_cpus = text == PER_CPU;
+        }
         if let Err(why) = setting.apply(&mut self.config, text, facts) {
             self.rejected.push(setting.key());
             let name = origin.name_of(setting);

@@ -64,7 +64,9 @@ settings! {
             "Number of worker processes"
             "Each worker is one process with one thread and its own listening socket; the kernel \
              distributes new connections among them. auto: one per available CPU (affinity and \
-             cgroup quota count)."
+             cgroup quota count); if that number changes while the server runs, it adds or removes \
+             workers within seconds, without losing a connection. A number set by uppercased \
+             scale stays."
         /// Requested length of each accept queue; `None`: the system's `net.core.somaxconn`.
         backlog: Option<u32> = OrWord("auto", Count::new(1, 65_535));
             "N", default "auto", example "1024";

@@ -115,6 +115,9 @@ impl Size {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OrWord<G>(pub(crate) &'static str, pub(crate) G);
 
+/// The word for a number of workers that follows the CPUs.
+pub(crate) const PER_CPU: &str = "auto";
+
 /// A number of workers, or `auto`: one per available CPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PerCpu(pub(crate) Count<u16>);
@@ -291,7 +294,7 @@ impl Grammar for PerCpu {
     type Value = u16;
 
     fn parse(&self, text: &str, facts: &Facts<'_>) -> Result<u16, String> {
-        if text == "auto" {
+        if text == PER_CPU {
             return Ok(facts.cpus.clamp(self.0.least, self.0.most));
         }
         self.0.parse(text, facts)

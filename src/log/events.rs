@@ -113,6 +113,8 @@ events! {
             "It was rolled back; `error` says how far.";
         operation_cancelled: WARN "operation cancelled" [operation, to_workers, detail]
             "`uppercased cancel`: it rolls back and fails.";
+        cpus_changed: INFO "cpus changed, scaling" [workers, cpus]
+            "With `workers = \"auto\"` the affinity or the CPU quota of the server has changed: the number of workers follows.";
         request_pending: INFO "request pending" [operation, to_workers, request]
             "It begins when nothing is in its way; `request` is 0 for a signal.";
         request_withdrawn: INFO "request withdrawn" [operation, to_workers, request]

@@ -31,6 +31,7 @@ use super::machine::{Event, Machine, Policy, Wanted};
 use super::policy::policy;
 use super::reaper::Reaper;
 use super::rendezvous::Directory;
+use super::resize::Resize;
 use super::signals::{Signals, handle_stops};
 use super::systemd::Systemd;
 use super::systemd::activation::{self, Given};
@@ -101,6 +102,7 @@ impl Supervisor {
         let now = clock::now();
         // The seed need only make the jitter of backoffs differ between instances.
         let seed = now.as_nanos() ^ u64::from(std::process::id());
+        let resize = Resize::new(fleet.config().workers, now);
         let machine = Machine::new(policy, seed).with_listeners(bound, now);
         let mut supervisor = Self {
             poll,
@@ -113,6 +115,7 @@ impl Supervisor {
             telemetry: Telemetry::new(now),
             signals,
             inquiry: Inquiry::default(),
+            resize,
             locks,
             reaper: Reaper::new(),
             outcome: None,

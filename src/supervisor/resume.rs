@@ -31,6 +31,7 @@ use super::fleet::Fleet;
 use super::locks::PortLocks;
 use super::machine::{Event, Machine};
 use super::reaper::Reaper;
+use super::resize::Resize;
 use super::signals::Signals;
 use super::state::State;
 use super::systemd::Systemd;
@@ -95,6 +96,7 @@ impl Supervisor {
         let control = Control::restore(state.control, inherited, registry)?;
         let systemd = Systemd::restore(state.systemd, fleet.listening(), registry);
         let telemetry = Telemetry::restore(state.telemetry, registry, clock::now());
+        let resize = Resize::new(fleet.config().workers, clock::now());
         Ok(Self {
             poll,
             machine,
@@ -108,6 +110,7 @@ impl Supervisor {
             locks,
             reaper,
             inquiry: Inquiry::default(),
+            resize,
             outcome: None,
             closing: None,
         })

@@ -1,7 +1,12 @@
 //! Scaling up and down under load: no client is refused, reset or closed.
 
-use nix::sys::signal::Signal;
+use std::thread::available_parallelism;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::support::adversity::skipped;
 use crate::support::load::{Load, LoadSize};
 use crate::support::netns::{KernelCounters, isolated};
 use crate::support::observe::{freeze, lose_worker, queued, until, worker_of};
@@ -145,5 +150,51 @@ fn failing_slot_leaves_and_loses_no_client() {
         server.scale(2).expect_success();
         server.reload().expect_success();
         planned.workers().assert_serving();
+    });
+}
+
+/// Limits the supervisor to these CPUs, as a change of its cgroup's does.
+fn limit(server: &Server, cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu).expect("a CPU");
+    }
+    let pid = Pid::from_raw(server.pid().cast_signed());
+    sched_setaffinity(pid, &set).expect("limit the supervisor");
+}
+
+#[test]
+fn workers_follow_cpus_and_lose_no_client() {
+    isolated(|| {
+        let own = sched_getaffinity(Pid::from_raw(0)).expect("the own CPUs");
+        let cpus: Vec<usize> = (0..CpuSet::count())
+            .filter(|cpu| own.is_set(*cpu).unwrap_or(false))
+            .collect();
+        if cpus.len() < 2 || available_parallelism().map_or(0, usize::from) != cpus.len() {
+            return skipped("the machine has one CPU, or a quota");
+        }
+        let before = KernelCounters::read();
+        let planned = start(&[]);
+        let server = &planned.server;
+        assert_eq!(planned.workers().0.len(), cpus.len());
+        let load = Load::start(server.addr(), LoadSize::small());
+        limit(server, &cpus[..1]);
+        server.wait_log(|line| line.contains("event=operation_done") && line.contains("workers=1"));
+        let words = format!("cpus changed, scaling workers={} cpus=1", cpus.len());
+        assert!(server.log().iter().any(|line| line.contains(&words)));
+        load.go_on_for(30);
+        limit(server, &cpus);
+        until("every CPU has a worker", || {
+            planned.workers().0.len() == cpus.len()
+        });
+        load.finish().assert_clean();
+        KernelCounters::read().assert_no_loss_since(&before);
+        // An operator's number stays.
+        server.scale(1).expect_success();
+        limit(server, &cpus[..1]);
+        server.reload().expect_success();
+        limit(server, &cpus);
+        server.reload().expect_success();
+        assert_eq!(planned.workers().0.len(), 1);
     });
 }

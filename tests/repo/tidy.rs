@@ -12,7 +12,7 @@ use uppercased_ctl::metrics::{CloseReason, PauseCause, RefusalCause};
 const FILE_LINES_MAX: usize = 600;
 
 /// Cores: modules that decide, without input or output.
-const CORES: [&str; 46] = [
+const CORES: [&str; 47] = [
     "crates/bench/src/capacity/search.rs",
     "crates/bench/src/connection.rs",
     "crates/bench/src/criterion.rs",
@@ -53,6 +53,7 @@ const CORES: [&str; 46] = [
     "src/supervisor/admin/life.rs",
     "src/supervisor/backoff.rs",
     "src/supervisor/machine",
+    "src/supervisor/resize/follower.rs",
     "src/supervisor/systemd/inheritance.rs",
     "src/supervisor/systemd/notify.rs",
     "src/top/keys.rs",

@@ -48,13 +48,18 @@ macro_rules! settings {
         #[serde(default)]
         pub struct Config {
             $($($(#[$doc])* pub $key: $type,)+)+
+            /// Whether the number of workers follows the CPUs: it was given as `auto`.
+            pub follows_cpus: bool,
         }
 
         impl Config {
             /// Returns the value to which every setting is applied. It is not a valid
             /// configuration.
             pub(super) fn blank() -> Self {
-                Self { $($($key: Default::default(),)+)+ }
+                Self {
+                    $($($key: Default::default(),)+)+
+                    follows_cpus: false,
+                }
             }
         }
 

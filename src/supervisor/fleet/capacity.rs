@@ -20,7 +20,9 @@ impl Fleet {
     /// Returns the number of workers with `config`: a number set by a command is kept until the
     /// configuration changes.
     pub(crate) fn workers_with(&self, config: &Config) -> u16 {
-        if config.workers == self.config().workers {
+        let running = self.config();
+        let follows = config.follows_cpus && running.follows_cpus;
+        if follows || config.workers == running.workers {
             self.slot_count()
         } else {
             config.workers
