@@ -24,7 +24,7 @@ pub enum Error {
 
     /// Several errors in the sources of the configuration.
     #[error("{}", config::in_one_line(.0))]
-    Several(Vec<Error>),
+    Several(Vec<Self>),
 
     /// A warning about the configuration that counts as an error.
     #[error("{0}")]
