@@ -59,7 +59,8 @@ pub(super) fn measure(quest: &Quest, interrupt: &Interrupt) -> Result<Outcome, E
         targets: quest.targets.clone(),
         ..Capacity::default()
     };
-    let mut shown = Outcome::default();
+    let mut last = Outcome::default();
+    let mut confirmed = None;
     let end = loop {
         let (rate, kind) = match search.next() {
             Next::Probe(rate, kind) => (rate, kind),
@@ -73,7 +74,7 @@ pub(super) fn measure(quest: &Quest, interrupt: &Interrupt) -> Result<Outcome, E
         let outcome = stand.measure(&options, interrupt)?;
         let probe = judged(&outcome, &quest.targets, rate, kind);
         if interrupt.haste() > Haste::None {
-            shown = outcome;
+            last = outcome;
             break End::Exhausted { held: None };
         }
         let verdict = match (probe.holds, probe.client_is_late) {
@@ -82,12 +83,15 @@ pub(super) fn measure(quest: &Quest, interrupt: &Interrupt) -> Result<Outcome, E
             (false, false) => Verdict::Misses,
         };
         search.record(verdict, clock::now().since(began));
-        // The measurement to show is the latest confirmation, or else the latest probe.
-        if kind == Kind::Confirm || !capacity.probes.iter().any(|one| one.confirms) {
-            shown = outcome;
+        if probe.confirms && probe.holds {
+            confirmed = Some(outcome);
+        } else {
+            last = outcome;
         }
         capacity.probes.push(probe);
     };
+    let is_found = matches!(end, End::Found { .. });
+    let mut shown = confirmed.filter(|_| is_found).unwrap_or(last);
     conclude(&mut shown, capacity, end);
     Ok(shown)
 }
@@ -149,6 +153,10 @@ fn judged(outcome: &Outcome, targets: &[Target], rate: f64, kind: Kind) -> Probe
 fn conclude(shown: &mut Outcome, mut capacity: Capacity, end: End) {
     let targets = capacity.target();
     let rate = |rate: f64| format!("{} messages/s", units::per_second(rate));
+    if !matches!(end, End::Found { .. }) {
+        // Those of a probe that missed are what it was for.
+        shown.problems.clear();
+    }
     match end {
         End::Found { rate, missed } => {
             capacity.rate_per_s = Some(rate);
