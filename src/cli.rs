@@ -108,7 +108,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         let _ = signals::unblock_all();
         supervisor::stop_while_starting();
     }
-    let command = parse(args, std::env::vars_os());
+    let command = parse(args.iter().cloned(), std::env::vars_os());
+    let command = command.or_else(|error| continued(args, error));
     if !matches!(command, Ok(Command::Serve(_))) {
         supervisor::handle_stops();
     }
@@ -236,10 +237,39 @@ fn understand(
                 config: found.config,
                 ignored: found.ignored,
                 args: args.to_vec(),
+                refused: None,
             };
             Ok(Command::Serve(Box::new(launch)))
         }
     }
+}
+
+/// Returns the command that continues the workers of a dead supervisor with the configuration that
+/// they run, because `error` is in the one that these arguments name.
+fn continued(args: Vec<OsString>, error: Error) -> Result<Command, Error> {
+    let control = match definition::for_arguments(&args).try_get_matches_from(&args) {
+        Ok(matches) if !error.is_usage() => control_of_server(&matches),
+        _ => None,
+    };
+    let Some(control) = control else {
+        return Err(error);
+    };
+    match supervisor::continue_stored(&control, args, error.to_string()) {
+        Ok(Some(launch)) => Ok(Command::Serve(Box::new(launch))),
+        Ok(None) => Err(error),
+        Err(why) => Err(Error::of_all(vec![error, Error::NotContinued(why)])),
+    }
+}
+
+/// Returns the control socket of the server that these arguments start; `None` if they start none.
+fn control_of_server(matches: &ArgMatches) -> Option<config::Control> {
+    let mut typed = vec![matches];
+    match matches.subcommand() {
+        Some((names::SERVE, serve)) => typed.push(serve),
+        Some(_) => return None,
+        None => {}
+    }
+    Some(gather::control(&typed, std::env::vars_os()))
 }
 
 fn line_client(typed: &ArgMatches) -> client::Options {

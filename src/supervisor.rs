@@ -14,8 +14,10 @@
 mod actions;
 mod admin;
 mod adoption;
+mod allowed;
 pub mod backoff;
 mod boot;
+mod continued;
 mod control;
 mod error;
 mod exec;
@@ -36,6 +38,7 @@ pub(crate) mod signals;
 pub mod socket_file;
 mod state;
 mod status;
+mod stored;
 mod subprocess;
 mod systemd;
 mod telemetry;
@@ -74,6 +77,7 @@ use tokens::Source;
 use upgrade::{EarlierBinary, Upgrade};
 
 pub use admin::Error as AdminError;
+pub use continued::continue_stored;
 pub use error::Error;
 pub use leftovers::{Leftovers, drain_leftovers};
 pub use signals::{handle_stops, stop_while_starting};

@@ -63,12 +63,26 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// Workers without a supervisor cannot be continued with their configuration.
+    #[error("{0}")]
+    NotContinued(String),
+
     /// The descriptor limit cannot be read.
     #[error("cannot read the descriptor limit (RLIMIT_NOFILE): {0}")]
     DescriptorLimit(#[source] nix::Error),
 }
 
 impl Error {
+    /// Returns whether the command line is wrong, and not another source.
+    pub(super) fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage { .. } => true,
+            Self::Config(config::Error::Value { name, .. }) => name.starts_with("--"),
+            Self::Several(errors) => errors.iter().any(Self::is_usage),
+            _ => false,
+        }
+    }
+
     /// Returns one error for all of `errors`, at least one.
     pub(super) fn of_all(mut errors: Vec<Self>) -> Self {
         match errors.pop() {

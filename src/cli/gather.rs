@@ -118,6 +118,31 @@ pub(super) fn machine() -> Machine {
     }
 }
 
+/// Returns the control socket of a server whose configuration has an error, from the sources that can
+/// be read.
+pub(super) fn control(
+    typed: &[&ArgMatches],
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> config::Control {
+    let environment: Vec<_> = environment.into_iter().collect();
+    let ignored = &mut Vec::new();
+    let path = file_name(typed, &environment).ok().flatten();
+    let contents = path.as_deref().and_then(|path| read(path).ok());
+    let mut assignments = match (&contents, &path) {
+        (Some(contents), Some(path)) => config::from_file(contents, path, ignored),
+        _ => Vec::new(),
+    };
+    assignments.extend(config::from_environment(environment, ignored));
+    for setting in SETTINGS {
+        assignments.extend(from_flags(setting, typed).ok().flatten());
+    }
+    assignments.retain(|one| one.setting.key() == names::CONTROL);
+    let resolved = config::resolve(&assignments, &Facts::NONE);
+    resolved
+        .map_or_else(|_| Config::default(), |(config, _)| config)
+        .control
+}
+
 /// Returns the named configuration file; a flag overrides the environment.
 fn file_name(
     typed: &[&ArgMatches],

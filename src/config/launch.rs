@@ -13,4 +13,6 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Ignored input with the reason, one line each.
     pub ignored: Vec<String>,
+    /// Why the configuration is not that of the arguments, if so.
+    pub refused: Option<String>,
 }

@@ -61,6 +61,10 @@ events! {
             "A worker could not start at boot; with `boot = \"any\"` the other slots serve and it is tried again.";
         orphan_adopted: INFO "worker adopted" [slot, generation, worker_pid, connections]
             "The server has started and goes on with a worker whose supervisor had died; a reload replaces it next.";
+        stored_config_used: WARN "configuration invalid, previous one used" [error]
+            "The server has started with an invalid configuration and adopted workers: it continues with theirs; correct it and reload.";
+        config_not_stored: WARN "configuration not stored" [error]
+            "If the supervisor dies, a start with an invalid configuration does not adopt its workers.";
         orphan_not_adopted: INFO "worker not adopted" [path, detail]
             "A worker in the directory of this server is not adopted: its supervisor runs, it is about to exit, or it does not answer.";
         orphan_not_reached: WARN "worker not reached" [path, error]

@@ -108,6 +108,7 @@ impl Supervisor {
                 let addresses = self.fleet.addresses();
                 let lines = report::announce(addresses, self.fleet.slots().len());
                 self.telemetry.announce(lines, self.poll.registry());
+                self.store_config();
                 self.shed_surplus();
             }
             Action::Exit(outcome) => {

@@ -58,13 +58,15 @@ enum Met {
 pub(crate) struct Adoption {
     /// The orphans to adopt, one for each slot, by slot.
     pub(crate) orphans: Vec<Orphan>,
-    /// Whether others are about to close their listeners.
+    /// Those in the way.
+    others: Vec<Process>,
+    /// Whether these are about to close their listeners.
     pub(crate) are_leaving: bool,
 }
 
 impl Adoption {
     /// Meets the orphans in `directory`, and chooses those to adopt, if `adopt` is set, for a server
-    /// that listens on `wanted`. Tells those that are in its way to stop.
+    /// that listens on `wanted`, and those that are in its way.
     pub(crate) fn find(directory: Option<&Directory>, wanted: &[Listen], adopt: bool) -> Self {
         let mut adoption = Self::default();
         // A unit's runtime directory belongs to one instance, which has other addresses now.
@@ -73,7 +75,7 @@ impl Adoption {
             let orphan = match met {
                 Met::Orphan(orphan) => orphan,
                 Met::Incompatible(process) => {
-                    adoption.end(&process);
+                    adoption.others.push(process);
                     continue;
                 }
             };
@@ -81,7 +83,7 @@ impl Adoption {
             if adopt && is_same(listen, wanted) {
                 adoption.add(*orphan);
             } else if is_of_unit || listen.iter().any(|one| wanted.contains(one)) {
-                adoption.end(&orphan.process);
+                adoption.others.push(orphan.process);
             }
         }
         adoption.orphans.sort_by_key(|orphan| orphan.worker.slot);
@@ -142,15 +144,18 @@ impl Adoption {
         if rank(&loser) > rank(other) {
             std::mem::swap(other, &mut loser);
         }
-        self.end(&loser.process);
+        self.others.push(loser.process);
     }
 
-    fn end(&mut self, process: &Process) {
-        self.are_leaving = true;
-        let worker_pid = process.pid();
-        match process.terminate() {
-            Ok(()) => event!(orphan_ended, worker_pid),
-            Err(error) => event!(orphan_not_ended, worker_pid, %error),
+    /// Tells the orphans that are in the way to stop.
+    pub(crate) fn end_others(&mut self) {
+        self.are_leaving = !self.others.is_empty();
+        for process in self.others.drain(..) {
+            let worker_pid = process.pid();
+            match process.terminate() {
+                Ok(()) => event!(orphan_ended, worker_pid),
+                Err(error) => event!(orphan_not_ended, worker_pid, %error),
+            }
         }
     }
 }

@@ -6,13 +6,10 @@ use std::os::fd::OwnedFd;
 use mio::Poll;
 use nix::poll::poll;
 
-use crate::config::{
-    self, ADOPTION_RELEASE_CHECK_MS, ADOPTION_RELEASE_TIMEOUT, Config, Launch, ListenAddr,
-};
+use crate::config::{ADOPTION_RELEASE_CHECK_MS, ADOPTION_RELEASE_TIMEOUT, Config, Launch};
 use crate::listener;
 use crate::log::{self, event};
 use crate::port::{self, Lock};
-use crate::sys::accounts;
 use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
 use crate::wire::Listen;
@@ -22,6 +19,8 @@ use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::admin::Admin;
 use super::adoption::{Adoption, Orphan, in_order};
+use super::allowed::{check_account, wanted};
+use super::continued::allowed;
 use super::control::Control;
 use super::error::Error;
 use super::fleet::Fleet;
@@ -50,7 +49,8 @@ impl Supervisor {
             config,
             args,
             ignored,
-        } = launch;
+            refused,
+        } = allowed(launch)?;
         let failed = |operation| move |source| Error::System { operation, source };
         log::init(config.log_level, config.log_format)?;
         // From here on a stop is recorded, and handled once the loop runs.
@@ -58,13 +58,16 @@ impl Supervisor {
         handle_stops();
         check_account(&config)?;
         let nofile = raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
-        let mut wanted: Vec<Listen> = config.listen.iter().map(address).collect();
-        listener::fall_back_to_ipv4(&mut wanted, listener::has_ipv6());
+        let wanted = wanted(&config);
         let given = Given::take(&config, &wanted)?;
         let mut addresses = given.addresses().to_vec();
         let locks = lock(&config, &addresses)?;
         let directory = Directory::open(&config.control);
-        let adoption = Adoption::find(directory.as_ref(), &addresses, config.adopt);
+        let mut adoption = Adoption::find(directory.as_ref(), &addresses, config.adopt);
+        if let Some(error) = refused.as_ref().filter(|_| adoption.orphans.is_empty()) {
+            return Err(Error::Refused(error.clone()));
+        }
+        adoption.end_others();
         await_free(&config, &addresses, &given, &adoption)?;
         let workers = config.workers.max(given.slots()).max(adoption.slots());
         let config = adoption.in_order(config, &addresses);
@@ -125,11 +128,12 @@ impl Supervisor {
             supervisor.apply(Event::Boot);
         } else {
             supervisor.adopt(adoption.orphans, now);
+            supervisor.replace_adopted(refused);
         }
         Ok(supervisor)
     }
 
-    /// Goes on with the orphans, and replaces them by a reload.
+    /// Goes on with the orphans.
     fn adopt(&mut self, orphans: Vec<Orphan>, now: Tick) {
         let workers: Vec<WorkerId> = orphans.iter().map(|orphan| orphan.worker).collect();
         self.machine.adopt(&workers, now);
@@ -138,41 +142,18 @@ impl Supervisor {
             self.fleet.adopt(orphan, release, self.poll.registry());
         }
         self.take_fleet_events();
-        self.request_without_client(Wanted::Reload);
     }
-}
 
-/// Checks that this process may run workers as another user, and kill them: an error now is better
-/// than one from each worker, or a worker that cannot be killed.
-pub(super) fn check_account(config: &Config) -> Result<(), config::Error> {
-    let named = [("user", &config.user), ("group", &config.group)];
-    let Some((name, _)) = named.into_iter().find(|(_, account)| account.is_some()) else {
-        return Ok(());
-    };
-    let refused = |why: String| config::Error::Value {
-        name: name.to_owned(),
-        why,
-    };
-    if !accounts::is_root() {
-        return Err(refused(
-            "only root can run workers as another user; start the server as root, or omit the setting"
-                .to_owned(),
-        ));
-    }
-    let user = config.user.as_ref().and_then(|user| user.id);
-    match accounts::missing_capability(user) {
-        Some(capability) => Err(refused(format!(
-            "the server lacks the capability {capability}, without which it cannot run workers as \
-             somebody else, or end them; grant it, or leave {name} out"
-        ))),
-        None => Ok(()),
-    }
-}
-
-const fn address(one: &ListenAddr) -> Listen {
-    Listen {
-        addr: one.addr,
-        dual_stack: one.dual_stack,
+    /// Replaces the adopted workers by a reload, unless the configuration was refused: then they
+    /// continue with theirs.
+    fn replace_adopted(&mut self, refused: Option<String>) {
+        let Some(error) = refused else {
+            return self.request_without_client(Wanted::Reload);
+        };
+        event!(stored_config_used, error);
+        self.systemd
+            .set_failure(Some(format!("reload refused: {error}")));
+        self.telemetry.note_refused(error);
     }
 }
 

@@ -34,6 +34,9 @@ pub enum Error {
     /// The memory of the workers is not available.
     #[error(transparent)]
     Memory(#[from] NoRoom),
+    /// The configuration is invalid, and there are no workers to continue with theirs.
+    #[error("{0}")]
+    Refused(String),
     /// A system call failed.
     #[error("cannot {operation}: {source}")]
     System {
@@ -50,7 +53,7 @@ impl Error {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Activation(activation::Error::Listener(_)) => 1,
-            Self::Config(_) | Self::Activation(_) => 2,
+            Self::Config(_) | Self::Refused(_) | Self::Activation(_) => 2,
             Self::Log(_)
             | Self::Port(_)
             | Self::Control(_)

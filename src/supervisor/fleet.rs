@@ -7,6 +7,7 @@
 
 mod capacity;
 pub(crate) mod children;
+mod directory;
 mod handover;
 mod keepers;
 mod placement;
@@ -265,13 +266,6 @@ impl Fleet {
         let slot = self.slots.get_mut(worker.slot.index());
         if let Some(process) = slot.and_then(|slot| slot.abandon(worker)) {
             self.events.push_back(Event::Ended(process));
-        }
-    }
-
-    /// Removes the directory of the rendezvous, if no worker has one there.
-    pub(crate) fn close_directory(&mut self) {
-        if let Some(directory) = self.directory.take() {
-            directory.remove();
         }
     }
 

@@ -18,6 +18,8 @@ use crate::log::event;
 use uppercased_ctl::control::place::Environment;
 use uppercased_ctl::identity::{Generation, SlotId, WorkerId};
 
+use super::stored;
+
 /// The directory beside the control socket.
 const DIRECTORY: &str = "workers";
 const SUFFIX: &str = ".sock";
@@ -49,6 +51,16 @@ impl Directory {
                 None
             }
         }
+    }
+
+    /// Returns the directory that belongs to a control socket, if there is one.
+    pub(crate) fn existing(control: &Control) -> Option<Self> {
+        let path = place(control)?;
+        check(&path).ok().map(|()| Self { path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Binds the rendezvous of a worker that is about to start.
@@ -88,6 +100,10 @@ impl Directory {
 
     /// Removes the directory, unless it is in use.
     pub(crate) fn remove(&self) {
+        // Without workers nothing can continue with a stored configuration.
+        if self.files().is_empty() {
+            stored::remove_all(&self.path);
+        }
         // Fails while another instance has a file there.
         let _ = fs::remove_dir(&self.path);
     }
@@ -130,9 +146,13 @@ fn place(control: &Control) -> Option<PathBuf> {
 
 fn make(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => check(path),
     }
+}
+
+/// Checks that the directory is this user's alone.
+fn check(path: &Path) -> io::Result<()> {
     let made = fs::symlink_metadata(path)?;
     let is_private = made.is_dir() && made.mode() & 0o077 == 0;
     if is_private && made.uid() == nix::unistd::geteuid().as_raw() {

@@ -11,6 +11,7 @@ use uppercased_ctl::control::{Done, Options, Reply, Request};
 use uppercased_ctl::identity::{ReleaseId, RequestId, WorkerId};
 use uppercased_ctl::status::Rotation;
 
+use super::allowed::check_account;
 use super::fleet::releases::{Release, check_memory};
 use super::machine::{Answer, Event, Life, Notice, Policy, ScaleTo, Wanted};
 use super::policy::policy;
@@ -214,7 +215,7 @@ impl Supervisor {
         if let Some(cause) = self.fleet.too_few(workers) {
             return Err(cause);
         }
-        boot::check_account(&config).map_err(|error| error.to_string())?;
+        check_account(&config).map_err(|error| error.to_string())?;
         let limits = self.fleet.limits(&config, workers.max(now));
         let limits = limits.map_err(|error| error.to_string())?;
         let room =
@@ -266,7 +267,13 @@ impl Supervisor {
             });
             let in_use: Vec<ReleaseId> = workers.collect();
             self.fleet.keep_releases(&in_use);
+            self.store_config();
         }
+    }
+
+    /// Stores the configuration in force for a later start whose own is refused.
+    pub(super) fn store_config(&self) {
+        self.fleet.store_config(self.machine.policy().workers);
     }
 
     /// Returns the connections of workers that drain.

@@ -60,6 +60,7 @@ impl Telemetry {
             config: ConfigReload {
                 last_reload_successful: true,
                 last_reload_success_at_ms: meter.map_or(0, |it| it.now_ms()),
+                error: None,
             },
             programs,
             admin: Starts::default(),
@@ -79,18 +80,25 @@ impl Telemetry {
                 self.config = ConfigReload {
                     last_reload_successful: true,
                     last_reload_success_at_ms: self.meter.map_or(0, |it| it.now_ms()),
+                    error: None,
                 };
             }
             Notice::OperationEnded {
                 operation: OperationKind::Reload,
                 answer: Answer::Failed { .. },
-            }
-            | Notice::NotBegun {
-                operation: OperationKind::Reload,
-                ..
             } => self.config.last_reload_successful = false,
+            Notice::NotBegun {
+                operation: OperationKind::Reload,
+                cause,
+            } => self.note_refused(cause.clone()),
             _ => {}
         }
+    }
+
+    /// Records why the configuration of a start or a reload is not in force.
+    pub(crate) fn note_refused(&mut self, error: String) {
+        self.config.last_reload_successful = false;
+        self.config.error = Some(error);
     }
 
     pub(crate) fn keeper_lost(&mut self, slot: SlotId) {
@@ -144,7 +152,7 @@ impl Telemetry {
             uptime_ms: millis(now.since(self.started)),
             operations: self.times.operations().to_vec(),
             last_operation: self.times.last_operation(now),
-            config: self.config,
+            config: self.config.clone(),
             ..Status::default()
         }
     }
@@ -158,7 +166,7 @@ impl Telemetry {
         Saved {
             started: self.started,
             times: self.times.clone(),
-            config: self.config,
+            config: self.config.clone(),
             programs: self.programs.clone(),
             admin: self.admin.clone(),
             announcement: announcement.map_or_else(Vec::new, |it| it.rest().to_vec()),

@@ -8,7 +8,7 @@ use uppercased_ctl::clock;
 
 use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{descriptors, until, until_some, wait_draining, worker_of};
-use crate::support::{Client, DEADLINE, Server, Watched, in_background, wait_gone};
+use crate::support::{Client, DEADLINE, Server, ServerBuilder, Watched, in_background, wait_gone};
 
 /// An `orphan_timeout` that a test does not reach.
 const LONG: &str = "--orphan-timeout=1h";
@@ -183,7 +183,7 @@ fn orphaned_standby_exits() {
 }
 
 /// Starts the next server after `first`, on the same address.
-fn next(first: &Server, args: &[&str]) -> crate::support::ServerBuilder {
+fn next(first: &Server, args: &[&str]) -> ServerBuilder {
     let listen = format!("--listen={}", first.addr());
     Server::builder()
         .args([listen])
@@ -407,4 +407,118 @@ fn adoption_fills_missing_slots() {
         .iter()
         .map(|slot| &slot["state"]);
     assert!(states.eq([&"serving"; 4]), "{slots}");
+}
+
+/// Returns the generations of the slots' workers.
+#[track_caller]
+fn generations(server: &Server) -> Vec<u64> {
+    let status = server.status_json();
+    let slots = status["slots"].as_array().expect("slots").iter();
+    slots
+        .map(|slot| slot["generation"].as_u64().expect("a number"))
+        .collect()
+}
+
+/// Configuration files with an error, and what the error message has.
+const WRONG: [(&str, &str); 4] = [
+    ("workers = 2\nbake_time = \"soon\"\n", "bake_time"),
+    ("workers = 2\nworker = 3\n", "unknown setting"),
+    ("workers = 2\nbake_time = [\n", "not valid TOML"),
+    (
+        "workers = 2\nmax_connections = 4000000000\n",
+        "max_connections",
+    ),
+];
+
+/// Each start has another error, and adopts the workers that the one before left.
+#[test]
+fn start_with_wrong_configuration_adopts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("uppercased.toml");
+    let file = path.to_str().expect("a plain path");
+    let write = |text: &str| std::fs::write(&path, text).expect("write the configuration");
+    write("workers = 2\nbake_time = \"0s\"\ncrash_rescue = true\n");
+    let configured = ["--config", file, LONG];
+    let listen = ["--listen=127.0.0.1:0"];
+    let first = Server::builder().args(listen).args(configured).start();
+    let load = Load::start(first.addr(), LoadSize::small());
+    load.go_on_for(20);
+    let mut servers = vec![first];
+    for (text, error) in WRONG {
+        let last = servers.last().expect("there is one");
+        last.kill();
+        write(text);
+        let server = next(last, &configured).start();
+        let log = server.wait_log(|line| line.contains("event=stored_config_used"));
+        assert!(log.contains(" WARN ") && log.contains(error), "{log}");
+        assert_eq!(adopted(&server), 2, "{text}");
+        assert_eq!(generations(&server), [1, 1], "{text}");
+        let shown = server.status_json()["config"]["error"].to_string();
+        assert!(shown.contains(error), "{shown}");
+        let reported = server.command(&["status"]).expect_success().stdout;
+        assert!(reported.contains("\nconfig       refused: "), "{reported}");
+        load.go_on_for(20);
+        server.reload().expect_failure(error);
+        servers.push(server);
+    }
+    let last = servers.last().expect("there is one");
+    write("workers = 3\nbake_time = \"0s\"\n");
+    last.reload().expect_success();
+    assert_eq!(generations(last), [2, 2, 1]);
+    assert!(last.status_json()["config"]["error"].is_null());
+    load.go_on_for(50);
+    load.finish().assert_clean();
+    assert!(last.stop().success());
+    // Nothing is left of it.
+    write(WRONG[0].0);
+    let (code, cause) = next(last, &configured).expect_failure();
+    assert!(code == 2 && cause.contains(WRONG[0].1), "{code}: {cause}");
+}
+
+/// The number of workers is the one that ran, whatever the configuration was.
+#[test]
+fn wrong_configuration_keeps_scaled_workers() {
+    let first = server(&["--workers=2", LONG]);
+    first.scale(3).expect_success();
+    kill_supervisor(&first, 3);
+    let second = next(&first, &["--workers=2", LONG])
+        .env("UPPERCASED_IDLE_TIMEOUT", "soon")
+        .start();
+    assert_eq!(adopted(&second), 3);
+    assert_eq!(generations(&second), [1, 1, 1]);
+    assert!(second.stop().success());
+}
+
+/// The orphans serve on, and a good start adopts them.
+#[test]
+fn refused_start_leaves_orphans_serving() {
+    let first = server(&["--workers=2", LONG]);
+    let load = Load::start(first.addr(), LoadSize::small());
+    kill_supervisor(&first, 2);
+    let refused = |args: &[&str], env: &str, why: &str| {
+        let start = next(&first, args).env("UPPERCASED_IDLE_TIMEOUT", env);
+        let (code, cause) = start.expect_failure();
+        assert!(code == 2 && cause.contains(why), "{code}: {cause}");
+    };
+    refused(&["--bake-time=soon"], "1h", "--bake-time");
+    refused(&["--no-such-flag"], "1h", "--no-such-flag");
+    let stored = first.control().with_extension("workers");
+    let stored = stored.join(format!("{}.json", first.addr()));
+    let whole = std::fs::read(&stored).expect("the stored configuration");
+    for damaged in [&whole[..whole.len() / 2], b"", b"{\"workers\":0}"] {
+        std::fs::write(&stored, damaged).expect("damage it");
+        refused(
+            &[],
+            "soon",
+            "cannot continue running workers: the stored configuration",
+        );
+    }
+    std::fs::remove_file(&stored).expect("remove it");
+    refused(&[], "soon", "UPPERCASED_IDLE_TIMEOUT");
+    load.go_on_for(20);
+    let second = next(&first, &["--workers=2", QUICK]).start();
+    assert_eq!(adopted(&second), 2);
+    wait_replaced(&second);
+    load.go_on_for(20);
+    load.finish().assert_clean();
 }

@@ -68,13 +68,16 @@ pub struct Status {
 }
 
 /// The age of the configuration in force.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConfigReload {
     /// Whether the last reload, if there was one, succeeded.
     pub last_reload_successful: bool,
     /// The start or the last successful reload, in milliseconds of Unix time.
     pub last_reload_success_at_ms: u64,
+    /// Why the configuration of the last start or reload was refused, if so: an earlier one is in
+    /// force.
+    pub error: Option<String>,
 }
 
 /// The process that serves HTTP and load balancers' agent checks.

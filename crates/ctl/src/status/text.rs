@@ -129,6 +129,9 @@ fn head(view: View<'_>) -> Vec<String> {
         (None, Some(last)) => lines.push(last_operation(last)),
         (None, None) => {}
     }
+    if let Some(error) = &status.config.error {
+        lines.push(format!("config       refused: {error}"));
+    }
     if !status.pending.is_empty() {
         lines.push(format!("pending      {}", status.pending.join(", ")));
     }
