@@ -10,12 +10,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net as unix;
 
-use procfs::net::{TcpNetEntry, TcpState};
+use procfs::net::{TcpNetEntries, TcpNetEntry};
+use procfs::{FromBufReadSI as _, current_system_info};
 
 use crate::config::LOCK_CHECKS_PER_TURN;
 use crate::wire::Listen;
@@ -85,13 +87,25 @@ pub fn is_held(listen: &Listen, own: &[u64]) -> bool {
 
 fn overlapping(listen: &Listen, own: &[u64]) -> Option<TcpNetEntry> {
     // Without a readable /proc nothing is found; a conflict is then reported by the bind.
-    let entries = [procfs::net::tcp(), procfs::net::tcp6()]
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut listeners =
-        entries.filter(|entry| entry.state == TcpState::Listen && !own.contains(&entry.inode));
-    listeners.find(|entry| overlaps(listen, entry.local_address))
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter();
+    let mut listeners = tables.filter_map(listeners).flatten();
+    listeners.find(|entry| !own.contains(&entry.inode) && overlaps(listen, entry.local_address))
+}
+
+/// Returns the listeners in a list of the kernel. They come first; the rest is not read, because it
+/// may have hundreds of thousands of lines.
+fn listeners(path: &str) -> Option<Vec<TcpNetEntry>> {
+    /// `TCP_LISTEN`, in the fourth field.
+    const LISTEN: &str = "0A";
+    let mut lines = BufReader::new(File::open(path).ok()?).lines();
+    let mut table = lines.next()?.ok()?;
+    let is_listener = |line: &String| line.split_ascii_whitespace().nth(3) == Some(LISTEN);
+    for line in lines.map_while(Result::ok).take_while(is_listener) {
+        table.push('\n');
+        table.push_str(&line);
+    }
+    let entries = TcpNetEntries::from_buf_read(table.as_bytes(), current_system_info());
+    Some(entries.ok()?.0)
 }
 
 impl Lock {
