@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use uppercased_ctl::clock;
 
+use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{descriptors, until, until_some, wait_draining, worker_of};
 use crate::support::{Client, DEADLINE, Server, ServerBuilder, Watched, in_background, wait_gone};
@@ -373,6 +374,52 @@ fn adopted_workers_of_another_user_are_replaced() {
     wait_replaced(&second);
     load.go_on_for(50);
     load.finish().assert_clean();
+}
+
+/// Without any privilege, in the supervisor either.
+#[test]
+fn ordinary_user_adopts() {
+    const NOBODY: u32 = 65_534;
+    if !nix::unistd::geteuid().is_root() {
+        crate::support::adversity::skipped("only root can become another user");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = Image::for_every_user(folder.path());
+    let start = |builder: ServerBuilder| builder.program(program.path()).user(NOBODY).start();
+    let first = Server::builder().args(["--listen=127.0.0.1:0", "--crash-rescue=true"]);
+    let first = start(first.args(["--workers=2", LONG]));
+    let load = Load::start(first.addr(), LoadSize::small());
+    load.go_on_for(20);
+    let mut servers = vec![first];
+    for _ in 0..2 {
+        let last = servers.last().expect("there is one");
+        kill_supervisor(last, 2);
+        load.go_on_for(20);
+        let server = start(next(
+            last,
+            &["--workers=2", "--crash-rescue=true", QUICK, LONG],
+        ));
+        assert_eq!(adopted(&server), 2);
+        wait_replaced(&server);
+        servers.push(server);
+    }
+    // Rescues need no privilege either.
+    let last = servers.last().expect("there is one");
+    let (worker, keeper) = until_some("the worker has a keeper", || {
+        let slot = last.status_json()["slots"][0].clone();
+        Some((slot["pid"].as_u64()?, slot["keeper_pid"].as_u64()?))
+    });
+    let worker = u32::try_from(worker).expect("a process ID");
+    Watched::open(worker)
+        .expect("it runs")
+        .signal(Signal::SIGKILL);
+    until("its keeper is the worker", || {
+        last.status_json()["slots"][0]["pid"] == keeper
+    });
+    load.go_on_for(20);
+    load.finish().assert_clean();
+    assert!(last.stop().success());
 }
 
 /// A slot whose processes have all died gets a new worker; the number of slots is as configured.

@@ -9,6 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -66,6 +67,7 @@ pub struct ServerBuilder {
     namespace: Option<Namespace>,
     handed_over: Vec<Named>,
     control: Option<PathBuf>,
+    user: Option<u32>,
 }
 
 /// The result of a command.
@@ -148,6 +150,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Runs it as this user, which owns its directory. Only root can.
+    pub fn user(mut self, id: u32) -> Self {
+        self.user = Some(id);
+        self
+    }
+
     /// Sets the number of addresses that it will announce, if `--listen` does not give them.
     pub fn listeners(mut self, count: usize) -> Self {
         self.listeners = Some(count);
@@ -222,6 +230,10 @@ impl ServerBuilder {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(id) = self.user {
+            chown(folder.path(), Some(id), Some(id)).expect("give away an own directory");
+            command.uid(id).gid(id);
+        }
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
@@ -303,6 +315,7 @@ impl Server {
             listeners: None,
             namespace: None,
             control: None,
+            user: None,
             handed_over: Vec::new(),
         }
     }
