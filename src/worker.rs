@@ -438,15 +438,18 @@ impl Worker {
 
     /// Sends a message to the supervisor, if there is one.
     fn send(&mut self, message: FromWorker) {
-        if self.is_orphan() {
-            return;
+        if !self.is_orphan() {
+            self.deliver(message);
         }
+    }
+
+    fn deliver(&mut self, message: FromWorker) {
         let envelope = Envelope {
             worker: self.id,
             message,
         };
         if let Err(error) = self.channel.send(&envelope, &[]) {
-            self.handle_supervisor_exit(&error);
+            self.handle_channel_end(&error);
         }
     }
 

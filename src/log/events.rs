@@ -74,7 +74,7 @@ events! {
         orphan_incompatible: WARN "worker incompatible" [error]
             "A worker without supervisor uses another version of the messages; it is stopped.";
         orphan_ended: INFO "orphan told to stop" [worker_pid]
-            "A worker without supervisor is in the way: `adopt = false`, other addresses, another version, or two in one slot.";
+            "A worker without supervisor is in the way: `adopt = false`, other addresses, another version, or a third one in its slot.";
         orphan_not_ended: WARN "orphan not told to stop" [worker_pid, error]
             "The same, and it could not be signalled; it stops after its `orphan_timeout`.";
         rendezvous_unavailable: WARN "workers cannot be adopted" [path, error]

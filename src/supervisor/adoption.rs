@@ -1,13 +1,16 @@
 //! Adoption: a starting supervisor finds the workers of one that has died, and goes on with them.
 //!
 //! It connects at every rendezvous in its directory. A worker whose supervisor lives refuses; an
-//! orphan introduces itself. Those that listen on the same addresses are adopted, one for each slot;
-//! those that are in the way are told to stop; all others are left alone.
+//! orphan introduces itself. Those that listen on the same addresses are adopted, one for each slot,
+//! and another of the slot, which hands its connections over to it; those that are in the way are
+//! told to stop; all others are left alone.
 //!
 //! Invariants: nothing here is irrevocable but the signal to stop: an orphan whose connection is
 //! closed without [`ToWorker::Adopt`] serves on; the process that is signalled, and later killed, is
 //! the one that the kernel names as the sender of the introduction; all waits together are bounded.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -20,17 +23,21 @@ use crate::channel::Channel;
 use crate::channel::rendezvous::{Introduction, receive_introduction, visit};
 use crate::config::{ADOPTION_TIMEOUT, Config, DRAIN_TIMEOUT_MAX};
 use crate::log::event;
-use crate::memory::{self, is_believable};
+use crate::memory::is_believable;
 use crate::sys::image::Process;
 use crate::sys::shared::SharedMemory;
 use crate::wire::{Adoptable, Envelope, FromWorker, Listen, ToWorker};
 use uppercased_ctl::clock;
 use uppercased_ctl::identity::{SlotId, WorkerId};
 
+use super::machine::Adopted;
 use super::rendezvous::{Directory, RendezvousFile};
 
 /// Set by systemd for a unit with `RuntimeDirectory=`.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+
+/// Orphans of one slot that are adopted: one that serves, and one that hands over to it.
+const ORPHANS_PER_SLOT: usize = 2;
 
 /// A worker without a supervisor.
 #[derive(Debug)]
@@ -41,6 +48,8 @@ pub(crate) struct Orphan {
     pub(crate) memory: SharedMemory,
     /// In the order of its addresses.
     pub(crate) listeners: Vec<OwnedFd>,
+    /// The listeners of other slots, likewise.
+    passed: Vec<(SlotId, Vec<OwnedFd>)>,
     pub(crate) introduction: Adoptable,
     pub(crate) file: RendezvousFile,
 }
@@ -56,7 +65,7 @@ enum Met {
 /// What a starting supervisor does with the orphans.
 #[derive(Debug, Default)]
 pub(crate) struct Adoption {
-    /// The orphans to adopt, one for each slot, by slot.
+    /// The orphans to adopt, by slot, the one that is to serve first.
     pub(crate) orphans: Vec<Orphan>,
     /// Those in the way.
     others: Vec<Process>,
@@ -81,12 +90,12 @@ impl Adoption {
             };
             let listen = &orphan.introduction.listen;
             if adopt && is_same(listen, wanted) {
-                adoption.add(*orphan);
+                adoption.orphans.push(*orphan);
             } else if is_of_unit || listen.iter().any(|one| wanted.contains(one)) {
                 adoption.others.push(orphan.process);
             }
         }
-        adoption.orphans.sort_by_key(|orphan| orphan.worker.slot);
+        adoption.arrange();
         adoption
     }
 
@@ -109,16 +118,22 @@ impl Adoption {
         Some(&newest.introduction.listen)
     }
 
-    /// Returns the number of slots up to the last that has an orphan.
+    /// Returns the number of slots up to the last that has an orphan or listeners.
     pub(crate) fn slots(&self) -> u16 {
-        let last = self.orphans.last();
-        last.map_or(0, |orphan| orphan.worker.slot.0.saturating_add(1))
+        let own = self.orphans.iter().map(|orphan| orphan.worker.slot);
+        let passed = self.orphans.iter().flat_map(|orphan| &orphan.passed);
+        let all = own.chain(passed.map(|(slot, _)| *slot));
+        all.max().map_or(0, |slot| slot.0.saturating_add(1))
     }
 
-    /// Returns duplicates of the listeners of the orphan of `slot`, in the order of the addresses.
+    /// Returns duplicates of the listeners of `slot`, in the order of the addresses: its orphan's, or
+    /// those that were lent to another one.
     pub(crate) fn listeners_of(&self, slot: SlotId) -> Option<Vec<OwnedFd>> {
-        let orphan = self.orphans.iter().find(|it| it.worker.slot == slot)?;
-        let duplicates = orphan.listeners.iter().map(OwnedFd::try_clone);
+        let mut own = self.orphans.iter().filter(|it| it.worker.slot == slot);
+        let mut passed = self.orphans.iter().flat_map(|orphan| &orphan.passed);
+        let passed = || Some(&passed.find(|(lent, _)| *lent == slot)?.1);
+        let listeners = own.next().map(|orphan| &orphan.listeners).or_else(passed)?;
+        let duplicates = listeners.iter().map(OwnedFd::try_clone);
         in_order(
             duplicates.collect::<Result<_, _>>().ok()?,
             self.addresses()?,
@@ -127,24 +142,44 @@ impl Adoption {
 
     /// Returns the inodes of the orphans' listeners, as in the kernel's lists.
     pub(crate) fn inodes(&self) -> impl Iterator<Item = u64> + '_ {
-        let listeners = self.orphans.iter().flat_map(|orphan| &orphan.listeners);
-        listeners.filter_map(|it| Some(fstat(it).ok()?.st_ino))
+        let listeners = self.orphans.iter().flat_map(|orphan| {
+            let passed = orphan.passed.iter().flat_map(|(_, passed)| passed);
+            orphan.listeners.iter().chain(passed)
+        });
+        listeners.filter_map(inode)
     }
 
-    /// Adds an orphan. Of two of a slot the one with fewer connections stops: their supervisor had
-    /// died while one was to replace the other.
-    fn add(&mut self, orphan: Orphan) {
-        let slot = orphan.worker.slot;
-        let mut orphans = self.orphans.iter_mut();
-        let Some(other) = orphans.find(|it| it.worker.slot == slot) else {
-            return self.orphans.push(orphan);
+    /// Sorts the orphans by slot, the one that is to serve first: the newest that does not hand over.
+    /// One other of the slot follows it; there are more only if several supervisors died.
+    fn arrange(&mut self) {
+        let rank = |it: &Orphan| {
+            let is_handing_over = it.introduction.is_handing_over;
+            let newest = Reverse(it.worker.generation);
+            (it.worker.slot, is_handing_over, newest)
         };
-        let rank = |it: &Orphan| (memory::open_connections(&it.memory), it.worker.generation);
-        let mut loser = orphan;
-        if rank(&loser) > rank(other) {
-            std::mem::swap(other, &mut loser);
-        }
-        self.others.push(loser.process);
+        self.orphans.sort_by_key(rank);
+        let mut counted = BTreeMap::new();
+        let surplus = self.orphans.extract_if(.., |orphan| {
+            let count: &mut usize = counted.entry(orphan.worker.slot).or_default();
+            *count += 1;
+            *count > ORPHANS_PER_SLOT
+        });
+        self.others.extend(surplus.map(|orphan| orphan.process));
+    }
+
+    /// Returns the workers to adopt.
+    pub(crate) fn adopted(&self) -> Vec<Adopted> {
+        let slots = self
+            .orphans
+            .chunk_by(|one, other| one.worker.slot == other.worker.slot);
+        let adopted = slots.filter_map(|of_slot| {
+            let (first, rest) = of_slot.split_first()?;
+            Some(Adopted {
+                worker: first.worker,
+                other: rest.first().map(|other| other.worker.generation),
+            })
+        });
+        adopted.collect()
     }
 
     /// Tells the orphans that are in the way to stop.
@@ -270,17 +305,34 @@ fn understand(
     if !is_believable(&memory) {
         return Err("its memory is not valid".to_owned());
     }
-    let listeners = in_order(rest.collect(), &introduction.listen)
-        .ok_or("its listeners are not those of its addresses")?;
+    let wrong = "its listeners are not those of its addresses";
+    let addresses = &introduction.listen;
+    let mut next = || {
+        let listeners = rest.by_ref().take(addresses.len()).collect();
+        in_order(listeners, addresses).ok_or(wrong)
+    };
+    let listeners = next()?;
+    let passed = introduction.passed.iter().map(|slot| Ok((*slot, next()?)));
+    let passed: Vec<(SlotId, Vec<OwnedFd>)> = passed.collect::<Result<_, &str>>()?;
+    let all = passed.iter().map(|(_, passed)| passed).chain([&listeners]);
+    let inodes: BTreeSet<u64> = all.clone().flatten().filter_map(inode).collect();
+    if inodes.len() != all.flatten().count() {
+        return Err("it sent a listener twice".to_owned());
+    }
     Ok(Met::Orphan(Box::new(Orphan {
         worker: envelope.worker,
         process,
         channel: Channel::over(socket),
         memory,
         listeners,
+        passed,
         introduction,
         file,
     })))
+}
+
+fn inode(socket: &OwnedFd) -> Option<u64> {
+    Some(fstat(socket).ok()?.st_ino)
 }
 
 /// Returns the listeners in the order of their addresses; `None` if one is missing.

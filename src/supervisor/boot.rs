@@ -14,11 +14,11 @@ use crate::sys::image::Image;
 use crate::sys::limits::memory_room;
 use crate::wire::Listen;
 use uppercased_ctl::clock::{self, Tick};
-use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::admin::Admin;
-use super::adoption::{Adoption, Orphan, in_order};
+use super::adoption::{Adoption, in_order};
 use super::allowed::{check_account, wanted};
 use super::continued::allowed;
 use super::control::Control;
@@ -127,17 +127,16 @@ impl Supervisor {
         if adoption.orphans.is_empty() {
             supervisor.apply(Event::Boot);
         } else {
-            supervisor.adopt(adoption.orphans, now);
+            supervisor.adopt(adoption, now);
             supervisor.replace_adopted(refused);
         }
         Ok(supervisor)
     }
 
     /// Goes on with the orphans.
-    fn adopt(&mut self, orphans: Vec<Orphan>, now: Tick) {
-        let workers: Vec<WorkerId> = orphans.iter().map(|orphan| orphan.worker).collect();
-        self.machine.adopt(&workers, now);
-        for orphan in orphans {
+    fn adopt(&mut self, adoption: Adoption, now: Tick) {
+        self.machine.adopt(&adoption.adopted(), now);
+        for orphan in adoption.orphans {
             let release = self.machine.release();
             self.fleet.adopt(orphan, release, self.poll.registry());
         }

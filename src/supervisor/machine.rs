@@ -59,7 +59,8 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::handover::HandoverEnd;
 pub use exchange::{
-    Action, Answer, Done, Event, ListenerSource, Load, Notice, Outcome, Rescue, ScaleTo, Wanted,
+    Action, Adopted, Answer, Done, Event, ListenerSource, Load, Notice, Outcome, Rescue, ScaleTo,
+    Wanted,
 };
 pub(super) use phase::Phase;
 use plan::Operation;
@@ -158,15 +159,21 @@ impl Machine {
         self
     }
 
-    /// Begins with workers that serve already, of the first release, instead of a boot: one for each
-    /// of some slots, which have listeners.
-    pub fn adopt(&mut self, workers: &[WorkerId], now: Tick) {
-        for worker in workers {
-            if let Some(slot) = self.slots.get_mut(worker.slot.index()) {
-                slot.adopt(worker.generation, now);
+    /// Begins with workers that serve already, of the first release, instead of a boot: in some slots,
+    /// which have listeners, one and perhaps another, which hands its connections over to it.
+    pub fn adopt(&mut self, workers: &[Adopted], now: Tick) {
+        self.phase = Phase::Serving;
+        for Adopted { worker, other } in workers {
+            let Some(slot) = self.slots.get_mut(worker.slot.index()) else {
+                continue;
+            };
+            slot.adopt(worker.generation, *other, now);
+            if let Some(other) = other {
+                let from = slot.id_of(*other);
+                // What cannot migrate stays there until its clients leave.
+                self.hand_over(from, *worker, true, false, now);
             }
         }
-        self.phase = Phase::Serving;
         self.start_waiting(now);
         self.spread();
         self.actions.push_back(Action::Announce);

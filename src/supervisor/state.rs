@@ -84,7 +84,7 @@ impl State {
     /// Returns the versions that this program writes and reads: of the state, and of the messages.
     pub(super) fn versions() -> (u32, u16) {
         let other = fault::value("state_version").and_then(|version| version.parse().ok());
-        (other.unwrap_or(STATE_VERSION), wire::VERSION)
+        (other.unwrap_or(STATE_VERSION), wire::version())
     }
 
     /// Writes the state to a new file.

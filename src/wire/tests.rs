@@ -103,6 +103,8 @@ fn from_worker() -> Vec<FromWorker> {
             listen: Vec::new(),
             sandbox: Sandboxed::default(),
             lent: vec![SlotId(3)],
+            passed: vec![SlotId(4)],
+            is_handing_over: true,
         })),
         FromWorker::NotAdoptable {
             cause: "its supervisor runs".to_owned(),

@@ -91,7 +91,7 @@ pub enum FromWorker {
     Rescued(Rescued),
     /// The worker's supervisor has exited, and the receiver may adopt the worker. The first message
     /// to a process that connects at the rendezvous. Descriptors: a pidfd of the worker, the working
-    /// memory, then the slot's listeners.
+    /// memory, the slot's listeners, then those of the slots whose queues it serves beside its own.
     Adoptable(Box<Adoptable>),
     /// The process that has connected at the rendezvous cannot adopt the worker.
     NotAdoptable {
@@ -197,8 +197,14 @@ pub struct Adoptable {
     pub listen: Vec<Listen>,
     /// Its sandbox.
     pub sandbox: Sandboxed,
-    /// The slots whose queues it serves beside its own.
+    /// The slots whose queues it serves beside its own, and whose listeners are not attached.
     pub lent: Vec<SlotId>,
+    /// Those whose listeners are attached.
+    #[serde(default)]
+    pub passed: Vec<SlotId>,
+    /// Whether it hands its connections over to another worker of its slot.
+    #[serde(default)]
+    pub is_handing_over: bool,
 }
 
 /// The receiver and the extent of a handover.

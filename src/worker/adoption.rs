@@ -18,7 +18,8 @@ use crate::fault;
 use crate::log::event;
 use crate::sys::fd::replace;
 use crate::sys::keeper::own_pidfd;
-use crate::wire::{Envelope, FromWorker, ToWorker};
+use crate::wire::{Envelope, FDS_MAX, FromWorker, ToWorker};
+use uppercased_ctl::identity::SlotId;
 
 impl Worker {
     /// Answers the processes that have connected at the rendezvous.
@@ -52,11 +53,13 @@ impl Worker {
             return Some("another supervisor adopts it");
         }
         match self.phase {
-            Phase::Serving => None,
+            Phase::Serving
+            | Phase::HandingOver { last: false }
+            | Phase::Undecided { last: false } => None,
             Phase::StandingBy
             | Phase::LameDuck { .. }
-            | Phase::HandingOver { .. }
-            | Phase::Undecided { .. }
+            | Phase::HandingOver { last: true }
+            | Phase::Undecided { last: true }
             | Phase::Leaving { .. }
             | Phase::Draining { .. }
             | Phase::Done => Some("it is about to exit"),
@@ -76,7 +79,17 @@ impl Worker {
         };
         self.channel.replace_socket(visitor.socket)?;
         self.reactor.watch_control_again(&self.channel)?;
-        adoption.introduction.lent = self.reactor.lent_slots(self.id.slot);
+        // As many as a message can carry.
+        let each = adoption.introduction.listen.len();
+        let mut room = FDS_MAX.saturating_sub(2 + each);
+        let passed = |slot: &SlotId| {
+            let fits = self.reactor.listeners_of(*slot).count() == each && room >= each;
+            room -= if fits { each } else { 0 };
+            fits
+        };
+        let lent = self.reactor.lent_slots(self.id.slot).into_iter();
+        (adoption.introduction.passed, adoption.introduction.lent) = lent.partition(passed);
+        adoption.introduction.is_handing_over = matches!(self.phase, Phase::HandingOver { .. });
         let message = FromWorker::Adoptable(Box::new(adoption.introduction.clone()));
         let envelope = Envelope {
             worker: self.id,
@@ -85,7 +98,10 @@ impl Worker {
         let pidfd = own_pidfd()?;
         let memory = self.reactor.memory().shared();
         let mut descriptors = vec![pidfd.as_fd(), memory.as_fd()];
-        descriptors.extend(self.reactor.listeners_of(self.id.slot));
+        let passed = adoption.introduction.passed.iter();
+        for slot in [&self.id.slot].into_iter().chain(passed) {
+            descriptors.extend(self.reactor.listeners_of(*slot));
+        }
         self.channel
             .send(&envelope, &descriptors)
             .map_err(io::Error::other)?;
@@ -102,6 +118,7 @@ impl Worker {
             Some(orphan) => {
                 orphan.visited = false;
                 event!(visitor_left, %error);
+                self.decide_alone();
             }
             None => self.handle_supervisor_exit(error),
         }

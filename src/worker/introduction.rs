@@ -39,6 +39,8 @@ impl Adoption {
                 listen: Vec::new(),
                 sandbox: Sandboxed::default(),
                 lent: Vec::new(),
+                passed: Vec::new(),
+                is_handing_over: false,
             },
         }))
     }

@@ -28,7 +28,7 @@ impl Worker {
 
     pub(super) fn take_over(&mut self, request: TakeOver, descriptors: Vec<OwnedFd>) {
         if self.reactor.is_taking_over() {
-            // A partial handover is still arriving.
+            // Another handover is still arriving.
             let request = ToWorker::TakeOver(request);
             return self.deferred.push_back((request, descriptors));
         }
@@ -135,7 +135,7 @@ impl Worker {
     pub(super) fn handle_deferred(&mut self) {
         let ready = |request: &ToWorker, reactor: &Reactor| match request {
             ToWorker::TakeOver(_) => !reactor.is_taking_over(),
-            _ => !reactor.is_handing_over(),
+            _ => !reactor.is_moving(),
         };
         while let Some((request, _)) = self.deferred.front()
             && ready(request, &self.reactor)
@@ -184,14 +184,18 @@ impl Worker {
             }
             HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
                 self.enter(Phase::Undecided { last });
+                self.decide_alone();
             }
         }
         self.report(result);
     }
 
-    /// Reports the result of a handover. The next life reports it again unless that was stored.
+    /// Reports the result of a handover, also to a supervisor that is about to adopt the worker. The
+    /// next life reports it again unless that was stored.
     fn report(&mut self, result: HandedOver) {
-        self.send(FromWorker::HandedOver(result));
+        if self.has_channel() {
+            self.deliver(FromWorker::HandedOver(result));
+        }
         self.reactor.memory_mut().end_report();
     }
 

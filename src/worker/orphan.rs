@@ -68,19 +68,20 @@ impl Worker {
             check_at: now + ORPHAN_CHECK_EVERY,
             visited,
         });
-        match self.phase {
+        if matches!(self.phase, Phase::StandingBy) {
             // The worker that it was to replace serves.
-            Phase::StandingBy => self.enter(Phase::Done),
-            // Nobody decides about its connections any more.
-            Phase::Undecided { .. } => self.start_serving(),
-            Phase::Serving
-            | Phase::LameDuck { .. }
-            | Phase::HandingOver { .. }
-            | Phase::Leaving { .. }
-            | Phase::Draining { .. }
-            | Phase::Done => {}
+            self.enter(Phase::Done);
         }
+        self.decide_alone();
         self.advance_orphan(now);
+    }
+
+    /// Serves the connections that could not be handed over if no supervisor decides about them.
+    pub(super) fn decide_alone(&mut self) {
+        let is_alone = self.orphan.is_some_and(|orphan| !orphan.visited);
+        if is_alone && matches!(self.phase, Phase::Undecided { .. }) {
+            self.start_serving();
+        }
     }
 
     /// Stops an orphan whose time is over, or that has received a signal.

@@ -8,8 +8,13 @@ use uppercased_ctl::clock;
 
 use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};
-use crate::support::observe::{descriptors, until, until_some, wait_draining, worker_of};
-use crate::support::{Client, DEADLINE, Server, ServerBuilder, Watched, in_background, wait_gone};
+use crate::support::observe::{
+    OWED_BYTES, become_owed, descriptors, lose_worker, queued, until, until_some, wait_draining,
+    wait_ready, worker_of,
+};
+use crate::support::{
+    Client, DEADLINE, Server, ServerBuilder, Watched, in_background, pattern, upper, wait_gone,
+};
 
 /// An `orphan_timeout` that a test does not reach.
 const LONG: &str = "--orphan-timeout=1h";
@@ -568,4 +573,121 @@ fn refused_start_leaves_orphans_serving() {
     wait_replaced(&second);
     load.go_on_for(20);
     load.finish().assert_clean();
+}
+
+/// The supervisor dies during a handover, which goes on without it, in part or not at all. The next
+/// one goes on with both workers, or with the one that is left.
+#[test]
+fn supervisor_death_in_handover_costs_nothing() {
+    for (plan, least) in [
+        ("supervisor.handover_ordered=kill", 1),
+        // Half of the connections cannot migrate, now and later.
+        (
+            "supervisor.handover_ordered=kill;receiver.watch=fail_alternately",
+            2,
+        ),
+        ("supervisor.handover_half_ordered=kill", 2),
+    ] {
+        let first = Server::builder()
+            .args(["--listen=127.0.0.1:0", "--crash-rescue=true"])
+            .args(["--workers=1", LONG])
+            .env("FAULT_POINTS", plan)
+            .start();
+        let mut clients: Vec<_> = (0..8).map(|_| Client::connect(first.addr())).collect();
+        for client in &mut clients {
+            client.roundtrip(b"before");
+        }
+        let load = Load::start(first.addr(), LoadSize::small());
+        assert_eq!(first.command(&["reload"]).code, 1, "{plan}");
+        for client in &mut clients {
+            client.roundtrip(b"without a supervisor");
+        }
+        Client::connect(first.addr()).roundtrip(b"a new client");
+        load.go_on_for(20);
+        let second = next(&first, &["--workers=1", QUICK]).start();
+        let count = adopted(&second);
+        assert!((least..=2).contains(&count), "{plan}: {count}");
+        wait_replaced(&second);
+        for client in &mut clients {
+            client.roundtrip(b"after the reload");
+        }
+        load.go_on_for(20);
+        load.finish().assert_clean();
+        drop(clients);
+        until("the adopted workers have exited", || {
+            first.processes().is_empty()
+        });
+        assert_eq!(second.status_json()["totals"]["crashes"], 0, "{plan}");
+        assert!(second.stop().success());
+    }
+}
+
+/// A slot without a worker, and clients in its queue, which a sibling serves that accepts no more.
+#[test]
+fn lent_queue_is_passed_on() {
+    const ACCEPTED: usize = 4;
+    const WAITING: usize = 12;
+    let first = server(&[
+        "--workers=2",
+        "--max-connections=4",
+        "--backoff-initial=1h",
+        "--backoff-max=1h",
+        "--backoff-reset=1h",
+        "--lend-after=20ms",
+        LONG,
+    ]);
+    let mark = first.log_len();
+    lose_worker(&first, 0);
+    wait_ready(&first, mark, 0, 2);
+    lose_worker(&first, 0);
+    first.wait_log_from(mark, |line| line.contains("event=sibling_queue_served"));
+    let sibling = worker_of(&first, 1);
+    let connect = |count| (0..count).map(|_| Client::connect(first.addr()));
+    let mut clients: Vec<_> = connect(ACCEPTED).collect();
+    for client in &mut clients {
+        client.roundtrip(b"accepted");
+    }
+    clients.extend(connect(WAITING));
+    until("the others wait", || {
+        queued(sibling.pid(), first.addr().port()) == WAITING
+    });
+    kill_supervisor(&first, 1);
+    let second = next(&first, &["--workers=2", "--max-connections=100", QUICK]).start();
+    assert_eq!(adopted(&second), 1);
+    for client in &mut clients {
+        client.roundtrip(b"by the next server");
+    }
+    wait_replaced(&second);
+    for client in &mut clients {
+        client.roundtrip(b"after the reload");
+    }
+    assert!(second.stop().success());
+}
+
+/// Its clients end gracefully, and there is no time in which nobody serves those that connect.
+#[test]
+fn orphans_of_another_format_drain() {
+    let first = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--workers=2", LONG])
+        .env("FAULT_POINTS", "wire_version=9")
+        .start();
+    let mut idle = Client::connect(first.addr());
+    idle.roundtrip(b"before");
+    let mut owed = Client::connect(first.addr());
+    become_owed(&first, &mut owed);
+    kill_supervisor(&first, 2);
+    let second = next(&first, &["--workers=2", QUICK]).start();
+    for _ in 0..20 {
+        Client::connect(second.addr()).roundtrip(b"a new client");
+    }
+    idle.expect_eof();
+    owed.expect(&upper(&pattern(0, OWED_BYTES)));
+    owed.expect_eof();
+    drop((idle, owed));
+    let log = second.log();
+    let count = |event| log.iter().filter(|line| line.contains(event)).count();
+    assert_eq!(count("event=orphan_incompatible"), 2);
+    assert_eq!((count("event=orphan_ended"), adopted(&second)), (2, 0));
+    until("the orphans have exited", || first.processes().is_empty());
+    assert!(second.stop().success());
 }

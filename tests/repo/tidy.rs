@@ -295,9 +295,10 @@ fn unsafe_code_stays_in_its_modules() {
 /// version, or select the misbehaviour of a compromised worker.
 #[test]
 fn fault_values_steer_no_branch() {
-    const READERS: [&str; 3] = [
+    const READERS: [&str; 4] = [
         "src/fault.rs",
         "src/supervisor/state.rs",
+        "src/wire.rs",
         "src/worker/misbehaviour.rs",
     ];
     let mut offences = Vec::new();

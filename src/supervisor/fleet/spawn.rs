@@ -150,6 +150,9 @@ impl Fleet {
         event!(orphan_adopted; worker, worker_pid, connections);
         self.note_sandbox(worker, introduction.sandbox);
         self.find_keeper(worker, registry);
+        for slot in introduction.passed {
+            self.send(worker, ToWorker::Recall { slot, last: false }, &[]);
+        }
         for slot in introduction.lent {
             // Its listeners are this worker's only.
             self.send(worker, ToWorker::Recall { slot, last: true }, &[]);

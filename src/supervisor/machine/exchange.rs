@@ -18,7 +18,16 @@ pub use notice::Notice;
 
 use crate::handover::Part;
 pub use uppercased_ctl::control::{Done, ScaleTo};
-use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId, WorkerId};
+use uppercased_ctl::identity::{Generation, ReleaseId, RequestId, SlotId, WorkerId};
+
+/// A slot that a machine begins with, of which a worker serves already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The worker that is to serve.
+    pub worker: WorkerId,
+    /// Another one, which is to hand its connections over to it.
+    pub other: Option<Generation>,
+}
 
 /// An action that the shell must execute, in sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,7 +39,9 @@ impl Machine {
                 Some("its queue is lent to a worker that does not serve")
             } else if !self.phase_allows(slot) {
                 Some("its state does not belong in this phase")
-            } else if self.operation.is_none() && slot.handing_over().is_some() {
+            } else if self.operation.is_none()
+                && slot.handing_over().is_some_and(|it| !it.is_returning())
+            {
                 Some("its worker hands over without an operation")
             } else {
                 slot.contradiction()

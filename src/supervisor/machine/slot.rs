@@ -370,19 +370,22 @@ impl Slot {
         self.id_of(generation)
     }
 
-    /// Adds a worker that serves already, as the active one.
-    pub(super) fn adopt(&mut self, generation: Generation, now: Tick) {
-        self.history.born = self.history.born.max(generation);
-        self.workers.push(Worker {
-            generation,
-            release: self.next_release,
-            state: WorkerState::Serving { owes_report: false },
-            since: now,
-            served_since: Some(now),
-            pulse: None,
-            kept: false,
-            crashed: Vec::new(),
-        });
+    /// Adds a worker that serves already, as the active one, and perhaps another, which is to leave.
+    pub(super) fn adopt(&mut self, generation: Generation, other: Option<Generation>, now: Tick) {
+        for generation in [Some(generation), other].into_iter().flatten() {
+            self.history.born = self.history.born.max(generation);
+            self.workers.push(Worker {
+                generation,
+                release: self.next_release,
+                state: WorkerState::Serving { owes_report: false },
+                since: now,
+                served_since: Some(now),
+                pulse: None,
+                kept: false,
+                crashed: Vec::new(),
+            });
+        }
+        self.workers.sort_by_key(|worker| worker.generation);
         self.activate(generation, now);
     }
 

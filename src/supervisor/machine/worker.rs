@@ -198,7 +198,8 @@ pub(super) enum WorkerState {
         /// Time of the next sample of its progress; `None`: the receiver has been abandoned.
         deadline: Option<Tick>,
         watch: Watch,
-        /// Whether it returns connections, because not all of them could be handed over to it.
+        /// Whether it returns connections, because not all of them could be handed over to it, or an
+        /// earlier supervisor had begun: what cannot migrate stays with it.
         back: bool,
     },
     /// It no longer accepts, and exits when no connection is left.
@@ -316,6 +317,11 @@ impl Worker {
 
     pub(super) const fn is_handing_over(&self) -> bool {
         matches!(self.state, WorkerState::HandingOver { .. })
+    }
+
+    /// Returns whether it hands over what it can, and keeps the rest.
+    pub(super) const fn is_returning(&self) -> bool {
+        matches!(self.state, WorkerState::HandingOver { back: true, .. })
     }
 
     /// Returns whether it is leaving, so that its exit is no failure.
