@@ -1,4 +1,4 @@
-//! The proof that no client notices the death of a worker or of a keeper.
+//! The proof that no client notices the death of a worker, of a keeper or of the supervisor.
 //!
 //! Under connection churn, byte-verified streams, slow readers, half-closed and silent clients, and
 //! the same behind PROXY headers, processes die of every cause, in a network namespace of their own:
@@ -7,11 +7,15 @@
 //! client checks every byte, and the kernel's counters of resets, aborted connections and dropped
 //! handshakes must not change. Afterwards the server is back at its baseline.
 //!
+//! In one test the supervisor dies, again and again, and the next one adopts the workers, some of
+//! which die before, during or after that.
+//!
 //! In other tests the supervisor is stopped meanwhile: no step of a rescue needs it. Without its
 //! confirmation a chain of rescues ends, so a worker has few deaths there.
 //!
 //! `E2E_PROOF=long` runs the long version: each test has hundreds of servers, one after the other,
-//! and the first two cause 10,000 deaths by SIGKILL, 1,000 of keepers, and 200 of each other cause.
+//! and the first two cause 10,000 deaths by SIGKILL, 1,000 of keepers, and 200 of each other cause,
+//! the one with supervisors 1,000 of these.
 //! `E2E_SERVERS=20` sets the number of servers; `E2E_SEED=42` repeats the deaths of a server that
 //! printed this seed.
 //!
@@ -76,6 +80,12 @@ const DEATHS_ALONE: [(Death, u32); 5] = [
     (Death::Stall, 1),
 ];
 
+/// The deaths of supervisors of one server, each followed by another supervisor.
+const SUPERVISOR_DEATHS: usize = 10;
+
+/// The deaths of workers while one supervisor lives.
+const DEATHS_BETWEEN: u32 = 2;
+
 /// The deaths of one server that is operated meanwhile.
 const DEATHS_DURING_OPERATIONS: u32 = 60;
 
@@ -117,6 +127,7 @@ fn seeds(short: u64, long: u64) -> impl Iterator<Item = u64> {
 #[derive(Debug, Default)]
 struct Totals {
     deaths: BTreeMap<Death, u32>,
+    supervisors: usize,
     connections: u64,
     bytes: u64,
 }
@@ -341,6 +352,134 @@ fn clients_notice_no_death_without_supervisor() {
                 }
             });
             totals.add(deaths.done(), &reports);
+        }
+    });
+}
+
+/// Starts a server with a short way from its death to the next.
+#[track_caller]
+fn start_next(last: Option<&Server>) -> Server {
+    let listen: Vec<String> = match last {
+        Some(last) => last.addrs().iter().map(ToString::to_string).collect(),
+        None => ["127.0.0.1:0", "127.0.0.2:0"].map(str::to_owned).into(),
+    };
+    let named = listen.iter().map(|one| format!("--listen={one}"));
+    let builder = Server::builder()
+        .args(named)
+        .args([format!("--proxy-protocol={}", listen[1])])
+        .args(ARGS.iter().filter(|arg| !arg.contains("127.0.0")))
+        .args([RESCUE, "--orphan-timeout=1h"]);
+    match last {
+        Some(last) => builder.control_of(last).start(),
+        None => builder.start(),
+    }
+}
+
+/// What happens to an orphan.
+#[derive(Clone, Copy, Debug)]
+enum OrphanDeath {
+    None,
+    Worker,
+    Keeper,
+    /// While the next supervisor starts and adopts.
+    DuringAdoption,
+}
+
+/// Kills a random one of the processes; returns how many died.
+fn kill_one(mut processes: Vec<u32>, random: &mut fastrand::Rng) -> u32 {
+    random.shuffle(&mut processes);
+    let killed = processes.into_iter().find_map(Watched::open);
+    killed.map_or(0, |process| {
+        process.signal(Signal::SIGKILL);
+        1
+    })
+}
+
+/// Kills the supervisor at a random instant, and starts the next one; between them a process of an
+/// orphan may die. Returns the next one and the number of workers that died.
+#[track_caller]
+fn replace_supervisor(
+    last: &Server,
+    clients: &Clients,
+    random: &mut fastrand::Rng,
+) -> (Server, u32) {
+    let death = random.choice([
+        OrphanDeath::None,
+        OrphanDeath::Worker,
+        OrphanDeath::Keeper,
+        OrphanDeath::DuringAdoption,
+    ]);
+    // A worker that dies without a keeper costs its connections.
+    if !matches!(death, Some(OrphanDeath::None | OrphanDeath::Keeper)) {
+        until("each worker has a keeper", || {
+            let (workers, keepers) = (last.orphan_pids(), last.orphan_keeper_pids());
+            workers.len() == usize::from(WORKERS) && keepers.len() == workers.len()
+        });
+    }
+    last.kill();
+    let mut killed = 0;
+    match death {
+        Some(OrphanDeath::Worker) => killed += kill_one(last.orphan_pids(), random),
+        Some(OrphanDeath::Keeper) => drop(kill_one(last.orphan_keeper_pids(), random)),
+        _ => {}
+    }
+    clients.go_on();
+    let next = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| start_next(Some(last)));
+        if matches!(death, Some(OrphanDeath::DuringAdoption)) {
+            let pause = Duration::from_millis(200).mul_f64(random.f64());
+            std::thread::park_timeout(pause);
+            killed += kill_one(last.orphan_pids(), random);
+        }
+        starting.join().unwrap_or_else(|panic| resume_unwind(panic))
+    });
+    (next, killed)
+}
+
+#[test]
+fn clients_notice_no_death_of_supervisor() {
+    isolated_within(patience(), || {
+        let mut totals = Totals::default();
+        for seed in seeds(1, 100) {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut servers = vec![start_next(None)];
+            servers[0].reload().expect_success();
+            Deaths::of(&servers[0], WORKERS, None, seed).wait_whole();
+            let baseline = Baseline::of(&servers[0]);
+            let counters = KernelCounters::read();
+            let clients = Clients::of(&servers[0], &LoadSize::small());
+            let mut done = BTreeMap::new();
+            for _ in 0..SUPERVISOR_DEATHS {
+                let last = servers.last().expect("there is one");
+                let (next, killed) = replace_supervisor(last, &clients, &mut random);
+                *done.entry(Death::Kill).or_default() += killed;
+                next.wait_log(|line| line.contains(" operation done operation=reload "));
+                let mut deaths = Deaths::of(&next, WORKERS, None, random.u64(..));
+                deaths.wait_whole();
+                for _ in 0..DEATHS_BETWEEN {
+                    deaths.cause(Death::Kill);
+                    clients.go_on();
+                }
+                // The exit status of an adopted process is unknown, so its death counts as a crash:
+                // no connection may have been in hand at the death before.
+                for _ in 0..WORKERS {
+                    deaths.cause(Death::Idle);
+                }
+                for (death, count) in deaths.done() {
+                    *done.entry(*death).or_default() += count;
+                }
+                servers.push(next);
+                totals.supervisors += 1;
+            }
+            let reports = clients.finish();
+            for report in &reports {
+                report.assert_clean();
+            }
+            KernelCounters::read().assert_no_loss_since(&counters);
+            let last = servers.last().expect("there is one");
+            baseline.assert_back(last);
+            assert!(last.stop().success());
+            totals.add(&done, &reports);
         }
     });
 }
