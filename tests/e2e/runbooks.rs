@@ -375,3 +375,167 @@ fn port_is_taken() {
     let again = Server::start(&["--workers=2", &listen]);
     Client::connect(again.addr()).roundtrip(b"served again");
 }
+
+/// Returns a server with one worker and this configuration.
+fn one_worker(configuration: &str) -> Planned {
+    let planned = Planned::start(&["--listen=127.0.0.1:0", "--workers=1", "--bake-time=0s"]);
+    planned.configure(configuration);
+    planned.server.reload().expect_success();
+    planned
+}
+
+/// Asserts that a new client is reset, perhaps before its connect has returned.
+#[track_caller]
+fn expect_refusal(server: &Server) {
+    if let Ok(mut client) = Client::try_connect(server.addr()) {
+        client.expect_reset();
+    }
+}
+
+#[test]
+fn clients_are_reset() {
+    let runbook = Runbook::open("Find out why clients are reset");
+    let planned = one_worker("max_connections_per_source = 1\n");
+    let server = &planned.server;
+    let mut served = Client::connect(server.addr());
+    served.roundtrip(b"in");
+    expect_refusal(server);
+    let refused = server.wait_log(|line| line.contains("event=connection_refused"));
+    runbook.quotes("WARN connection refused peer=127.0.0.1:", &refused);
+    runbook.quotes("reason=per_source_limit refused=1", &refused);
+    assert!(screen(server).contains("\nrefused      1 per_source_limit\n"));
+    assert!(runbook.0.contains("\nrefused      2 per_source_limit\n"));
+    planned.configure("max_connections_per_source = 2\n");
+    server.reload().expect_success();
+    Client::connect(server.addr()).roundtrip(b"in, too");
+    served.roundtrip(b"still in");
+}
+
+#[test]
+fn one_worker_is_slow() {
+    let runbook = Runbook::open("Find out why one worker is slow");
+    let server = Server::builder()
+        .args(QUICK)
+        .args(["--hang-timeout=off"])
+        .start();
+    let worker = worker_of(&server, 0);
+    worker.signal(Signal::SIGSTOP);
+    let stalled = server.wait_log(|line| line.contains("event=worker_stalled"));
+    runbook.quotes(
+        "WARN worker stalled slot=0 generation=1 worker_pid=",
+        &stalled,
+    );
+    let asked = server.command(&["status", "--ready"]);
+    assert_eq!(asked.code, 1, "{asked:?}");
+    runbook.quotes("not ready: slot 0 is stalled ", &asked.stdout);
+    runbook.quotes("     1 stalled ", &screen(&server));
+    worker.signal(Signal::SIGCONT);
+    let again = server.wait_log(|line| line.contains("event=worker_recovered"));
+    runbook.quotes("INFO worker running again", &again);
+    until("it is ready", || {
+        server.command(&["status", "--ready"]).code == 0
+    });
+}
+
+#[test]
+fn latency_is_high() {
+    let runbook = Runbook::open("Find out why latency is high");
+    let server = Server::builder().args(QUICK).start();
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let shown = screen(&server);
+    runbook.quotes("\nrates ", &shown);
+    runbook.quotes(" msg/s; ", &shown);
+    runbook.quotes("\nqueues       0 pending, limit ", &shown);
+    let scaled = server.command(&["scale", "+1"]).expect_success();
+    runbook.quotes("slot 2: worker ready (", &scaled.stderr);
+    runbook.quotes("scaled to 3 workers in ", &scaled.stdout);
+    runbook.quotes("0 connections migrated, 0 draining", &scaled.stdout);
+    client.roundtrip(b"after");
+}
+
+#[test]
+fn memory_grows_for_clients_that_do_not_read() {
+    let runbook = Runbook::open("Find out why memory grows");
+    let planned = one_worker("");
+    let server = &planned.server;
+    let stalled = Client::connect(server.addr());
+    let totals = || server.status_json()["totals"].clone();
+    until("output is buffered", || {
+        stalled.send_some(&[b'x'; 16_384]);
+        totals()["counters"]["backpressure"].as_u64() > Some(0)
+    });
+    runbook.quotes("\nconnections  ", &screen(server));
+    runbook.quotes("\ntraffic      ", &screen(server));
+    planned.configure("write_stall_timeout = \"1s\"\n");
+    let answered = server.reload().expect_success();
+    runbook.quotes("reloaded 1 worker in ", &answered.stdout);
+    until("the client is closed", || {
+        totals()["closed"]["write_stall"] == 1
+    });
+    runbook.quotes("write_stall", &screen(server));
+}
+
+#[test]
+fn server_is_not_ready() {
+    let runbook = Runbook::open("Find out why the server is not ready");
+    let server = Server::builder().args(QUICK).start();
+    server.command(&["rotation", "drain"]).expect_success();
+    let asked = server.command(&["status", "--ready"]);
+    assert_eq!(asked.code, 1, "{asked:?}");
+    runbook.quotes(
+        "not ready: the server is out of rotation (drain)",
+        &asked.stdout,
+    );
+    let answered = server.command(&["rotation", "in"]).expect_success();
+    runbook.quotes("rotation: in", &answered.stdout);
+    let asked = server.command(&["status", "--ready"]).expect_success();
+    runbook.quotes("ready", &asked.stdout);
+}
+
+#[test]
+fn reload_does_not_end() {
+    let runbook = Runbook::open("Find out why a reload does not end");
+    let server = Server::start(&["--listen=127.0.0.1:0", "--workers=1", "--bake-time=10m"]);
+    let mut client = Client::connect(server.addr());
+    client.roundtrip(b"before");
+    let reload = server.start_command(&["reload"]);
+    let words = "operation    reload in progress: the first new worker is being watched";
+    until("the first worker is watched", || {
+        screen(&server).contains(words)
+    });
+    runbook.quotes(words, &screen(&server));
+    let refused = server.reload();
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let words = "refused: reload in progress: the first new worker is being watched; try again when it \
+                 is done";
+    runbook.quotes(words, &refused.stdout);
+    let cancelled = server.command(&["cancel"]).expect_success();
+    runbook.quotes("cancelled in ", &cancelled.stdout);
+    runbook.quotes("1 worker serving", &cancelled.stdout);
+    let failed = reload.wait();
+    assert_eq!(failed.code, 1, "{failed:?}");
+    runbook.quotes(
+        "failed: cancelled by `uppercased cancel` (process ",
+        &failed.stdout,
+    );
+    runbook.quotes("every worker runs the old release", &failed.stdout);
+    client.roundtrip(b"after");
+}
+
+#[test]
+fn noisy_source_is_denied() {
+    let runbook = Runbook::open("Find the noisy source");
+    let planned = one_worker("");
+    let server = &planned.server;
+    let mut noisy = Client::connect(server.addr());
+    noisy.roundtrip(b"hello");
+    planned.configure("deny = \"127.0.0.0/8\"\n");
+    let answered = server.reload().expect_success();
+    runbook.quotes("reloaded 1 worker in ", &answered.stdout);
+    runbook.quotes("1 connection migrated, 0 draining", &answered.stdout);
+    expect_refusal(server);
+    let refused = server.wait_log(|line| line.contains("event=connection_refused"));
+    runbook.quotes("reason=denied refused=1", &refused);
+    noisy.roundtrip(b"established connections stay");
+}
