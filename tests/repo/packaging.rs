@@ -2,6 +2,7 @@
 //! waits as long as the configuration allows.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -13,10 +14,15 @@ use std::time::Duration;
 
 use tempfile::{NamedTempFile, TempDir};
 
+use crate::links::anchor;
+
 const CONFIGURATION: &str = "packaging/uppercased.toml";
 const SERVICE: &str = "packaging/systemd/uppercased.service";
 const KUBERNETES: &str = "packaging/kubernetes/uppercased.yaml";
 const POD_MONITOR: &str = "packaging/kubernetes/monitoring/podmonitor.yaml";
+const ALERTS: &str = "packaging/monitoring/alerts.yaml";
+const ALERTS_TEST: &str = "packaging/monitoring/alerts_test.yaml";
+const DASHBOARD: &str = "packaging/monitoring/dashboard.json";
 const CONTAINERFILE: &str = "packaging/Containerfile";
 
 fn read(path: &str) -> String {
@@ -205,6 +211,131 @@ fn pod_monitor_selects_deployed_pods() {
     assert!(values(&file, "name", ": ").contains(&name));
     let path = only(&monitor, "path", ": ");
     assert_eq!(only(&file, "prometheus.io/path", ": "), path);
+}
+
+/// Returns the names of the metrics that the program serves, with those of a histogram's series.
+fn metrics() -> BTreeSet<String> {
+    let page = read("docs/reference.md");
+    let (_, table) = page.split_once("<!-- metrics: begin -->").unwrap();
+    let (table, _) = table.split_once("<!-- metrics: end -->").unwrap();
+    let mut names = BTreeSet::new();
+    for row in table.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (name, rest) = row.split_once('`').unwrap();
+        if rest.starts_with(" | histogram") {
+            names.extend(["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}")));
+        } else {
+            names.insert(name.to_owned());
+        }
+    }
+    assert!(names.len() > 40, "{names:?}");
+    names
+}
+
+/// Checks that every metric named in `expressions` exists.
+#[track_caller]
+fn assert_metrics_exist<'a>(expressions: impl IntoIterator<Item = &'a str>) {
+    let known = metrics();
+    let mut seen = 0;
+    for expression in expressions {
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let named = |word: &&str| {
+            ["uppercased_", "process_"]
+                .iter()
+                .any(|start| word.starts_with(start))
+        };
+        for word in words.filter(named) {
+            assert!(known.contains(word), "{word} in {expression}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen}");
+}
+
+#[test]
+fn alerts_use_known_metrics_and_runbooks() {
+    let (alerts, tests) = (read(ALERTS), read(ALERTS_TEST));
+    let expressions = values(&alerts, "expr", ": ");
+    assert_metrics_exist(expressions.iter().map(String::as_str));
+    let names = values(&alerts, "alert", ": ");
+    assert_eq!(names.len(), expressions.len());
+    for name in &names {
+        for case in ["fires", "is silent"] {
+            let case = format!("  - name: {name} {case}\n");
+            assert!(tests.contains(&case), "{case}");
+        }
+    }
+    let page = read("docs/runbooks.md");
+    let headings = page.lines().filter_map(|line| line.strip_prefix("## "));
+    let anchors: Vec<String> = headings
+        .map(|one| format!("docs/runbooks.md#{}", anchor(one)))
+        .collect();
+    let runbooks = values(&alerts, "runbook", ": ");
+    assert_eq!(runbooks.len(), names.len());
+    for runbook in runbooks {
+        assert!(anchors.contains(&runbook), "{runbook}");
+    }
+}
+
+#[test]
+fn alerts_fire_on_their_symptoms() {
+    let mut promtool = Command::new("promtool");
+    let tested = promtool.args(["test", "rules", ALERTS_TEST]).output();
+    let Ok(output) = tested else {
+        println!("skipped: promtool is not installed");
+        return;
+    };
+    assert!(output.status.success(), "{}", text_of(&output));
+    let config = "packaging/monitoring/prometheus.yaml";
+    let checked = Command::new("promtool")
+        .args(["check", "config", config])
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", text_of(&checked));
+}
+
+#[test]
+fn dashboard_shows_known_metrics() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read(DASHBOARD)).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    let mut expressions = Vec::new();
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        let place = &panel["gridPos"];
+        let right = place["x"].as_u64().unwrap() + place["w"].as_u64().unwrap();
+        assert!(right <= 24, "{panel}");
+        for target in panel["targets"].as_array().unwrap() {
+            expressions.push(target["expr"].as_str().unwrap());
+        }
+    }
+    assert_metrics_exist(expressions);
+}
+
+#[test]
+fn packages_have_the_same_files() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let metadata = &manifest["package"]["metadata"];
+    let of_deb = metadata["deb"]["assets"].as_array().unwrap().iter();
+    let of_deb = of_deb.map(|asset| asset[0].as_str().unwrap().to_owned());
+    let of_rpm = metadata["generate-rpm"]["assets"]
+        .as_array()
+        .unwrap()
+        .iter();
+    let of_rpm = of_rpm.map(|asset| asset["source"].as_str().unwrap().to_owned());
+    // Only Debian has a tool that reads them.
+    let of_deb = of_deb.filter(|source| !source.ends_with("lintian-overrides"));
+    let (deb, rpm): (BTreeSet<_>, BTreeSet<_>) = (of_deb.collect(), of_rpm.collect());
+    assert_eq!(deb, rpm);
+}
+
+#[test]
+fn book_has_every_page() {
+    let summary = read("docs/SUMMARY.md");
+    let pages = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).unwrap();
+    let pages = pages.map(|page| page.unwrap().file_name().into_string().unwrap());
+    for page in pages.filter(|page| page.ends_with(".md") && page != "SUMMARY.md") {
+        assert!(summary.contains(&format!("]({page})")), "{page}");
+    }
 }
 
 /// A root folder for dpkg, in which recording stand-ins replace the system's programs.
