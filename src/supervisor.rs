@@ -57,6 +57,7 @@ use crate::config::{Config, Launch, LogFormat};
 use crate::log::event;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity;
+use uppercased_ctl::metrics::Counter;
 use uppercased_ctl::stderr;
 
 use admin::Admin;
@@ -262,6 +263,7 @@ impl Supervisor {
             self.reaper.deadline(),
             self.inquiry.deadline(),
             self.config().follows_cpus.then(|| self.resize.deadline()),
+            Some(self.telemetry.deadline()),
             self.closing,
         ];
         deadlines.into_iter().flatten().min()
@@ -275,6 +277,9 @@ impl Supervisor {
         self.locks.handle_timeout(now);
         self.inquiry_answered(now);
         self.follow_cpus(now);
+        let fleet = &self.fleet;
+        let messages = || fleet.totals().count(Counter::Reads);
+        self.telemetry.handle_timeout(now, messages);
         let registry = self.poll.registry();
         let events = self.control.handle_timeout(registry, now);
         self.take_fleet_events();

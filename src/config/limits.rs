@@ -253,6 +253,14 @@ pub const AGENT_FRESH: Duration = Duration::from_millis(200);
 /// fully after five times this.
 pub const AGENT_SMOOTHING: Duration = Duration::from_secs(10);
 
+/// Messages per second are kept for this many intervals, for a dashboard that starts.
+pub const HISTORY_LEN: usize = 240;
+/// See [`HISTORY_LEN`].
+pub const HISTORY_EVERY: Duration = Duration::from_secs(1);
+
+/// Steps of the operation in progress that a status has.
+pub const STEPS_MAX: usize = 16;
+
 /// Maximum interval of the check that each worker's loop runs. Busy workers do nothing for it; an
 /// idle one is woken at every other check.
 pub const STALL_CHECK_EVERY: Duration = Duration::from_secs(1);

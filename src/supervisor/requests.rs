@@ -314,8 +314,9 @@ impl Supervisor {
             _ => {}
         }
         if let Some(step) = Progress::of(notice) {
-            self.control
-                .progress_of_operation(&step.to_string(), registry);
+            let step = step.to_string();
+            self.control.progress_of_operation(&step, registry);
+            self.telemetry.add_step(step);
         }
     }
 

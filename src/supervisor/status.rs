@@ -26,6 +26,10 @@ impl Supervisor {
             phase: self.machine.phase_name().to_owned(),
             rotation: self.admin.rotation().name().to_owned(),
             capacity: self.fleet.capacity(),
+            operation_steps: match self.machine.operation_kind() {
+                Some(_) => self.telemetry.steps(),
+                None => Vec::new(),
+            },
             operation: self.machine.operation(),
             pending: self.machine.pending().into_iter().map(described).collect(),
             release: self.fleet.in_force_id(),

@@ -1,15 +1,18 @@
 //! The supervisor's measurements, and the addresses that it announces on standard output.
 
 mod announcement;
+mod history;
 mod starts;
 mod times;
 
 use crate::log::event;
+use std::collections::VecDeque;
 use std::io;
 
 use mio::Registry;
 use serde::{Deserialize, Serialize};
 
+use crate::config::STEPS_MAX;
 use crate::sys::usage::Meter;
 use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::identity::SlotId;
@@ -18,6 +21,7 @@ use uppercased_ctl::status::{ConfigReload, Status, Usage};
 
 use super::machine::{Answer, Notice};
 use announcement::Announcement;
+use history::History;
 use starts::Starts;
 use times::{SlotTimes, Times};
 
@@ -30,6 +34,9 @@ pub(crate) struct Telemetry {
     /// The programs of the supervisor's process.
     programs: Starts,
     admin: Starts,
+    history: History,
+    /// The latest steps of the operation in progress, oldest first.
+    steps: VecDeque<String>,
     meter: Option<Meter>,
     announcement: Option<Announcement>,
 }
@@ -45,6 +52,10 @@ pub(crate) struct Saved {
     programs: Starts,
     #[serde(default)]
     admin: Starts,
+    #[serde(default)]
+    history: History,
+    #[serde(default)]
+    steps: VecDeque<String>,
     /// Lines that standard output has not accepted.
     announcement: Vec<u8>,
 }
@@ -64,6 +75,8 @@ impl Telemetry {
             },
             programs,
             admin: Starts::default(),
+            history: History::default(),
+            steps: VecDeque::new(),
             meter,
             announcement: None,
         }
@@ -73,6 +86,7 @@ impl Telemetry {
     pub(crate) fn note(&mut self, notice: &Notice, now: Tick) {
         self.times.note(notice, now);
         match notice {
+            Notice::OperationStarted { .. } => self.steps.clear(),
             Notice::OperationEnded {
                 operation: OperationKind::Reload | OperationKind::Upgrade,
                 answer: Answer::Done(_),
@@ -107,6 +121,30 @@ impl Telemetry {
 
     pub(crate) fn keeper_replaced(&mut self, slot: SlotId, now: Tick) {
         self.times.keeper_replaced(slot, now);
+    }
+
+    /// Adds a step of the operation in progress.
+    pub(crate) fn add_step(&mut self, step: String) {
+        if self.steps.len() == STEPS_MAX {
+            self.steps.pop_front();
+        }
+        self.steps.push_back(step);
+    }
+
+    pub(crate) fn deadline(&self) -> Tick {
+        self.history.due()
+    }
+
+    /// Samples the number of messages if that is due.
+    pub(crate) fn handle_timeout(&mut self, now: Tick, messages: impl FnOnce() -> u64) {
+        if self.history.due() <= now {
+            self.history.sample(messages(), now);
+        }
+    }
+
+    /// Returns the latest steps of the operation in progress, oldest first.
+    pub(crate) fn steps(&self) -> Vec<String> {
+        self.steps.iter().cloned().collect()
     }
 
     /// Counts a start of the admin process.
@@ -153,6 +191,7 @@ impl Telemetry {
             operations: self.times.operations().to_vec(),
             last_operation: self.times.last_operation(now),
             config: self.config.clone(),
+            history: self.history.rates(),
             ..Status::default()
         }
     }
@@ -169,6 +208,8 @@ impl Telemetry {
             config: self.config.clone(),
             programs: self.programs.clone(),
             admin: self.admin.clone(),
+            history: self.history.clone(),
+            steps: self.steps.clone(),
             announcement: announcement.map_or_else(Vec::new, |it| it.rest().to_vec()),
         }
     }
@@ -180,6 +221,8 @@ impl Telemetry {
             config: saved.config,
             programs: saved.programs,
             admin: saved.admin,
+            history: saved.history,
+            steps: saved.steps,
             meter: Meter::new().ok(),
             announcement: None,
         };

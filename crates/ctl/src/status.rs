@@ -29,7 +29,7 @@ pub use rescues::Rescues;
 pub use rotation::{AgentAnswers, Rotation};
 pub use sample::Sample;
 pub use sandboxed::Sandboxed;
-pub use sockets::{ESTABLISHED, Entry, LISTEN, Owner, SocketStatus, Sockets};
+pub use sockets::{ESTABLISHED, Entry, LISTEN, Owner, SocketStatus, Sockets, Source};
 
 #[cfg(test)]
 mod tests {

@@ -36,6 +36,9 @@ pub struct Status {
     pub rotation: String,
     /// The planned operation in progress, and its progress.
     pub operation: Option<String>,
+    /// The latest steps of that operation, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub operation_steps: Vec<String>,
     /// Pending requests, the next one first: "reload (signal)".
     pub pending: Vec<String>,
     /// The release that all workers run, or will run after the operation.
@@ -58,6 +61,8 @@ pub struct Status {
     pub service_manager: Option<ServiceManagerStatus>,
     /// Maximum number of connections of all slots together; 0 if unknown.
     pub capacity: u64,
+    /// Messages of all slots in each of the last seconds, oldest first.
+    pub history: Vec<u64>,
     /// Sums over all slots.
     pub totals: Totals,
     /// The slots, in order of their numbers.

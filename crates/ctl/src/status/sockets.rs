@@ -5,7 +5,7 @@
 //! individual list is bounded, and omitted entries are counted. Pure: it must not read `/proc`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,9 @@ use crate::identity::SlotId;
 
 /// Maximum number of foreign listeners listed individually.
 const OTHERS_MAX: usize = 16;
+
+/// Maximum number of sources listed.
+const SOURCES_MAX: usize = 64;
 
 /// One line of the kernel's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +68,20 @@ pub struct SocketStatus {
     pub owner: Owner,
 }
 
+/// The connections from one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// The clients' address, or that of a proxy.
+    pub address: String,
+    /// Its established connections.
+    pub connections: u64,
+    /// Bytes received from it and not read, in all of them.
+    pub recv_queue: u64,
+    /// Bytes sent to it and not acknowledged, in all of them.
+    pub send_queue: u64,
+}
+
 /// The sockets on a server's ports; see the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -79,6 +96,10 @@ pub struct Sockets {
     pub unaccepted: u64,
     /// The clients' ends on this machine: number of sockets in each state.
     pub local_clients: BTreeMap<String, u64>,
+    /// The sources with the most established connections, the busiest first.
+    pub sources: Vec<Source>,
+    /// Number of sources omitted.
+    pub sources_omitted: u64,
     /// Foreign listeners on the same ports.
     pub others: Vec<SocketStatus>,
     /// Number of foreign listeners omitted.
@@ -108,6 +129,7 @@ impl Sockets {
         let slots = listeners_of(status);
         let mut sockets = Self::default();
         let mut listed = Vec::new();
+        let mut sources: BTreeMap<IpAddr, Source> = BTreeMap::new();
         let mut seen = HashSet::new();
         for entry in entries {
             if !seen.insert(entry.identity()) {
@@ -117,6 +139,10 @@ impl Sockets {
                 *sockets.states.entry(entry.state.to_owned()).or_default() += 1;
                 if entry.state == ESTABLISHED && entry.inode == 0 {
                     sockets.unaccepted += 1;
+                }
+                if entry.state == ESTABLISHED {
+                    let source = sources.entry(entry.peer.ip().to_canonical());
+                    source.or_default().add(&entry);
                 }
                 let ours = slots.get(&entry.inode);
                 if entry.state == LISTEN && ours.is_none() {
@@ -130,6 +156,8 @@ impl Sockets {
                 *clients.or_default() += 1;
             }
         }
+        sockets.sources = busiest(sources);
+        sockets.sources_omitted = drop_beyond(&mut sockets.sources, SOURCES_MAX);
         sockets.others_omitted = drop_beyond(&mut sockets.others, OTHERS_MAX);
         if let Some(most) = list {
             listed.sort_by(|a, b| a.order().cmp(&b.order()));
@@ -166,6 +194,25 @@ impl Entry {
         let peer = self.peer.ip().to_canonical();
         peer.is_loopback() || peer == self.local.ip().to_canonical()
     }
+}
+
+impl Source {
+    fn add(&mut self, entry: &Entry) {
+        self.connections += 1;
+        self.recv_queue = self.recv_queue.saturating_add(entry.recv_queue.into());
+        self.send_queue = self.send_queue.saturating_add(entry.send_queue.into());
+    }
+}
+
+/// Returns the sources, those with the most connections first.
+fn busiest(sources: BTreeMap<IpAddr, Source>) -> Vec<Source> {
+    let named = sources.into_iter().map(|(address, source)| Source {
+        address: address.to_string(),
+        ..source
+    });
+    let mut sources: Vec<Source> = named.collect();
+    sources.sort_by_key(|it| std::cmp::Reverse((it.connections, it.recv_queue.saturating_add(it.send_queue))));
+    sources
 }
 
 impl SocketStatus {
@@ -318,6 +365,27 @@ mod tests {
         assert_eq!(list[3].peer, "127.0.0.1:5");
         // The foreign listener twice, and the one connection with an owner.
         assert_eq!(sockets.foreign().count(), 3);
+    }
+
+    #[test]
+    fn sources_are_ordered_and_bounded() {
+        let mut entries = entries();
+        let client = |number: usize| {
+            let peer = format!("10.1.{}.{}:7", number / 256, number % 256);
+            entry("127.0.0.1:9999", &peer, ESTABLISHED, 13)
+        };
+        entries.extend((0..100).map(client));
+        entries.push(entry("127.0.0.1:9999", "192.0.2.1:8", ESTABLISHED, 14));
+        let sockets = Sockets::count(entries, &status(), None);
+        let busiest = Source {
+            address: "192.0.2.1".to_owned(),
+            connections: 2,
+            recv_queue: 2,
+            send_queue: 4,
+        };
+        assert_eq!(sockets.sources[0], busiest);
+        assert_eq!(sockets.sources.len(), SOURCES_MAX);
+        assert_eq!(sockets.sources_omitted, 102 - SOURCES_MAX as u64);
     }
 
     #[test]
