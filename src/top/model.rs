@@ -11,7 +11,8 @@ use crate::config::WORKERS;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::control::{Options, Reply, Request, ScaleTo};
 use uppercased_ctl::identity::SlotId;
-use uppercased_ctl::status::Sample;
+use uppercased_ctl::status::{Rate, Sample, SlotStatus};
+use uppercased_ctl::words;
 
 /// Samples kept: one per column of the widest terminals.
 pub(super) const HISTORY_LEN: usize = 256;
@@ -34,14 +35,74 @@ pub(super) enum Action {
 /// Messages per second in the latest samples, oldest first.
 pub(super) type History = VecDeque<f64>;
 
+/// What is shown below the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Page {
+    /// Chart and table of the workers.
+    #[default]
+    Table,
+    /// One worker.
+    Worker(SlotId),
+    /// The addresses with the most connections.
+    Sources,
+    /// The keys.
+    Help,
+}
+
+words! {
+    /// The order of the table's rows; except for slots, the largest number comes first.
+    #[derive(Default)]
+    pub(super) enum Sort {
+        #[default]
+        Slot = "slot",
+        Open = "open",
+        Queue = "queue",
+        Messages = "msg/s",
+        Busy = "busy",
+        Memory = "mem",
+        Crashes = "crash",
+    }
+}
+
+impl Sort {
+    fn next(self) -> Self {
+        let next = Self::ALL
+            .into_iter()
+            .cycle()
+            .skip_while(|it| *it != self)
+            .nth(1);
+        next.unwrap_or_default()
+    }
+
+    /// Returns the number by which a slot is sorted.
+    fn key(self, slot: &SlotStatus, sample: &Sample) -> f64 {
+        let rate = sample
+            .rates
+            .as_ref()
+            .and_then(|it| it.slots.get(&slot.slot));
+        let rate = |value: fn(&Rate) -> f64| rate.map_or(0.0, value);
+        match self {
+            Self::Slot => 0.0,
+            Self::Open => slot.traffic.open as f64,
+            Self::Queue => slot.waiting() as f64,
+            Self::Messages => rate(|it| it.messages),
+            Self::Busy => rate(|it| it.busy),
+            Self::Memory => {
+                let process = slot.pid.and_then(|pid| sample.status.process(pid));
+                let usage = process.and_then(|process| process.usage);
+                usage.map_or(0.0, |it| it.resident_bytes as f64)
+            }
+            Self::Crashes => slot.crashes as f64,
+        }
+    }
+}
+
 /// The state; see the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     /// The latest sample.
     pub(super) sample: Option<Sample>,
     sampled_at: Option<Tick>,
-    /// Messages per second of all workers, oldest first.
-    pub(super) totals: History,
     slots: BTreeMap<SlotId, History>,
     error: Option<String>,
     confirming: Option<Request>,
@@ -50,8 +111,10 @@ pub(super) struct Model {
     pub(super) progress: VecDeque<String>,
     /// Whether sampling is paused.
     pub(super) paused: bool,
-    /// Whether the help is shown.
-    pub(super) help: bool,
+    pub(super) page: Page,
+    pub(super) sort: Sort,
+    /// The selected row of the sorted table.
+    pub(super) selected: usize,
     /// The first visible row of the table.
     pub(super) first_row: usize,
 }
@@ -86,7 +149,6 @@ impl Model {
     /// Stores a sample.
     pub(super) fn add_sample(&mut self, sample: Sample, now: Tick) {
         let rates = sample.rates.as_ref();
-        append_rate(&mut self.totals, rates.map(|rates| rates.totals.messages));
         let here = |slot: &SlotId| sample.status.slots.iter().any(|one| one.slot == *slot);
         self.slots.retain(|slot, _| here(slot));
         for slot in &sample.status.slots {
@@ -94,8 +156,13 @@ impl Model {
             let history = self.slots.entry(slot.slot).or_default();
             append_rate(history, rate.map(|rate| rate.messages));
         }
-        self.scroll_to(self.first_row, sample.status.slots.len());
         self.sample = Some(sample);
+        self.select(self.selected);
+        if let Page::Worker(slot) = self.page
+            && !self.sorted().iter().any(|it| it.slot == slot)
+        {
+            self.page = Page::Table;
+        }
         self.sampled_at = Some(now);
         self.error = None;
     }
@@ -154,17 +221,24 @@ impl Model {
             Key::Char('+' | '=') => self.confirm_scale(1),
             Key::Char('-') => self.confirm_scale(-1),
             Key::Char('p' | ' ') => self.paused = !self.paused,
-            Key::Char('?' | 'h') => self.help = !self.help,
-            Key::Escape | Key::Enter => {
-                self.help = false;
+            Key::Char('?' | 'h') => self.toggle(Page::Help),
+            Key::Char('c') => self.toggle(Page::Sources),
+            Key::Char('s') => self.sort = self.sort.next(),
+            Key::Enter => {
+                if let Some(slot) = self.sorted().get(self.selected).map(|it| it.slot) {
+                    self.toggle(Page::Worker(slot));
+                }
+            }
+            Key::Escape => {
+                self.page = Page::Table;
                 if self.operation.is_none() {
                     self.progress.clear();
                 }
             }
-            Key::Up => self.scroll_by(-1),
-            Key::Down => self.scroll_by(1),
-            Key::PageUp => self.scroll_by(-10),
-            Key::PageDown => self.scroll_by(10),
+            Key::Up => self.select_by(-1),
+            Key::Down => self.select_by(1),
+            Key::PageUp => self.select_by(-10),
+            Key::PageDown => self.select_by(10),
             Key::Char(_) => {}
         }
         None
@@ -175,7 +249,10 @@ impl Model {
             let name = current.name();
             return self.add_line(format!("one operation at a time: {name} is in progress"));
         }
-        self.help = false;
+        self.page = match self.page {
+            Page::Help => Page::Table,
+            other => other,
+        };
         self.confirming = Some(request);
     }
 
@@ -200,13 +277,38 @@ impl Model {
         self.first_row = first_row.unwrap_or(self.first_row);
     }
 
-    fn scroll_by(&mut self, rows: isize) {
-        let slots = usize::from(self.workers());
-        self.scroll_to(self.first_row.saturating_add_signed(rows), slots);
+    /// Shows a page, or the table if that page is shown already.
+    fn toggle(&mut self, page: Page) {
+        self.page = if self.page == page { Page::Table } else { page };
     }
 
-    fn scroll_to(&mut self, row: usize, slots: usize) {
-        self.first_row = row.min(slots.saturating_sub(1));
+    /// Returns the slots in the chosen order.
+    pub(super) fn sorted(&self) -> Vec<&SlotStatus> {
+        let Some(sample) = &self.sample else {
+            return Vec::new();
+        };
+        let mut slots: Vec<&SlotStatus> = sample.status.slots.iter().collect();
+        let key = |slot: &SlotStatus| self.sort.key(slot, sample);
+        slots.sort_by(|a, b| key(b).total_cmp(&key(a)));
+        slots
+    }
+
+    /// Selects another row; in the view of one worker, shows the worker there.
+    fn select_by(&mut self, rows: isize) {
+        if let Page::Worker(shown) = self.page {
+            let at = self.sorted().iter().position(|it| it.slot == shown);
+            self.selected = at.unwrap_or(self.selected);
+        }
+        self.select(self.selected.saturating_add_signed(rows));
+        if let Page::Worker(_) = self.page
+            && let Some(slot) = self.sorted().get(self.selected)
+        {
+            self.page = Page::Worker(slot.slot);
+        }
+    }
+
+    fn select(&mut self, row: usize) {
+        self.selected = row.min(usize::from(self.workers()).saturating_sub(1));
     }
 
     fn add_line(&mut self, line: String) {
@@ -347,15 +449,66 @@ pub(super) mod tests {
             model.add_sample(sample(3, second as f64), Tick::ZERO);
             model.handle_reply(Reply::Progress(second.to_string()));
         }
-        assert_eq!(model.totals.len(), HISTORY_LEN);
-        assert_eq!(model.history(SlotId(2)).unwrap().back(), Some(&999.0));
+        let history = model.history(SlotId(2)).unwrap();
+        assert_eq!((history.len(), history.back()), (HISTORY_LEN, Some(&999.0)));
         assert_eq!(model.progress.len(), PROGRESS_LEN);
-        // A removed slot is forgotten; only existing rows are shown.
+        // A removed slot is forgotten; only existing rows are selected.
         model.press(Key::PageDown);
-        assert_eq!(model.first_row, 2);
+        assert_eq!(model.selected, 2);
         model.add_sample(sample(1, 0.0), Tick::ZERO);
         assert!(model.history(SlotId(2)).is_none());
-        assert_eq!(model.first_row, 0);
+        assert_eq!(model.selected, 0);
+    }
+
+    #[test]
+    fn rows_follow_chosen_order() {
+        let mut one = sample(3, 5.0);
+        let slots = &mut one.status.slots;
+        for (slot, (open, crashes)) in slots.iter_mut().zip([(5, 0), (9, 1), (5, 2)]) {
+            slot.traffic.open = open;
+            slot.crashes = crashes;
+        }
+        let mut model = Model::default();
+        model.add_sample(one, Tick::ZERO);
+        let order = |model: &Model| {
+            let slots = model.sorted().into_iter();
+            slots.map(|it| it.slot.0).collect::<Vec<u16>>()
+        };
+        for _ in Sort::ALL {
+            let expected = match model.sort {
+                Sort::Open => [1, 0, 2],
+                Sort::Crashes => [2, 1, 0],
+                _ => [0, 1, 2],
+            };
+            assert_eq!(order(&model), expected, "{:?}", model.sort);
+            model.press(Key::Char('s'));
+        }
+        assert_eq!(model.sort, Sort::Slot);
+    }
+
+    #[test]
+    fn detail_follows_worker_not_row() {
+        let mut model = model(3);
+        model.press(Key::Down);
+        model.press(Key::Enter);
+        assert_eq!(model.page, Page::Worker(SlotId(1)));
+        let mut busier = sample(3, 5.0);
+        busier.status.slots[2].traffic.open = 7;
+        model.add_sample(busier, Tick::ZERO);
+        model.press(Key::Char('s'));
+        assert_eq!(model.page, Page::Worker(SlotId(1)));
+        // By open connections: 2, 0, 1.
+        model.press(Key::Up);
+        assert_eq!(model.page, Page::Worker(SlotId(0)));
+        model.press(Key::Char('c'));
+        assert_eq!(model.page, Page::Sources);
+        model.press(Key::Escape);
+        assert_eq!(model.page, Page::Table);
+        model.press(Key::Down);
+        model.press(Key::Enter);
+        // The worker has left.
+        model.add_sample(sample(1, 5.0), Tick::ZERO);
+        assert_eq!(model.page, Page::Table);
     }
 
     #[test]

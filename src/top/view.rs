@@ -1,42 +1,49 @@
 //! Draws `top`'s model at any terminal size.
 //!
 //! Invariants: no information depends on colour; if there is too little room, parts are omitted in
-//! a fixed order (columns from the right of [`COLUMNS`], the chart, the notes), rows of the table
-//! last. Pure: it must not access a terminal.
+//! a fixed order (columns of the table by their need, the chart, the notes), rows of the table last.
+//! The chart takes what is left. Pure: it must not access a terminal.
+
+mod sources;
+mod table;
+mod worker;
 
 use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::Rect;
 use ratatui_core::style::{Color, Modifier, Style};
-use ratatui_core::text::{Line, Span};
+use ratatui_core::text::Line;
 use ratatui_core::widgets::Widget;
 use ratatui_widgets::paragraph::Paragraph;
 use ratatui_widgets::sparkline::Sparkline;
 
-use super::model::{History, Model};
+use super::model::{Model, Page, Sort};
 use uppercased_ctl::clock::Tick;
-use uppercased_ctl::status::{Rate, Sample, SlotStatus};
-use uppercased_ctl::units::{age, busy, cut, per_second, percent, short};
+use uppercased_ctl::status::{Rate, Sample};
+use uppercased_ctl::units::{age, busy, cut, per_second, short};
 
-/// Minimum screen rows for a chart of all workers, and the chart's height.
+/// Minimum screen rows for a chart of all workers.
 const CHART_FROM_ROWS: u16 = 22;
-const CHART_ROWS: u16 = 3;
-/// Maximum lines of an operation on the screen.
+/// Minimum rows of a chart: a title, three rows of bars, an axis.
+const CHART_ROWS_MIN: u16 = 5;
+/// Columns of a chart's values, with a gap.
+const AXIS_COLUMNS: u16 = 6;
+/// Rows of bars from which the middle of the axis has a value.
+const AXIS_MIDDLE_FROM_ROWS: u16 = 5;
+/// Maximum lines of an operation on the screen: of one begun here, and of another.
 const PROGRESS_ROWS: usize = 4;
-/// Minimum columns of a slot's history, including one as a gap after the table.
-const HISTORY_COLUMNS_MIN: usize = 9;
-/// Screen columns from which room for the history is reserved.
-const HISTORY_FROM_COLUMNS: usize = 60;
-/// Busy percentage above which a worker is marked.
-const BUSY_SHARE: f64 = 0.9;
+const STEPS_ROWS: usize = 3;
 
-const HELP: [&str; 12] = [
+const HELP: [&str; 15] = [
     "r        reload the configuration, replace every worker",
     "u        upgrade to the binary on disk",
     "+ -      add or remove a worker",
     "         (each asks for confirmation; y confirms)",
     "p        pause or resume",
-    "up down  scroll the table (also page up, page down)",
-    "Esc      dismiss the result",
+    "up down  select a worker (also page up, page down)",
+    "Enter    show the selected worker in detail",
+    "s        sort by slot, open, queue, msg/s, busy, mem or crash",
+    "c        show the addresses with the most connections",
+    "Esc      go back; dismiss the result",
     "Ctrl-L   redraw",
     "q        quit; an operation in progress continues",
     "",
@@ -63,6 +70,19 @@ impl Palette {
 
     const fn notable(self) -> Style {
         self.of(Color::Yellow, Modifier::BOLD)
+    }
+
+    const fn good(self) -> Style {
+        self.of(Color::Green, Modifier::empty())
+    }
+
+    /// Returns the style of a worker's state, which is always written in words as well.
+    fn of_state(self, state: &str) -> Style {
+        match state {
+            "serving" => self.good(),
+            "starting" | "standing by" | "handing over" | "leaving" | "stopping" => self.notable(),
+            _ => self.bad(),
+        }
     }
 
     const fn bars(self) -> Style {
@@ -98,16 +118,32 @@ pub(super) fn draw(
         return None;
     };
     screen.head(sample, model, now);
-    if model.help {
-        for line in HELP {
-            screen.line(line.to_owned(), Style::new());
+    match model.page {
+        Page::Help => {
+            for line in HELP {
+                screen.line(line.to_owned(), Style::new());
+            }
         }
-        return None;
+        Page::Sources => screen.sources(sample),
+        Page::Worker(shown) => {
+            let slot = sample.status.slots.iter().find(|it| it.slot == shown);
+            if let Some(slot) = slot {
+                screen.worker(slot, sample, model);
+            }
+        }
+        Page::Table => {
+            if area.height >= CHART_FROM_ROWS {
+                let table = 1 + sample.status.slots.len() + sample.notes().len();
+                let table = u16::try_from(table).unwrap_or(u16::MAX);
+                let rows = screen.left.height.saturating_sub(table);
+                let title = "messages/s of all workers";
+                let history = &sample.status.history;
+                screen.chart((title, "s"), history, rows.max(CHART_ROWS_MIN));
+            }
+            return Some(screen.table(sample, model));
+        }
     }
-    if area.height >= CHART_FROM_ROWS {
-        screen.chart(&model.totals);
-    }
-    Some(screen.table(sample, model))
+    None
 }
 
 /// The unused part of the screen, and the buffer to draw on.
@@ -175,8 +211,14 @@ impl Screen<'_> {
     fn head(&mut self, sample: &Sample, model: &Model, now: Tick) {
         let status = &sample.status;
         let paused = if model.paused { " [paused]" } else { "" };
+        let sorted = match (model.page, model.sort) {
+            (Page::Table, Sort::Slot) | (Page::Help | Page::Sources | Page::Worker(_), _) => {
+                String::new()
+            }
+            (Page::Table, sort) => format!(" [by {}]", sort.name()),
+        };
         let title = format!(
-            "uppercased {}, pid {}: {} for {}, release {}, crashes {}{paused}",
+            "uppercased {}, pid {}: {} for {}, release {}, crashes {}{sorted}{paused}",
             status.version,
             status.pid,
             status.phase,
@@ -199,101 +241,68 @@ impl Screen<'_> {
         if let Some(operation) = &status.operation {
             let style = self.palette.notable();
             self.line(operation.clone(), style);
+            // The steps of an operation that was begun here are shown above the keys.
+            let steps = status.operation_steps.iter().rev().take(STEPS_ROWS);
+            let steps: Vec<&String> = steps.filter(|_| model.progress.is_empty()).collect();
+            for step in steps.into_iter().rev() {
+                self.line(format!("  {step}"), Style::new());
+            }
         }
         for line in sample.context() {
             self.line(line, Style::new());
         }
     }
 
-    /// Draws messages per second of all workers, the latest at the right.
-    fn chart(&mut self, totals: &History) {
-        let most = totals.iter().copied().fold(0.0, f64::max);
-        let title = format!("messages/s, all workers (peak {})", per_second(most));
-        self.line(title, Style::new());
-        let area = self.take_top(CHART_ROWS);
-        let older = totals.len().saturating_sub(usize::from(area.width));
-        let data: Vec<u64> = totals.iter().skip(older).map(|rate| *rate as u64).collect();
-        let bars = Sparkline::default().data(data).style(self.palette.bars());
-        bars.render(area, self.buffer);
-    }
-
-    fn table(&mut self, sample: &Sample, model: &Model) -> usize {
-        let columns = columns(usize::from(self.left.width));
-        let heading: Vec<String> = columns.cells.iter().map(|it| it.heading()).collect();
-        let mut heading = heading.join(" ");
-        if columns.history > 0 {
-            heading.push_str(" msg/s");
+    /// Draws rates with their axes in `rows` rows, one `step` per column and the latest at the right;
+    /// nothing if there is too little room.
+    fn chart(&mut self, (title, step): (&str, &str), rates: &[u64], rows: u16) {
+        if rows < CHART_ROWS_MIN || self.left.height < rows || self.left.width <= AXIS_COLUMNS {
+            return;
         }
-        self.line(heading, Palette::strong());
-        let slots = &sample.status.slots;
-        let notes = sample.notes();
-        let room = usize::from(self.left.height);
-        // A table that fits is not scrolled; otherwise one row indicates that there are more.
-        let rows = match room {
-            _ if slots.len() <= room => slots.len(),
-            0 | 1 => room,
-            _ => room - 1,
-        };
-        let first = model.first_row.min(slots.len() - rows);
-        let last = first + rows;
-        let most = highest(model, sample);
-        for slot in &slots[first..last] {
-            self.row(slot, sample, model, &columns, most);
-        }
-        if rows < slots.len() {
-            let bad = slots.iter().filter(|slot| slot.state != "serving").count();
-            let from = first + 1;
-            let all = slots.len();
-            let text = format!("rows {from} to {last} of {all}, {bad} not serving; up, down");
-            self.line(text, Palette::strong());
-            return first;
-        }
-        let room = usize::from(self.left.height);
-        for note in notes.iter().take(room) {
-            let style = self.palette.notable();
-            self.line(note.clone(), style);
-        }
-        first
-    }
-
-    fn row(
-        &mut self,
-        slot: &SlotStatus,
-        sample: &Sample,
-        model: &Model,
-        columns: &Columns,
-        most: f64,
-    ) {
-        let rates = sample.rates.as_ref();
-        let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
-        let mut spans = Vec::new();
-        for cell in &columns.cells {
-            let style = match cell.column {
-                Column::State if slot.state != "serving" => self.palette.bad(),
-                Column::Busy if rate.is_some_and(|rate| rate.busy >= BUSY_SHARE) => {
-                    self.palette.notable()
-                }
-                _ => Style::new(),
+        let columns = self.left.width - AXIS_COLUMNS;
+        let older = rates.len().saturating_sub(usize::from(columns));
+        let shown = &rates[older..];
+        let most = shown.iter().copied().max().unwrap_or(0);
+        let style = Style::new();
+        self.line(format!("{title} (peak {})", short(most)), style);
+        let area = self.take_top(rows - 2);
+        let value = |row: u16, text: String, screen: &mut Self| {
+            let area = Rect {
+                y: area.y + row,
+                height: 1,
+                ..area
             };
-            spans.push(Span::styled(cell.text(slot, rate), style));
-            spans.push(Span::raw(" "));
+            screen.put(area, Line::styled(format!("{text:>5}"), style));
+        };
+        value(0, short(most), self);
+        if area.height >= AXIS_MIDDLE_FROM_ROWS {
+            value(area.height / 2, short(most / 2), self);
         }
-        if columns.history > 0
-            && let Some(history) = model.history(slot.slot)
-        {
-            let bars = bars(history, most, columns.history);
-            spans.push(Span::styled(bars, self.palette.bars()));
-        }
-        let area = self.take_top(1);
-        self.put(area, Line::from(spans));
+        value(area.height - 1, "0".to_owned(), self);
+        // Its bars begin at the left: the area has their number of columns.
+        let width = u16::try_from(shown.len()).unwrap_or(columns);
+        let bars = Rect {
+            x: area.x + AXIS_COLUMNS + (columns - width),
+            width,
+            ..area
+        };
+        Sparkline::default()
+            .data(shown)
+            .max(most)
+            .style(self.palette.bars())
+            .render(bars, self.buffer);
+        let begin = format!("-{columns}{step}");
+        let gap = usize::from(self.left.width) - usize::from(AXIS_COLUMNS);
+        self.line(
+            format!(
+                "{:6}{begin}{:>2$}",
+                "",
+                "now",
+                gap.saturating_sub(begin.len())
+            ),
+            style,
+        );
     }
-}
-
-/// Returns the highest rate of a single slot in messages per second: the common scale of all bars.
-fn highest(model: &Model, sample: &Sample) -> f64 {
-    let histories = sample.status.slots.iter();
-    let histories = histories.filter_map(|slot| model.history(slot.slot));
-    histories.flatten().copied().fold(0.0, f64::max)
 }
 
 fn totals(sample: &Sample) -> String {
@@ -319,149 +328,10 @@ fn totals(sample: &Sample) -> String {
 }
 
 const fn keys(width: usize) -> &'static str {
-    if width >= 70 {
-        "q quit  r reload  u upgrade  + - scale  p pause  ? help"
+    if width >= 80 {
+        "q quit  r reload  u upgrade  + - scale  Enter detail  s sort  c clients  ? help"
     } else {
-        "q quit r reload u + - p ? help"
-    }
-}
-
-/// Returns one bar per column, scaled to `most`; a rate above zero is always visible.
-fn bars(history: &History, most: f64, columns: usize) -> String {
-    const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let older = history.len().saturating_sub(columns);
-    let step = |rate: &f64| match rate {
-        rate if *rate <= 0.0 => ' ',
-        rate => {
-            let step = (rate / most * STEPS.len() as f64).ceil() as usize;
-            STEPS[step.clamp(1, STEPS.len()) - 1]
-        }
-    };
-    history.iter().skip(older).map(step).collect()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Column {
-    Slot,
-    Pid,
-    Keeper,
-    Generation,
-    State,
-    Age,
-    Open,
-    Queue,
-    Accepted,
-    Messages,
-    BytesIn,
-    BytesOut,
-    Busy,
-    Crashes,
-}
-
-/// The columns in display order: heading, width, and order of removal.
-const COLUMNS: [(Column, &str, usize, u8); 14] = [
-    (Column::Slot, "slot", 4, 0),
-    (Column::Pid, "pid", 7, 5),
-    (Column::Keeper, "keeper", 7, 13),
-    (Column::Generation, "gen", 5, 9),
-    (Column::State, "state", 12, 1),
-    (Column::Age, "age", 5, 11),
-    (Column::Open, "open", 5, 2),
-    (Column::Queue, "queue", 5, 6),
-    (Column::Accepted, "acc/s", 5, 7),
-    (Column::Messages, "msg/s", 5, 3),
-    (Column::BytesIn, "in/s", 5, 8),
-    (Column::BytesOut, "out/s", 5, 12),
-    (Column::Busy, "busy", 4, 4),
-    (Column::Crashes, "crash", 5, 10),
-];
-
-/// A column that fits.
-struct Cell {
-    column: Column,
-    heading: &'static str,
-    width: usize,
-}
-
-/// All columns that fit, and the width left for the history.
-struct Columns {
-    cells: Vec<Cell>,
-    history: usize,
-}
-
-fn columns(width: usize) -> Columns {
-    let reserve = if width >= HISTORY_FROM_COLUMNS {
-        HISTORY_COLUMNS_MIN
-    } else {
-        0
-    };
-    let mut by_need: Vec<usize> = (0..COLUMNS.len()).collect();
-    by_need.sort_by_key(|at| COLUMNS[*at].3);
-    let mut taken = 0;
-    let mut kept = Vec::new();
-    for at in by_need {
-        // One more as a gap after the previous column.
-        let needed = COLUMNS[at].2 + usize::from(taken > 0);
-        if taken + needed + reserve <= width {
-            taken += needed;
-            kept.push(at);
-        }
-    }
-    kept.sort_unstable();
-    let cells = kept.into_iter().map(|at| {
-        let (column, heading, width, _) = COLUMNS[at];
-        Cell {
-            column,
-            heading,
-            width,
-        }
-    });
-    let left = width.saturating_sub(taken + 1);
-    Columns {
-        cells: cells.collect(),
-        history: if left + 1 < HISTORY_COLUMNS_MIN {
-            0
-        } else {
-            left
-        },
-    }
-}
-
-impl Cell {
-    fn heading(&self) -> String {
-        self.aligned(self.heading)
-    }
-
-    fn text(&self, slot: &SlotStatus, rate: Option<&Rate>) -> String {
-        let traffic = &slot.traffic;
-        let number = |pid: Option<u32>| pid.map_or_else(|| "-".to_owned(), |it| it.to_string());
-        let of = |value: fn(&Rate) -> String| rate.map_or_else(|| "-".to_owned(), value);
-        let text = match self.column {
-            Column::Slot => slot.slot.to_string(),
-            Column::Pid => number(slot.pid),
-            Column::Keeper => number(slot.keeper_pid),
-            Column::Generation => short(slot.generation.0.into()),
-            Column::State => slot.state.clone(),
-            Column::Age => age(slot.age_ms),
-            Column::Open => short(traffic.open),
-            Column::Queue => short(slot.waiting()),
-            Column::Accepted => of(|rate| per_second(rate.accepted)),
-            Column::Messages => of(|rate| per_second(rate.messages)),
-            Column::BytesIn => of(|rate| per_second(rate.received_bytes)),
-            Column::BytesOut => of(|rate| per_second(rate.sent_bytes)),
-            Column::Busy => of(|rate| percent(rate.busy)),
-            Column::Crashes => short(slot.crashes),
-        };
-        self.aligned(&text)
-    }
-
-    fn aligned(&self, text: &str) -> String {
-        let width = self.width;
-        let text = cut(text, width);
-        match self.column {
-            Column::State => format!("{text:<width$}"),
-            _ => format!("{text:>width$}"),
-        }
+        "q quit r u + - Enter s c p ? help"
     }
 }
 

@@ -13,9 +13,10 @@ use nix::sys::signal::Signal;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize};
 
+use crate::support::observe::until;
 use crate::support::terminal::open_terminal;
 use crate::support::{
-    DEADLINE, Deadline, Server, Watched, give_children_default_signals, poll_one,
+    Client, DEADLINE, Deadline, Server, Watched, give_children_default_signals, poll_one,
 };
 
 const ROWS: usize = 24;
@@ -282,13 +283,14 @@ fn top_scrolls_in_any_window_size() {
     person.sees("  11 ");
     person.resizes(12, 40);
     person.sees("rows 1 to 5 of 12, 0 not serving");
-    person.sees("q quit r reload u + - p ? help");
+    person.sees("q quit r u + - Enter s c p ? help");
     // Far beyond the end, and back.
     person.types("\x1b[6~\x1b[6~\x1b[6~");
     person.sees("rows 8 to 12 of 12");
-    person.sees("\n  11 serving");
+    person.sees("\n> 11 serving");
     person.types("\x1b[A");
-    person.sees("rows 7 to 11 of 12");
+    person.sees("\n> 10 serving");
+    person.sees("rows 8 to 12 of 12");
     person.resizes(30, 100);
     person.sees("  11 ");
     person.sees("\n   0 ");
@@ -296,6 +298,61 @@ fn top_scrolls_in_any_window_size() {
     person.sees("q quit");
     person.resizes(ROWS, COLUMNS);
     person.sees("12 LISTEN");
+    person.types("q");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn top_shows_history_worker_and_sources() {
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--workers", "2"]);
+    let mut client = Client::connect(server.addr());
+    let rates = || server.status_json()["history"].clone();
+    until("a second with messages", || {
+        client.roundtrip(b"a message");
+        let rates = rates();
+        rates
+            .as_array()
+            .is_some_and(|all| all.iter().any(|rate| rate != 0))
+    });
+    // From before its start.
+    let mut person = Person::start(&server.control(), &[("NO_COLOR", "1")]);
+    person.sees("messages/s of all workers (peak ");
+    person.sees("█");
+    person.sees("s        "); // The axis.
+    person.sees(">  0 ");
+    person.types("\x1b[B\r");
+    let keeper = server.status_json()["slots"][1]["keeper_pid"].to_string();
+    person.sees(&format!("keeper       pid {keeper}: memory "));
+    person.sees("slot 1       serving for ");
+    let address = server.addr().to_string();
+    person.sees(&format!("listens on   {address}: 0 pending, limit "));
+    person.types("c");
+    person.sees("\n127.0.0.1 ");
+    person.types("c");
+    person.sees(">  1 ");
+    person.types("ss");
+    person.sees(" [by queue]");
+    person.types("q");
+    assert_eq!(person.sees_the_end().code(), Some(0));
+}
+
+#[test]
+fn top_shows_steps_of_foreign_operation() {
+    let server = Server::start(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--workers",
+        "1",
+        "--bake-time",
+        "30s",
+    ]);
+    let mut person = Person::start(&server.control(), &[]);
+    person.sees("serving");
+    let reload = server.start_command(&["reload"]);
+    person.sees("\n  slot 0: new worker ready (");
+    server.command(&["cancel"]).expect_success();
+    person.sees("last         reload failed");
+    reload.wait().expect_failure("cancelled");
     person.types("q");
     assert_eq!(person.sees_the_end().code(), Some(0));
 }

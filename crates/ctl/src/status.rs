@@ -17,6 +17,7 @@ mod sample;
 mod sandboxed;
 mod sockets;
 mod text;
+mod worker;
 
 pub use data::{
     AcceptQueueStatus, AdminStatus, ConfigReload, LastCrash, LastOperation, Neighbour,

@@ -13,7 +13,9 @@ use std::time::Duration;
 use super::*;
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::identity::{Generation, SlotId};
-use uppercased_ctl::status::{AcceptQueueStatus, LastCrash, LastOperation, Sockets};
+use uppercased_ctl::status::{
+    AcceptQueueStatus, LastCrash, LastOperation, ProcessStatus, Sockets, Source, Usage,
+};
 
 const NOW: Tick = Tick::from_millis(10_000);
 
@@ -59,6 +61,7 @@ fn busy() -> Model {
             ..AcceptQueueStatus::default()
         }];
         status.capacity = 3000;
+        status.history = vec![0, 500, 1000, 45_000];
         status.slots[2].state = "backing off".to_owned();
         status.slots[2].queue = "lent".to_owned();
         status.slots[2].pid = None;
@@ -96,21 +99,26 @@ fn view_fits_80_by_24() {
         "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
         "last         reload done 2m ago, took 312 ms",
         "sockets      2400 ESTABLISHED, 3 LISTEN",
-        "messages/s, all workers (peak 45.0k)",
-        "   █",
-        "   █",
-        "   █",
-        "slot     pid   gen state         open queue acc/s msg/s  in/s busy msg/s",
-        "   0    4712     0 serving          0     0     0 45.0k     0  50%  ▁▁█",
-        "   1    4713     4 serving          0    12     0 15.0k     0  95%  ▁▁▃",
-        "   2       -     0 backing off      0     0     -     -     -    -",
+        "messages/s of all workers (peak 45.0k)",
+        "45.0k                                                                          █",
+        "                                                                               █",
+        "                                                                               █",
+        "                                                                               █",
+        "                                                                               █",
+        "22.5k                                                                          █",
+        "                                                                               █",
+        "                                                                               █",
+        "                                                                               █",
+        "    0                                                                         ▁█",
+        "      -74s                                                                   now",
+        "slot     pid   gen state         open queue acc/s msg/s  in/s busy  cpu msg/s",
+        ">  0    4712     0 serving          0     0     0 45.0k     0  50%    -  ▁▁█",
+        "   1    4713     4 serving          0    12     0 15.0k     0  95%    -  ▁▁▃",
+        "   2       -     0 backing off      0     0     -     -     -    -    -",
         "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
+        "q quit  r reload  u upgrade  + - scale  Enter detail  s sort  c clients  ? help",
     ];
-    let shown = lines(&model, (80, 24));
-    assert_eq!(shown[..15], expected);
-    assert_eq!(shown[15..23], [""; 8]);
-    let keys = "q quit  r reload  u upgrade  + - scale  p pause  ? help";
-    assert_eq!(shown[23], keys);
+    assert_eq!(lines(&model, (80, 24)), expected);
 }
 
 #[test]
@@ -125,7 +133,7 @@ fn view_fits_40_by_11() {
         "last         reload done 2m ago, took 3…",
         "sockets      2400 ESTABLISHED, 3 LISTEN",
         "slot state         open queue msg/s busy",
-        "   0 serving          0     0 45.0k  50%",
+        ">  0 serving          0     0 45.0k  50%",
         "   1 serving          0    12 15.0k  95%",
         "   2 backing off      0     0     -    -",
         "Reload and replace every worker? [y/N]",
@@ -142,7 +150,8 @@ fn view_fits_200_by_50() {
     model.press(Key::Char('+'));
     model.press(Key::Char('y'));
     model.handle_reply(Reply::Progress("slot 3: worker ready".to_owned()));
-    let expected = [
+    let shown = lines(&model, (200, 50));
+    let head = [
         "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
         "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
         "0.0.0.0:9999",
@@ -150,20 +159,32 @@ fn view_fits_200_by_50() {
         "last         reload done 2m ago, took 312 ms",
         "rescues      1 of 3 connections, 0B owed; 2.00 ms on average",
         "sockets      2400 ESTABLISHED, 3 LISTEN",
-        "messages/s, all workers (peak 45.0k)",
-        "   █",
-        "   █",
-        "   █",
-        "slot     pid  keeper   gen state          age  open queue acc/s msg/s  in/s out/s busy crash msg/s",
-        "   0    4712    4799     0 serving        0ms     0     0     0 45.0k     0     0  50%     0  ▁▁█",
-        "   1    4713       -     4 serving        0ms     0    12     0 15.0k     0     0  95%     0  ▁▁▃",
-        "   2       -       -     0 backing off    0ms     0     0     -     -     -     -    -     7",
-        "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
+        "messages/s of all workers (peak 45.0k)",
     ];
-    let shown = lines(&model, (200, 50));
-    assert_eq!(shown[..16], expected);
-    assert_eq!(shown[16..47], [""; 31]);
-    assert_eq!(shown[47..49], ["scale …", "slot 3: worker ready"]);
+    assert_eq!(shown[..8], head);
+    // The chart takes the rows that nothing else needs.
+    for (row, line) in shown[8..41].iter().enumerate() {
+        let (value, bars) = match row {
+            0 => ("45.0k", "█"),
+            16 => ("22.5k", "█"),
+            32 => ("    0", "▂▅█"),
+            _ => ("", "█"),
+        };
+        let expected = format!("{value:<5}{bars:>195}");
+        assert_eq!(*line, expected, "{row}");
+    }
+    assert_eq!(shown[41], format!("      -194s{:>189}", "now"));
+    let rest = [
+        "slot     pid  keeper   gen state          age  open queue acc/s msg/s  in/s out/s busy crash   mem  cpu   fds start msg/s",
+        ">  0    4712    4799     0 serving        0ms     0     0     0 45.0k     0     0  50%     0     -    -     -     -  ▁▁█",
+        "   1    4713       -     4 serving        0ms     0    12     0 15.0k     0     0  95%     0     -    -     -     -  ▁▁▃",
+        "   2       -       -     0 backing off    0ms     0     0     -     -     -     -    -     7     -    -     -     -",
+        "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
+        "scale …",
+        "slot 3: worker ready",
+        "q quit  r reload  u upgrade  + - scale  Enter detail  s sort  c clients  ? help",
+    ];
+    assert_eq!(shown[42..], rest);
 }
 
 #[test]
@@ -208,29 +229,170 @@ fn view_counts_and_scrolls_hidden_rows() {
     let mut many = sample(64, 5.0);
     many.status.slots[40].state = "starting".to_owned();
     model.add_sample(many, NOW);
-    let screen = lines(&model, (80, 20));
+    let draw_at = |model: &mut Model| {
+        let mut buffer = Buffer::empty(Rect::new(0, 0, 80, 20));
+        let palette = Palette { colour: false };
+        let first = draw(model, palette, NOW, buffer.area, &mut buffer);
+        model.scrolled_to(first);
+        lines(model, (80, 20))
+    };
+    let screen = draw_at(&mut model);
     assert_eq!(screen[18], "rows 1 to 14 of 64, 1 not serving; up, down");
+    assert!(screen[4].starts_with(">  0 "), "{screen:#?}");
     for _ in 0..10 {
         model.press(Key::PageDown);
     }
-    let screen = lines(&model, (80, 20));
+    let screen = draw_at(&mut model);
     assert_eq!(screen[18], "rows 51 to 64 of 64, 1 not serving; up, down");
-    assert!(screen[17].starts_with("  63 "), "{screen:#?}");
-    // From there the first step back is visible.
-    let mut buffer = Buffer::empty(Rect::new(0, 0, 80, 20));
-    let palette = Palette { colour: false };
-    let first = draw(&model, palette, NOW, buffer.area, &mut buffer);
-    model.scrolled_to(first);
+    assert!(screen[17].starts_with("> 63 "), "{screen:#?}");
+    // The rows stay while the selected one is among them.
+    for _ in 0..13 {
+        model.press(Key::Up);
+    }
+    let screen = draw_at(&mut model);
+    assert_eq!(screen[18], "rows 51 to 64 of 64, 1 not serving; up, down");
+    assert!(screen[4].starts_with("> 50 "), "{screen:#?}");
     model.press(Key::Up);
-    let screen = lines(&model, (80, 20));
+    let screen = draw_at(&mut model);
     assert_eq!(screen[18], "rows 50 to 63 of 64, 1 not serving; up, down");
+}
+
+/// Returns the model of a server whose processes, sources and slots have all the details.
+fn detailed() -> Model {
+    let mut model = busy();
+    let sample = model.sample.as_mut().unwrap();
+    let usage = Usage {
+        started_at_ms: 1_700_000_000_000,
+        age_ms: 750_000,
+        cpu_ms: 12_000,
+        resident_bytes: 12_345_678,
+        descriptors: Some(1234),
+    };
+    let process = |process: &str, pid| ProcessStatus {
+        process: process.to_owned(),
+        slot: Some(SlotId(1)),
+        pid,
+        restarts_10m: 1,
+        usage: Some(usage),
+    };
+    let status = &mut sample.status;
+    status.processes = vec![
+        process(ProcessStatus::WORKER, 4713),
+        process(ProcessStatus::KEEPER, 4799),
+    ];
+    sample.rates.as_mut().unwrap().cpu = BTreeMap::from([(4713, 0.5)]);
+    let slot = &mut status.slots[1];
+    slot.keeper_pid = Some(4799);
+    slot.turn_age_ms = Some(250);
+    slot.accept_queues[0].address = "0.0.0.0:9999".to_owned();
+    slot.accept_queues[0].inode = 55;
+    slot.traffic.open = 900;
+    slot.traffic.closed = BTreeMap::from([("peer_closed".to_owned(), 7)]);
+    let pauses = "accept_pauses.connection_limit".to_owned();
+    slot.traffic.counters.insert(pauses, 2);
+    slot.starts.note(Duration::from_millis(6));
+    slot.last_crash = Some(LastCrash {
+        generation: Generation(2),
+        exit: Some("exit code 1".to_owned()),
+        error: Some("worker panicked".to_owned()),
+        age_ms: 9000,
+    });
+    let source = |address: &str, connections| Source {
+        address: address.to_owned(),
+        connections,
+        recv_queue: 12,
+        send_queue: 3400,
+    };
+    let sockets = sample.sockets.as_mut().unwrap();
+    sockets.sources = vec![
+        source("192.0.2.1", 1800),
+        source("2001:db8::1234:5678", 600),
+    ];
+    sockets.sources_omitted = 3;
+    model
+}
+
+#[test]
+fn view_shows_worker_in_detail() {
+    let mut model = detailed();
+    model.press(Key::Down);
+    model.press(Key::Enter);
+    let expected = [
+        "uppercased 0.1.0, pid 4711: serving for 3d, release 0, crashes 7",
+        "degraded     1 of 3 workers missing; slot 2 is backing off, its queue lent",
+        "0.0.0.0:9999",
+        "0 open of 3000, 0 acc/s, 45.0k msg/s, busy 0.50/3, 0B/s in, 0B/s out",
+        "last         reload done 2m ago, took 312 ms",
+        "sockets      2400 ESTABLISHED, 3 LISTEN",
+        "slot 1       serving for 0ms, generation 4, release 0, crashes 0",
+        "process      pid 4713: memory 12.3M, cpu 50%, fds 1234, up 12m, 1 restart in 10m",
+        "keeper       pid 4799: memory 12.3M, cpu -, fds 1234, up 12m, 1 restart in 10m",
+        "slot 1: generation 2 exited 9s ago, exit code 1: worker panicked",
+        "connections  900 open of 1000, 0 accepted, 0 migrated in, 0 out",
+        "rates        0 acc/s, 15.0k msg/s, 0B/s in, 0B/s out, busy 95%",
+        "traffic      0B in, 0B out",
+        "listens on   0.0.0.0:9999: 12 pending, limit 512, inode 55",
+        "closed       7 peer_closed",
+        "paused       2 connection_limit",
+        "last turn    250ms ago",
+        "starts       1, average 6.00 ms, last 6.00 ms",
+        "messages/s of slot 1 (peak 15.0k)",
+        "15.0k                                                                          █",
+        "                                                                               █",
+        "    0                                                                          █",
+        "      -74 samples                                                            now",
+        "q quit  r reload  u upgrade  + - scale  Enter detail  s sort  c clients  ? help",
+    ];
+    assert_eq!(lines(&model, (80, 24)), expected);
+}
+
+#[test]
+fn view_shows_busiest_sources() {
+    let mut model = detailed();
+    model.press(Key::Char('c'));
+    let expected = [
+        "source                                  open      unread unacked",
+        "192.0.2.1                               1800  75%     12    3400",
+        "2001:db8::1234:5678                      600  25%     12    3400",
+        "… 3 more sources",
+    ];
+    assert_eq!(lines(&model, (80, 24))[6..10], expected);
+    let expected = [
+        "source          open      unread unacked",
+        "192.0.2.1       1800  75%     12    3400",
+        "… 4 more sources",
+        "q quit r u + - Enter s c p ? help",
+    ];
+    assert_eq!(lines(&model, (40, 10))[6..], expected);
+}
+
+#[test]
+fn view_shows_steps_of_foreign_operation() {
+    let mut model = busy();
+    let status = &mut model.sample.as_mut().unwrap().status;
+    status.operation = Some("reload: 1 of 3 slots replaced".to_owned());
+    status.operation_steps = (1..=5).map(|step| format!("step {step}")).collect();
+    let expected = [
+        "reload: 1 of 3 slots replaced",
+        "  step 3",
+        "  step 4",
+        "  step 5",
+    ];
+    assert_eq!(lines(&model, (80, 24))[4..8], expected);
+    // The own operation has its lines at the bottom.
+    model.handle_reply(Reply::Progress("own step".to_owned()));
+    let shown = lines(&model, (80, 24));
+    assert_eq!(
+        (shown[5].as_str(), shown[22].as_str()),
+        ("sockets      2400 ESTABLISHED, 3 LISTEN", "own step")
+    );
 }
 
 proptest! {
     #[test]
     fn view_draws_any_size_and_number(
         size in (1_u16..220, 1_u16..60), numbers in prop::array::uniform4(any::<u64>()),
-        slots in 0_u16..70, text in ".{0,100}", keys in "[rud+?p-]{0,4}",
+        slots in 0_u16..70, text in ".{0,100}", keys in "[rud+?psc\r\x1b-]{0,6}",
     ) {
         let mut one = sample(slots, numbers[0] as f64);
         one.status.operation = Some(text.clone());
@@ -241,13 +403,20 @@ proptest! {
             slot.traffic.open = numbers[2];
             slot.crashes = numbers[3];
         }
+        one.status.history = numbers.to_vec();
         one.sockets = Some(Sockets {
-            states: BTreeMap::from([(text.clone(), numbers[0])]), ..Sockets::default()
+            states: BTreeMap::from([(text.clone(), numbers[0])]),
+            sources: vec![Source { address: text.clone(), connections: numbers[1], ..Source::default() }],
+            ..Sockets::default()
         });
         let mut model = Model::default();
         model.add_sample(one, NOW);
         for key in keys.chars() {
-            model.press(Key::Char(key));
+            model.press(match key {
+                '\r' => Key::Enter,
+                '\x1b' => Key::Down,
+                other => Key::Char(other),
+            });
         }
         model.handle_reply(Reply::Progress(text));
         shown(&model, true, size);

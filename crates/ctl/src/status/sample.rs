@@ -3,10 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::data::Status;
+use super::data::{SlotStatus, Status};
+use super::processes::ProcessStatus;
 use super::rates::Rates;
 use super::sockets::Sockets;
-use super::text;
+use super::{text, worker};
 
 /// A status with its reader's additions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -56,6 +57,16 @@ impl Sample {
     /// Returns the number of open connections and its limit.
     pub fn open(&self) -> String {
         text::open(&self.status)
+    }
+
+    /// Returns the lines about one worker, the most important first.
+    pub fn worker(&self, slot: &SlotStatus) -> Vec<String> {
+        worker::lines(slot, &self.status, self.rates.as_ref())
+    }
+
+    /// Returns memory, CPU share and descriptors of a process; dashes where they are unknown.
+    pub fn usage(&self, process: &ProcessStatus) -> [String; 3] {
+        text::usage_cells(process, self.rates.as_ref())
     }
 
     /// Returns the lines about single slots.

@@ -211,7 +211,9 @@ fn busiest(sources: BTreeMap<IpAddr, Source>) -> Vec<Source> {
         ..source
     });
     let mut sources: Vec<Source> = named.collect();
-    sources.sort_by_key(|it| std::cmp::Reverse((it.connections, it.recv_queue.saturating_add(it.send_queue))));
+    sources.sort_by_key(|it| {
+        std::cmp::Reverse((it.connections, it.recv_queue.saturating_add(it.send_queue)))
+    });
     sources
 }
 

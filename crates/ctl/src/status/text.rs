@@ -306,7 +306,7 @@ fn foreign_socket(other: &SocketStatus) -> String {
 }
 
 /// Formats counts by name, the most frequent first, as the end of a long list is cut.
-fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
+pub(super) fn by_frequency(counts: &BTreeMap<String, u64>) -> String {
     let mut counts: Vec<_> = counts.iter().collect();
     counts.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
     let counts: Vec<String> = counts
