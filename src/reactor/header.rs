@@ -83,6 +83,8 @@ impl Reactor {
             Ok(count) if count == header.length => record.end_header(count as u16, self.now),
             // It was there at the peek, and only this process receives from the socket.
             Ok(_) => return self.close(fd, CloseReason::SystemError),
+            // The bytes are still there.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.enqueue(fd),
             Err(error) => return self.close(fd, reason_of(&error)),
         }
         self.count_source(fd);

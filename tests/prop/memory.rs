@@ -288,6 +288,7 @@ fn repair(world: &mut World) {
     let kernel = &mut Rescuer {
         kernel: &mut world.kernel,
         lengths: BTreeMap::new(),
+        ignores_headers: false,
     };
     let rescue = memory.begin_rescue().unwrap();
     memory.finish_closes(kernel);
@@ -456,6 +457,7 @@ fn continue_handover(memory: &mut Memory, kernel: &mut Kernel) {
     let rescuer = &mut Rescuer {
         kernel,
         lengths: BTreeMap::new(),
+        ignores_headers: false,
     };
     let rescue = memory.begin_rescue().unwrap();
     memory.finish_closes(rescuer);

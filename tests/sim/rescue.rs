@@ -45,7 +45,10 @@ fn dies(work: impl FnOnce()) -> bool {
 fn event(random: &mut fastrand::Rng) -> Event {
     let client = random.u8(0..8);
     match random.u32(0..100) {
-        0..20 => Event::Connect,
+        0..14 => Event::Connect,
+        14..20 => Event::Proxied {
+            header: random.u8(1..40),
+        },
         20..60 => Event::Data {
             client,
             len: random.u16(1..60),
@@ -79,6 +82,7 @@ fn terms(random: &mut fastrand::Rng) -> Terms {
             idle_timeout: Some(Duration::from_millis(110)),
             write_stall_timeout: Some(Duration::from_millis(100)),
             linger_timeout: Duration::from_millis(90),
+            header_timeout: Duration::from_millis(120),
             ..terms.rules
         };
     }
@@ -282,6 +286,7 @@ fn every_omitted_rule_breaks_its_law() {
         (Fault::NoCloseMark, "is recorded and closed"),
         (Fault::NoLingerMark, "sent after the end"),
         (Fault::OpenFirst, "a new descriptor was closed"),
+        (Fault::HeaderIgnored, "the header was received already"),
     ] {
         let mut broken = (0..SEEDS).filter_map(|seed| broken_law(seed, fault));
         let is_found = broken.any(|text| text.contains(law));

@@ -33,9 +33,11 @@ pub const CLIENTS_MAX: usize = 8;
 pub enum Event {
     /// A client joins the accept queue. Clients are counted from 0.
     Connect,
-    /// The next bytes of the client's stream arrive.
+    /// The same, behind a proxy: a header of so many bytes, at least one, precedes its stream.
+    Proxied { header: u8 },
+    /// The next bytes of the client's stream arrive, those of its header first.
     Data { client: u8, len: u16 },
-    /// One byte arrives as urgent data in line: reading stops before it once.
+    /// One byte arrives as urgent data in line: reading stops before it once. No header has one.
     Urgent { client: u8 },
     /// The client ends its stream.
     End { client: u8 },
@@ -80,6 +82,12 @@ pub struct Stops(pub Rc<Countdown>);
 /// Both ends of one connection.
 #[derive(Debug)]
 pub struct Wire {
+    /// Length of the header that precedes the client's stream; 0 without a proxy.
+    pub header: usize,
+    /// Number of its bytes that arrived.
+    pub header_arrived: usize,
+    /// Number of its bytes that the worker has read.
+    pub header_taken: usize,
     /// Every byte that arrived from the client.
     pub arrived: Vec<u8>,
     /// Number of them that the worker has read.
@@ -210,8 +218,11 @@ impl Probe for Stops {
 }
 
 impl Wire {
-    fn new() -> Self {
+    fn new(header: usize) -> Self {
         Self {
+            header,
+            header_arrived: 0,
+            header_taken: 0,
             arrived: Vec::new(),
             consumed: 0,
             written: Vec::new(),
@@ -244,7 +255,15 @@ impl Wire {
 
     /// Returns whether a read would return anything new.
     pub fn readable(&self) -> bool {
-        self.consumed < self.arrived.len() || self.peer_ended || self.reset
+        self.header_taken < self.header_arrived
+            || self.consumed < self.arrived.len()
+            || self.peer_ended
+            || self.reset
+    }
+
+    /// Returns whether a peek at the header would return anything that ends the wait for it.
+    pub fn header_readable(&self) -> bool {
+        self.header_arrived == self.header || self.peer_ended || self.reset
     }
 
     /// Returns whether a report is pending.
@@ -302,13 +321,8 @@ impl Kernel {
     /// ignored.
     pub fn deliver(&mut self, event: Event) {
         let client = match event {
-            Event::Connect => {
-                if self.wires.len() < CLIENTS_MAX {
-                    self.queue.push_back(self.wires.len());
-                    self.wires.push(Wire::new());
-                }
-                return;
-            }
+            Event::Connect => return self.connect(0),
+            Event::Proxied { header } => return self.connect(usize::from(header).max(1)),
             Event::Data { client, .. }
             | Event::Urgent { client }
             | Event::End { client }
@@ -320,7 +334,7 @@ impl Kernel {
         };
         let at = wire.arrived.len();
         match event {
-            Event::Connect => {}
+            Event::Connect | Event::Proxied { .. } => {}
             Event::Room { bytes, .. } => {
                 wire.room += usize::from(bytes);
                 wire.edge |= wire.wants_room && wire.room > 0;
@@ -336,16 +350,56 @@ impl Kernel {
                 wire.edge = true;
             }
             Event::Data { len, .. } => {
-                let coming = at..at + usize::from(len);
+                let of_header = usize::from(len).min(wire.header - wire.header_arrived);
+                wire.header_arrived += of_header;
+                let coming = at..at + usize::from(len) - of_header;
                 wire.arrived.extend(coming.map(|at| byte_at(client, at)));
                 wire.edge |= len > 0;
             }
+            Event::Urgent { .. } if wire.header_arrived < wire.header => {}
             Event::Urgent { .. } => {
                 wire.urgent.insert(at);
                 wire.arrived.push(byte_at(client, at));
                 wire.edge = true;
             }
         }
+    }
+
+    fn connect(&mut self, header: usize) {
+        if self.wires.len() < CLIENTS_MAX {
+            self.queue.push_back(self.wires.len());
+            self.wires.push(Wire::new(header));
+        }
+    }
+
+    /// Returns how many bytes of the header of `fd` there are, without reading them; 0 at the end of
+    /// the stream.
+    pub fn peek_header(&mut self, fd: u32) -> io::Result<usize> {
+        self.before_call(fd)?;
+        let wire = self.wire(fd);
+        assert_eq!(wire.header_taken, 0, "the header was received already");
+        if wire.header_arrived > 0 {
+            return Ok(wire.header_arrived);
+        }
+        if wire.reset && !wire.reset_told {
+            wire.reset_told = true;
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if wire.peer_ended || wire.reset {
+            return Ok(0);
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Receives the header of `fd`, all of which has arrived.
+    pub fn receive_header(&mut self, fd: u32) -> io::Result<()> {
+        self.before_call(fd)?;
+        let now = self.now;
+        let wire = self.wire(fd);
+        wire.header_taken = wire.header;
+        wire.last_moved = now;
+        self.countdown.step();
+        Ok(())
     }
 
     /// Delivers the pending reports.
@@ -460,6 +514,15 @@ impl Stream for Handle<'_> {
             wire.ended_at.is_some() || wire.owed() == 0,
             "received while output is pending"
         );
+        if wire.header_taken < wire.header {
+            assert!(wire.ended_at.is_some(), "received before the header");
+            let length = into.len().min(wire.header_arrived - wire.header_taken);
+            wire.header_taken += length;
+            if length > 0 {
+                self.kernel.countdown.step();
+                return Ok(length);
+            }
+        }
         let mark = wire.urgent.range(wire.consumed + 1..).next();
         let until = mark.copied().unwrap_or(wire.arrived.len());
         let length = into.len().min(until - wire.consumed);

@@ -1,8 +1,9 @@
-//! The event loop reduced to its rules: the reactor's `handle_report`, `answer_hands`, `conclude`
-//! and `close` over the model kernel; and its replacement after a crash.
+//! The event loop reduced to its rules: the reactor's `handle_report`, `answer_hands`, `conclude`,
+//! `read_header` and `close` over the model kernel; and its replacement after a crash.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::sync::atomic::Ordering;
 
 use uppercased::connection::{self, ORDINARY, Outcome, Rules, Stream};
@@ -99,16 +100,61 @@ impl Server {
                 .set_flags(flags.without(Flags::QUEUED));
             self.drive(kernel, fd);
         }
-        self.shares.clear();
         self.accept(kernel);
         let occupied: Vec<u32> = self.memory.occupied().collect();
         for fd in occupied {
-            let stream = &mut Handle { kernel, fd };
-            let now = stream.kernel.now;
-            let record = &mut self.memory.record_mut(fd);
-            let outcome = connection::expire(record, stream, &self.rules, now);
-            self.conclude(kernel, fd, outcome);
+            let record = self.memory.record(fd);
+            let is_due = connection::is_due(&record, &self.rules, kernel.now);
+            if is_due && record.state() == State::AwaitingHeader {
+                self.read_header(kernel, fd);
+            } else {
+                self.expire(kernel, fd);
+            }
         }
+        self.shares.clear();
+    }
+
+    fn expire(&mut self, kernel: &mut Kernel, fd: u32) {
+        let stream = &mut Handle { kernel, fd };
+        let now = stream.kernel.now;
+        let record = &mut self.memory.record_mut(fd);
+        let outcome = connection::expire(record, stream, &self.rules, now);
+        self.conclude(kernel, fd, outcome);
+    }
+
+    /// Peeks at the header of `fd`, and receives it if all of it is there.
+    fn read_header(&mut self, kernel: &mut Kernel, fd: u32) {
+        let flags = self.memory.record(fd).flags();
+        let length = kernel.wire(fd).header;
+        match kernel.peek_header(fd) {
+            Ok(0) => return self.close(kernel, fd, CloseReason::PeerClosed),
+            Ok(count) if count == length => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.enqueue(fd),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                return self.close(kernel, fd, connection::reason_of(&error));
+            }
+            Ok(_) | Err(_) => {
+                if flags.has(Flags::READ_DRY) && !flags.has(Flags::FINISH) {
+                    return self.close(kernel, fd, CloseReason::Refused);
+                }
+                let mut record = self.memory.record_mut(fd);
+                record.set_flags(flags.without(Flags::READABLE));
+                if connection::is_due(&record, &self.rules, kernel.now) {
+                    self.expire(kernel, fd);
+                }
+                return;
+            }
+        }
+        let client = ([198, 51, 100, 1], kernel.descriptors[&fd] as u16).into();
+        self.memory.record_mut(fd).set_client(client);
+        match kernel.receive_header(fd) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.enqueue(fd),
+            Err(error) => return self.close(kernel, fd, connection::reason_of(&error)),
+        }
+        let now = kernel.now;
+        self.memory.record_mut(fd).end_header(length as u16, now);
+        self.drive(kernel, fd);
     }
 
     /// Requests every connection to end as soon as nothing is owed on it.
@@ -215,7 +261,11 @@ impl Server {
         if fault == Fault::OpenFirst {
             pidfd = Some(kernel.open_other());
         }
-        let mut rescuer = Rescuer { kernel, lengths };
+        let mut rescuer = Rescuer {
+            kernel,
+            lengths,
+            ignores_headers: fault == Fault::HeaderIgnored,
+        };
         self.memory.finish_closes(&mut rescuer);
         if fault != Fault::OpenFirst {
             rescuer.kernel.others.clear();
@@ -287,8 +337,12 @@ impl Server {
     fn open(&mut self, kernel: &mut Kernel, fd: u32) {
         self.last_generation += 1;
         let peer = ([192, 0, 2, 1], kernel.descriptors[&fd] as u16).into();
+        let state = match kernel.wire(fd).header {
+            0 => State::Open,
+            _ => State::AwaitingHeader,
+        };
         self.memory
-            .open(fd, self.last_generation, peer, kernel.now, State::Open);
+            .open(fd, self.last_generation, peer, kernel.now, state);
         kernel.watch(fd, self.last_generation);
     }
 
@@ -385,8 +439,8 @@ impl Server {
             Outcome::Waiting => {}
             Outcome::Again => self.enqueue(fd),
             Outcome::Close(reason) => self.close(kernel, fd, reason),
-            // No model server requires a PROXY header.
-            Outcome::Header | Outcome::Refuse(_) => panic!("{fd} awaits a header: {outcome:?}"),
+            Outcome::Header => self.read_header(kernel, fd),
+            Outcome::Refuse(_) => self.close(kernel, fd, CloseReason::Refused),
         }
     }
 
@@ -400,7 +454,7 @@ impl Server {
                 .map_or_else(|| kernel.wires[client].owed(), |_| 0),
             "the abandoned bytes are the unsent ones"
         );
-        if abandoned > 0 {
+        if abandoned > 0 || reason == CloseReason::Refused {
             kernel.abort(fd);
         }
         kernel.close(fd);
@@ -426,6 +480,10 @@ impl Server {
             }
             State::Open => self.rules.idle_timeout,
             State::LingeringIdle | State::LingeringStop => Some(self.rules.linger_timeout),
+            State::AwaitingHeader if record.flags().has(Flags::FINISH) => {
+                let timeout = self.rules.header_timeout;
+                Some(timeout.min(self.rules.first_byte_timeout))
+            }
             State::AwaitingHeader => Some(self.rules.header_timeout),
             State::Free | State::Closing | State::Handed => None,
         }
@@ -451,6 +509,8 @@ pub struct Rescuer<'a> {
     pub kernel: &'a mut Kernel,
     /// Bytes owed by descriptor number, instead of the counters.
     pub lengths: BTreeMap<u32, u64>,
+    /// Whether the bytes of headers are left out of the counters.
+    pub ignores_headers: bool,
 }
 
 impl rescue::Kernel for Rescuer<'_> {
@@ -461,9 +521,13 @@ impl rescue::Kernel for Rescuer<'_> {
         let wire = &self.kernel.wires[client];
         let (read, written) = (wire.consumed as u64, wire.written.len() as u64);
         let length = self.lengths.get(&fd);
+        let header = match self.ignores_headers {
+            false => wire.header_taken as u64,
+            true => 0,
+        };
         Ok(Counters {
-            received: wire.arrived.len() as u64,
-            read,
+            received: (wire.header_arrived + wire.arrived.len()) as u64,
+            read: header + read,
             written: length.map_or(written, |length| read - length),
             is_over: wire.reset,
         })
@@ -500,6 +564,8 @@ pub enum Fault {
     NoLingerMark,
     /// A descriptor is opened before the closes are finished.
     OpenFirst,
+    /// A header that was received and not recorded is expected again (rule 9).
+    HeaderIgnored,
 }
 
 impl Fault {
