@@ -224,15 +224,23 @@ fn zsh_and_fish_accept_scripts() {
     }
     if installed("fish") {
         let script = folder.path().join("fish");
-        let output = Command::new("fish")
-            .args(["--no-config", "-c", "source $argv[1]; complete -C $argv[2]"])
-            .arg(&script)
-            .arg("uppercased rel")
-            .env("HOME", folder.path())
-            .output()
-            .unwrap();
-        let offered = String::from_utf8_lossy(&output.stdout);
-        assert!(offered.starts_with("reload\t"), "{output:?}");
+        for (line, first) in [
+            ("uppercased rel", "reload\t"),
+            #[cfg(feature = "bench")]
+            ("uppercased bench ver", "versus\t"),
+            #[cfg(feature = "bench")]
+            ("uppercased bench capacity --p99.", "--p99.9\t"),
+        ] {
+            let output = Command::new("fish")
+                .args(["--no-config", "-c", "source $argv[1]; complete -C $argv[2]"])
+                .arg(&script)
+                .arg(line)
+                .env("HOME", folder.path())
+                .output()
+                .unwrap();
+            let offered = String::from_utf8_lossy(&output.stdout);
+            assert!(offered.starts_with(first), "{line}: {output:?}");
+        }
     }
 }
 

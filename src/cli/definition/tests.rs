@@ -113,6 +113,14 @@ fn help_lines_are_short_and_plain() {
             assert!(line.starts_with(char::is_uppercase), "{name}: {line}");
             assert!(!line.ends_with('.'), "{name}: {line}");
         }
+        let after = command.get_after_help().map(ToString::to_string);
+        for example in after.iter().flat_map(|text| text.lines()) {
+            let is_example = example.starts_with("  ");
+            assert!(
+                !is_example || example.chars().count() <= HELP_COLUMNS,
+                "{example}"
+            );
+        }
         let whole = command.clone().render_long_help().to_string();
         for phrase in BANNED {
             assert!(!whole.contains(phrase), "{name} says {phrase:?}: {whole}");
