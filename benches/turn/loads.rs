@@ -236,7 +236,7 @@ fn one_connection() -> Memory {
 
 /// Reports readiness until the message is answered.
 fn exchange_in_memory(memory: &mut Memory, stream: &mut InMemory, bytes: usize) {
-    let rules = Rules::from(&Config::default());
+    let rules = Rules::new(&Config::default(), Tick::ZERO);
     stream.waiting = bytes;
     let record = &mut memory.record_mut(FD);
     let ready = Flags::READABLE.with(Flags::WRITABLE);
