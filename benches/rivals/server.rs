@@ -1,272 +1,175 @@
-//! The servers whose workers are killed: how each is started, found and started again.
+//! The operations on a server, and the list of servers.
 
-use std::fmt::Write as _;
-use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, pidfd_open};
-use tempfile::TempDir;
+use super::echo::Echo;
+use super::group::Group;
+use super::haproxy::Haproxy;
+use super::nginx::Nginx;
+use super::ours::Ours;
+use super::prefork::Prefork;
+use super::sozu::Sozu;
 
-use super::PATIENCE;
-use super::child::Child;
+/// Number of workers, or of threads in a server without workers.
+pub(crate) const WORKERS: usize = 2;
+/// The same after more were asked for.
+pub(crate) const MORE_WORKERS: usize = 4;
 
-/// Text that the program prints before its address once it serves.
-const READY: &str = "listening on ";
+/// An event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Reload,
+    Upgrade,
+    More,
+    Fewer,
+    Kill,
+}
 
-/// A server to be measured.
+impl Event {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Reload,
+        Self::Upgrade,
+        Self::More,
+        Self::Fewer,
+        Self::Kill,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Upgrade => "upgrade",
+            Self::More => "more",
+            Self::Fewer => "fewer",
+            Self::Kill => "kill",
+        }
+    }
+}
+
+/// A running server. An operation returns when the server reports that it is done; where it reports
+/// nothing, when its new processes run.
+pub(crate) trait Server {
+    fn address(&self) -> SocketAddr;
+
+    fn group(&mut self) -> &mut Group;
+
+    /// Returns the process that is meant to stay, if there is one now.
+    fn main(&mut self) -> Option<u32>;
+
+    fn reload(&mut self) -> io::Result<()>;
+
+    fn upgrade(&mut self) -> io::Result<()>;
+
+    /// Changes the number of workers, or of threads.
+    fn scale(&mut self, workers: usize) -> io::Result<()>;
+
+    /// Kills one worker, or the only process.
+    fn kill(&mut self) -> io::Result<()>;
+
+    /// Restores what only an operator would restore, and waits for processes of earlier generations
+    /// to exit. The clients have left.
+    fn recover(&mut self) -> io::Result<()>;
+}
+
+/// A server that can be measured if it is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rival {
-    /// This crate's program, with its defaults.
     Ours,
-    /// `peers/c_epoll.c`.
-    Floor,
+    Prefork,
     Nginx,
     Haproxy,
+    Sozu,
+    Pingora,
+    Ecdysis,
 }
 
 impl Rival {
-    pub(crate) const ALL: [Self; 4] = [Self::Ours, Self::Floor, Self::Nginx, Self::Haproxy];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Ours,
+        Self::Prefork,
+        Self::Nginx,
+        Self::Haproxy,
+        Self::Sozu,
+        Self::Pingora,
+        Self::Ecdysis,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ours => "uppercased",
-            Self::Floor => "C epoll",
+            Self::Prefork => "C pre-fork",
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
+            Self::Sozu => "sozu",
+            Self::Pingora => "pingora echo",
+            Self::Ecdysis => "ecdysis echo",
         }
     }
 
-    /// Returns the version; empty for the floor, which has none.
-    pub(crate) fn version(self) -> String {
-        let (program, flag, from) = match self {
-            Self::Ours => return env!("CARGO_PKG_VERSION").to_owned(),
-            Self::Floor => return String::new(),
-            Self::Nginx => ("nginx", "-v", '/'),
-            Self::Haproxy => ("haproxy", "-v", ' '),
-        };
-        let output = Command::new(program).arg(flag).output();
-        let printed = output.map(|it| [it.stdout, it.stderr].concat());
-        let printed = String::from_utf8(printed.unwrap_or_default()).unwrap_or_default();
-        let mut words = printed.split([from, ' ', '\n']);
-        let version = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-        version.unwrap_or("unknown").to_owned()
+    /// Returns its setup, and the method of each operation.
+    pub(crate) const fn settings(self) -> &'static str {
+        match self {
+            Self::Ours => "defaults, 2 workers; its own commands",
+            Self::Prefork => {
+                "2 processes with SO_REUSEPORT, no supervisor; a reload starts new ones, then ends \
+                 the old ones by SIGTERM"
+            }
+            Self::Nginx => {
+                "stream proxy to the C server, 2 workers, reuseport; `-s reload`; upgrade by USR2, \
+                 then QUIT to the old master; number of workers by configuration and reload"
+            }
+            Self::Haproxy => {
+                "TCP proxy to the C server, master-worker mode, 2 threads; reload and upgrade by \
+                 USR2 to the master; number of threads by configuration and reload"
+            }
+            Self::Sozu => "TCP proxy to the C server, 2 workers; its own commands",
+            Self::Pingora => {
+                "2 threads; every operation starts a new process with --upgrade, then QUIT to the \
+                 old one, which serves its connections for at most 5 min (default)"
+            }
+            Self::Ecdysis => {
+                "2 threads; every operation by HUP; the old process serves its connections for at \
+                 most 60 s, as in the library's example"
+            }
+        }
     }
-}
 
-/// A running server. Dropping it ends its processes.
-#[derive(Debug)]
-pub(crate) struct Running {
-    rival: Rival,
-    pub(crate) addr: SocketAddr,
-    folder: TempDir,
-    /// The processes that the bench has started, but the backend.
-    started: Vec<Child>,
-    /// The server behind those that forward.
-    _backend: Option<Child>,
-}
+    /// Returns the time after an event in which clients can see its effect.
+    pub(crate) const fn watch(self) -> Duration {
+        match self {
+            // Its old process accepts for 5 s after it has passed its listener on.
+            Self::Pingora => Duration::from_secs(7),
+            _ => Duration::from_secs(2),
+        }
+    }
 
-impl Running {
+    pub(crate) fn version(self) -> String {
+        match self {
+            Self::Ours => env!("CARGO_PKG_VERSION").to_owned(),
+            Self::Prefork => "-".to_owned(),
+            Self::Nginx => Nginx::version(),
+            Self::Haproxy => Haproxy::version(),
+            Self::Sozu => Sozu::version(),
+            Self::Pingora => Echo::Pingora.version(),
+            Self::Ecdysis => Echo::Ecdysis.version(),
+        }
+    }
+
+    /// Starts it with its files in `folder`.
+    ///
     /// # Errors
     /// The reason why the server is unavailable here.
-    pub(crate) fn start(rival: Rival) -> io::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let (front, behind) = (free_port()?, free_port()?);
-        if rival != Rival::Ours {
-            compile_floor(folder.path())?;
-        }
-        let forwards = matches!(rival, Rival::Nginx | Rival::Haproxy);
-        let backend = forwards.then(|| start_floor(folder.path(), behind));
-        let mut running = Self {
-            rival,
-            addr: (Ipv4Addr::LOCALHOST, front).into(),
-            _backend: backend.transpose()?,
-            started: Vec::new(),
-            folder,
-        };
-        if let Some(text) = configuration(rival, front, behind, running.folder.path()) {
-            fs::write(running.configuration(), text)?;
-        }
-        let processes = if rival == Rival::Floor { 2 } else { 1 };
-        for _ in 0..processes {
-            let process = running.start_process()?;
-            running.started.push(process);
-        }
-        Ok(running)
+    pub(crate) fn start(self, folder: &Path) -> io::Result<Box<dyn Server>> {
+        Ok(match self {
+            Self::Ours => Box::new(Ours::start(folder)?),
+            Self::Prefork => Box::new(Prefork::start(folder)?),
+            Self::Nginx => Box::new(Nginx::start(folder)?),
+            Self::Haproxy => Box::new(Haproxy::start(folder)?),
+            Self::Sozu => Box::new(Sozu::start(folder)?),
+            Self::Pingora => Box::new(Echo::Pingora.start(folder)?),
+            Self::Ecdysis => Box::new(Echo::Ecdysis.start(folder)?),
+        })
     }
-
-    /// Kills one worker.
-    ///
-    /// # Errors
-    /// There is none.
-    pub(crate) fn kill_worker(&self) -> io::Result<()> {
-        let first = self.started.first().ok_or(io::ErrorKind::NotFound)?;
-        let worker = match self.rival {
-            Rival::Floor => Some(first.pid()),
-            Rival::Ours => children(first.pid())?.into_iter().find(|&pid| {
-                let [name, arguments] = ["comm", "cmdline"].map(|file| text_of(pid, file));
-                name == "uppercased\n" && arguments.starts_with("uppercased: worker ")
-            }),
-            Rival::Nginx | Rival::Haproxy => children(first.pid())?.first().copied(),
-        };
-        let worker = worker.ok_or_else(|| io::Error::other("it has no worker"))?;
-        kill(Pid::from_raw(worker.cast_signed()), Signal::SIGKILL)?;
-        Ok(())
-    }
-
-    /// Starts again what has ended, and what nobody else starts again.
-    ///
-    /// # Errors
-    /// It does not start.
-    pub(crate) fn recover(&mut self) -> io::Result<()> {
-        let ends_with_worker = matches!(self.rival, Rival::Floor | Rival::Haproxy);
-        if ends_with_worker && !self.started.is_empty() {
-            // Dropped, and so reaped, before the next one takes its address.
-            drop(self.started.remove(0));
-            let process = self.start_process()?;
-            self.started.push(process);
-        }
-        Ok(())
-    }
-
-    fn configuration(&self) -> PathBuf {
-        self.folder.path().join("configuration")
-    }
-
-    fn start_process(&mut self) -> io::Result<Child> {
-        let mut command = match self.rival {
-            Rival::Floor => return start_floor(self.folder.path(), self.addr.port()),
-            Rival::Ours => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_uppercased"));
-                command.args(["--workers=2", "--listen=127.0.0.1:0", "--control"]);
-                command.arg(self.folder.path().join("control"));
-                command
-            }
-            Rival::Nginx => {
-                let mut command = Command::new("nginx");
-                command
-                    .args(["-e", "stderr", "-c"])
-                    .arg(self.configuration());
-                command
-            }
-            Rival::Haproxy => {
-                let mut command = Command::new("haproxy");
-                command.args(["-W", "-db", "-f"]).arg(self.configuration());
-                command
-            }
-        };
-        let name = self.rival.name();
-        let mut process = Child::start(command.stderr(Stdio::null()))
-            .map_err(|error| io::Error::other(format!("cannot start {name}: {error}")))?;
-        if self.rival == Rival::Ours {
-            let line = process.line()?;
-            let addr = line.strip_prefix(READY).and_then(|addr| addr.parse().ok());
-            self.addr = addr.ok_or_else(|| io::Error::other(line))?;
-        }
-        Ok(process)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // A killed supervisor or master would leave its workers behind.
-        for process in &mut self.started {
-            let _ = kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGTERM);
-            await_exit(process.pid());
-        }
-    }
-}
-
-/// Waits until a child has exited, at most for [`PATIENCE`].
-fn await_exit(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed());
-    let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let Some(pidfd) = pidfd else {
-        return;
-    };
-    let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO);
-    // Afterwards it is killed.
-    let _ = poll(
-        &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
-        timeout,
-    );
-}
-
-/// Returns the configuration of a server that forwards.
-fn configuration(rival: Rival, front: u16, behind: u16, folder: &Path) -> Option<String> {
-    let mut text = String::new();
-    match rival {
-        Rival::Ours | Rival::Floor => return None,
-        Rival::Nginx => {
-            let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-            if Path::new(module).exists() {
-                let _ = writeln!(text, "load_module {module};");
-            }
-            let _ = writeln!(
-                text,
-                "daemon off; worker_processes 2; pid {}/pid; events {{ worker_connections 4096; }}",
-                folder.display()
-            );
-            let _ = writeln!(
-                text,
-                "stream {{ server {{ listen 127.0.0.1:{front} reuseport; proxy_pass 127.0.0.1:{behind}; }} }}"
-            );
-        }
-        Rival::Haproxy => {
-            let _ = writeln!(text, "global\n nbthread 2\n maxconn 4096");
-            let _ = writeln!(
-                text,
-                "defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h"
-            );
-            let _ = writeln!(
-                text,
-                "listen all\n bind 127.0.0.1:{front}\n server floor 127.0.0.1:{behind}"
-            );
-        }
-    }
-    Some(text)
-}
-
-/// Compiles `peers/c_epoll.c` into `folder`.
-fn compile_floor(folder: &Path) -> io::Result<()> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/c_epoll.c");
-    let output = Command::new("cc")
-        .args(["-O2", "-o"])
-        .arg(folder.join("floor"))
-        .arg(source)
-        .output()
-        .map_err(|error| io::Error::other(format!("no C compiler `cc`: {error}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(io::Error::other(errors))
-}
-
-fn start_floor(folder: &Path, port: u16) -> io::Result<Child> {
-    let mut floor = Child::start(Command::new(folder.join("floor")).arg(port.to_string()))?;
-    floor.line()?;
-    Ok(floor)
-}
-
-/// Returns a port that no socket has at the moment.
-fn free_port() -> io::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(listener.local_addr()?.port())
-}
-
-fn children(pid: u32) -> io::Result<Vec<u32>> {
-    let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    Ok(listed.split_whitespace().flat_map(str::parse).collect())
-}
-
-/// Returns a file of a process; empty if the process is gone.
-fn text_of(pid: u32, file: &str) -> String {
-    fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
-// Reports what a reader of the pages in the frames of this document could not read. It runs in the
-// document that browser.rs writes, when all frames are loaded; each line of the result is a frame's
-// name and a problem.
+// Reports every problem of reading the pages in the frames of this document. It runs in the document
+// that browser.rs writes, when all frames are loaded; each line of the result is a frame's name and a
+// problem.
 "use strict";
 
 const TEXT_MIN_PX = 12;

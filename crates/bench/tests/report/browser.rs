@@ -1,5 +1,5 @@
 //! Opens the pages in a browser without a window, as a phone, a tablet and a desktop show them, light
-//! and dark, and checks that everything can be read: `browser.js` says what is checked.
+//! and dark, and checks that everything can be read: `browser.js` has the checks.
 //!
 //! `cargo test -p uppercased-bench --test report -- --ignored` needs `chromium`. With `PAGES=DIR`,
 //! the pages, and a picture of each in every form, are written there.
