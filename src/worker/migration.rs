@@ -28,7 +28,7 @@ impl Worker {
 
     pub(super) fn take_over(&mut self, request: TakeOver, descriptors: Vec<OwnedFd>) {
         if self.reactor.is_taking_over() {
-            // Another handover is still arriving.
+            // A partial handover is still arriving.
             let request = ToWorker::TakeOver(request);
             return self.deferred.push_back((request, descriptors));
         }
@@ -135,7 +135,7 @@ impl Worker {
     pub(super) fn handle_deferred(&mut self) {
         let ready = |request: &ToWorker, reactor: &Reactor| match request {
             ToWorker::TakeOver(_) => !reactor.is_taking_over(),
-            _ => !reactor.is_moving(),
+            _ => !reactor.is_handing_over(),
         };
         while let Some((request, _)) = self.deferred.front()
             && ready(request, &self.reactor)
