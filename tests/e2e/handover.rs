@@ -647,6 +647,39 @@ fn worker_without_room_leaves_rest_to_peer() {
     newcomer.roundtrip(b"newcomer");
 }
 
+/// Connections return to a worker that has kept some, and whose process dies: before it has stored
+/// that connections arrive, or later.
+#[test]
+fn dead_receiver_of_returned_connections_costs_nothing() {
+    for point in ["requested", "received", "adopted", "acknowledged"] {
+        println!("{point}");
+        let mut slot = Slot::new(Config {
+            crash_rescue: true,
+            ..Config::default()
+        });
+        let mut old = slot.start(false, &format!("receiver.{point}=kill_first"));
+        let mut clients = clients(&slot, &old, 8);
+        let mut new = slot.start(true, "receiver.watch=fail_alternately");
+        hand_over(&mut old, &mut new, false);
+        let kept = old.expect_handed_over().left;
+        assert!(kept > 0 && kept < 8, "{point}: {kept}");
+        hand_over(&mut new, &mut old, false);
+        let result = new.expect_handed_over();
+        let rescued = old.expect_rescued();
+        assert_eq!(rescued.reset, 0, "{point}");
+        serves(&mut clients);
+        if point == "requested" {
+            assert_eq!((result.moved, result.end), (0, HandoverEnd::PeerGone));
+            hand_over(&mut new, &mut old, false);
+            assert_eq!(new.expect_handed_over().end, HandoverEnd::Done);
+        } else {
+            assert_eq!(result.end, HandoverEnd::Done, "{point}");
+        }
+        assert!(new.expect_exit().success());
+        serves(&mut clients);
+    }
+}
+
 #[test]
 fn leaving_worker_serves_and_then_finishes() {
     let mut slot = Slot::new(Config::default());

@@ -181,6 +181,12 @@ impl Machine {
         now: Tick,
     ) {
         match end {
+            // The receiver's process died before it knew of the handover, and its keeper continues it
+            // with the connections that it has.
+            HandoverEnd::PeerGone if back && self.slots[index].serving().is_some() => {
+                let cause = "the process of the receiver died";
+                self.handover_incomplete(index, worker, left, cause, back, now);
+            }
             // The migrated connections are with a worker that has exited or is being killed.
             HandoverEnd::PeerGone => self.restore_sender(index, worker, now),
             HandoverEnd::Done => {

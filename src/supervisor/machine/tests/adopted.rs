@@ -71,6 +71,17 @@ fn second_worker_hands_over_to_first() {
         }]
     );
     assert!(incomplete.machine.refusal(Tick::from_millis(7)).is_none());
+    // A receiver that a keeper continues has connections of its own.
+    let mut gone = adopted();
+    let end = handed_over(0, 3, HandoverEnd::PeerGone);
+    assert_eq!(
+        gone.at(5, end),
+        [Action::Leave {
+            worker: worker_3,
+            within
+        }]
+    );
+    assert_eq!(gone.state(0), "serving");
     // If the first dies, the other serves.
     let mut lost = adopted();
     assert_eq!(lost.at(5, killed(0, 4)), []);

@@ -142,6 +142,10 @@ impl Laws {
     }
 
     fn note_handed_over(&mut self, worker: WorkerId, end: &HandoverEnd, now: Tick) {
+        let goes_on = self
+            .slots
+            .get(worker.slot.index())
+            .is_some_and(Shadow::serves);
         if let Some(other) = self.other(worker) {
             let Part::HandingOver { last, back, .. } = other.part else {
                 return;
@@ -149,6 +153,11 @@ impl Laws {
             let (by, finished) = match end {
                 HandoverEnd::Done => (now + KILL_GRACE, true),
                 HandoverEnd::Refused { .. } | HandoverEnd::Incomplete { .. } => {
+                    other.part = Part::Undecided { last, back };
+                    return self.note_left(worker, last, back, now);
+                }
+                // The receiver has connections of its own.
+                HandoverEnd::PeerGone if back && goes_on => {
                     other.part = Part::Undecided { last, back };
                     return self.note_left(worker, last, back, now);
                 }
