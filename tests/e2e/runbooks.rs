@@ -462,7 +462,7 @@ fn memory_grows_for_clients_that_do_not_read() {
     let stalled = Client::connect(server.addr());
     let totals = || server.status_json()["totals"].clone();
     until("output is buffered", || {
-        stalled.send_some(&[b'x'; 16_384]);
+        while stalled.send_some(&[b'x'; 16_384]) > 0 {}
         totals()["counters"]["backpressure"].as_u64() > Some(0)
     });
     runbook.quotes("\nconnections  ", &screen(server));
