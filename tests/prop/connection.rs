@@ -53,6 +53,18 @@ proptest! {
     }
 
     #[test]
+    fn proxied_client_is_served_after_its_header(
+        header in 1u8..40,
+        mut ops in prop::collection::vec(strategy::op(), 1..120),
+    ) {
+        ops.insert(0, Op::Event(Event::Proxied { header }));
+        let mut world = after(Terms::PLAIN, &ops);
+        world.conclude();
+        let wire = &world.kernel.wires[0];
+        prop_assert!(wire.header_taken == wire.header || wire.written.is_empty());
+    }
+
+    #[test]
     fn connections_end_with_the_right_reason(
         terms in strategy::terms(),
         ops in strategy::script(
