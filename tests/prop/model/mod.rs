@@ -515,7 +515,9 @@ impl Stream for Handle<'_> {
             "received while output is pending"
         );
         if wire.header_taken < wire.header {
-            assert!(wire.ended_at.is_some(), "received before the header");
+            // The stream of a connection that its peer has reset cannot be ended.
+            let is_over = wire.ended_at.is_some() || wire.reset;
+            assert!(is_over, "received before the header");
             let length = into.len().min(wire.header_arrived - wire.header_taken);
             wire.header_taken += length;
             if length > 0 {
