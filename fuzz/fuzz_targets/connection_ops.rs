@@ -50,6 +50,7 @@ enum Happening {
     End(u8),
     Reset(u8),
     Room(u8, u8),
+    Proxied(u8),
 }
 
 impl Happening {
@@ -57,6 +58,7 @@ impl Happening {
         let client = |number: u8| number % 3;
         match self {
             Self::Connect => Event::Connect,
+            Self::Proxied(header) => Event::Proxied { header },
             Self::Data(number, len) => Event::Data {
                 client: client(number),
                 len: u16::from(len).max(1),
@@ -102,9 +104,9 @@ fuzz_target!(|script: Script| {
             bytes_per_turn: u32::from(script.bytes_per_turn).max(1),
             idle_timeout: script.idle_timeout_ms.map(span),
             write_stall_timeout: script.write_stall_timeout_ms.map(span),
-            header_timeout: Duration::from_secs(5),
             first_byte_timeout: span(script.first_word_ms),
             linger_timeout: span(script.linger_timeout_ms),
+            ..Terms::PLAIN.rules
         },
     });
     for step in script.steps.iter().take(STEPS_MAX) {

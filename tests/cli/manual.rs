@@ -224,13 +224,12 @@ fn zsh_and_fish_accept_scripts() {
     }
     if installed("fish") {
         let script = folder.path().join("fish");
-        for (line, first) in [
-            ("uppercased rel", "reload\t"),
-            #[cfg(feature = "bench")]
-            ("uppercased bench ver", "versus\t"),
-            #[cfg(feature = "bench")]
-            ("uppercased bench capacity --p99.", "--p99.9\t"),
-        ] {
+        let mut asked = vec![("uppercased rel", "reload\t")];
+        if cfg!(feature = "bench") {
+            asked.push(("uppercased bench ver", "versus\t"));
+            asked.push(("uppercased bench capacity --p99.", "--p99.9\t"));
+        }
+        for (line, first) in asked {
             let output = Command::new("fish")
                 .args(["--no-config", "-c", "source $argv[1]; complete -C $argv[2]"])
                 .arg(&script)
