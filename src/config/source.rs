@@ -121,6 +121,7 @@ pub fn from_file(contents: &[u8], path: &Path, errors: &mut Vec<Error>) -> Vec<A
         syntax(offset, why)
     });
     let mut of_lines: Vec<(usize, Error)> = malformed.collect();
+    let malformed: Vec<usize> = of_lines.iter().map(|(line, _)| *line).collect();
 
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     // The table is sorted by key, and the lines of the file are read in their order.
@@ -151,8 +152,12 @@ pub fn from_file(contents: &[u8], path: &Path, errors: &mut Vec<Error>) -> Vec<A
         })
     };
     let mut assignments = Vec::new();
-    for assigned in entries.into_iter().map(assign) {
-        match assigned {
+    for (key, value) in entries {
+        let (first, _) = position(contents, key.span().start);
+        let (last, _) = position(contents, value.span().end.max(key.span().start));
+        match assign((key, value)) {
+            // The value is what the parser made of the rest of the line.
+            Ok(_) if malformed.iter().any(|line| (first..=last).contains(line)) => {}
             Ok(assignment) => assignments.push(assignment),
             Err(error) => of_lines.push(error),
         }

@@ -131,3 +131,13 @@ proptest! {
         from_file(text.as_bytes(), Path::new("u.toml"), &mut Vec::new());
     }
 }
+
+#[test]
+fn value_that_is_not_toml_is_not_read() {
+    let mut errors = Vec::new();
+    let text = b"workers = \nlisten = [\n 9999,\n oops ]\nbacklog = 5\n";
+    let read = from_file(text, Path::new("u.toml"), &mut errors);
+    let keys: Vec<&str> = read.iter().map(|one| one.setting.key()).collect();
+    assert_eq!(keys, ["backlog"], "{errors:?}");
+    assert_eq!(errors.len(), 2, "{errors:?}");
+}
