@@ -212,6 +212,10 @@ fn reload_with_rescues(sender: &str, receiver: &str) -> i32 {
     clients.expect_all_served();
     assert_new_clients_are_served(&planned);
     KernelCounters::read().assert_no_loss_since(&before);
+    if answered.code != 0 {
+        // A test that expects success fails now.
+        println!("{answered:?}\n{}", planned.server.log().join("\n"));
+    }
     answered.code
 }
 

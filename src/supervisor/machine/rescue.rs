@@ -40,6 +40,7 @@ impl Machine {
                 // Its rescue has a deadline of its own, and needs a CPU, too. Later the worker is
                 // sampled again, so that a process that the kernel holds is noticed.
                 it.pulse = Some(Pulse::due_at(now + HANG_RESCUE_TIMEOUT, now));
+                self.restart_watches(worker);
                 self.actions.push_back(Action::KillProcess { worker });
             }
             _ => self.kill(worker, KillReason::Hung, now),

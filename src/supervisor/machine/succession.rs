@@ -130,7 +130,7 @@ impl Machine {
         // sender.
         let receiver_stalls = found.sent > found.answered;
         let stalled = if receiver_stalls { to } else { from };
-        let was_continued = std::mem::replace(&mut watch.is_continued, true);
+        let was_continued = watch.is_continued;
         watch.misses = 0;
         if !was_continued && self.is_kept(stalled) {
             self.notice(Notice::HandoverTimedOut {
@@ -160,6 +160,26 @@ impl Machine {
         }
         self.kill(stalled, KillReason::HandoverTimedOut, now);
         Effect::Applied
+    }
+
+    /// Gives the handovers of a worker, whose keeper is about to continue it, their whole time again,
+    /// once.
+    pub(super) fn restart_watches(&mut self, worker: WorkerId) {
+        for slot in &mut self.slots {
+            let id = slot.id;
+            for it in &mut slot.workers {
+                let from = WorkerId {
+                    slot: id,
+                    generation: it.generation,
+                };
+                if let WorkerState::HandingOver { to, watch, .. } = &mut it.state
+                    && (from == worker || *to == worker)
+                {
+                    watch.misses = 0;
+                    watch.is_continued = true;
+                }
+            }
+        }
     }
 
     /// Stops sampling a handover whose receiver is killed.

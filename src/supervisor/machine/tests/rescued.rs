@@ -191,6 +191,41 @@ fn stalled_handover_ends_kept_process_first() {
 }
 
 #[test]
+fn hang_gives_handover_its_time_again() {
+    let limit = ms(1_000);
+    let (from, to) = (worker(0, 1), worker(0, 2));
+    let progress = Progress::default();
+    let process = Action::KillProcess { worker: from };
+    for hang in (300..1_500).step_by(50) {
+        let policy = Policy {
+            hang_timeout: Some(ms(hang)),
+            handover_timeout: limit,
+            ..calm(1)
+        };
+        let mut stage = Stage::booted(policy.clone(), 0);
+        stage.at(10, reload(policy));
+        stage.at(20, ready(0, 2));
+        stage.at(20, kept(0, 1));
+        let (mut hung, mut ended) = (None, None);
+        while ended.is_none() {
+            let (at, asked) = stage.next_timeout();
+            let mut actions = Vec::new();
+            if asked.contains(&Action::TakePulse { worker: from }) {
+                let (worker, turns) = (from, 5);
+                actions.extend(stage.at(at, Event::Pulse { worker, turns }));
+            }
+            if asked.contains(&Action::TakeProgress { from, to }) {
+                actions.extend(stage.at(at, Event::Progress { from, to, progress }));
+            }
+            hung = hung.or_else(|| actions.contains(&process).then_some(at));
+            ended = actions.contains(&kill(0, 1)).then_some(at);
+        }
+        let time = ms(ended.unwrap_or(0) - hung.expect("its process was killed first"));
+        assert!(time >= limit * 3 / 4, "{hang}: {time:?}");
+    }
+}
+
+#[test]
 fn crash_loop_is_not_rescued() {
     let mut stage = Stage::booted(calm(1), 0);
     let crash = || rescued(0, 1, ExitStatus::Signalled(11));
