@@ -81,7 +81,9 @@ use crate::sys::shared::{self, SharedMemory};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::{CloseReason, Counter, TurnClass};
 
-pub use counters::{Moves, counter, is_believable, moves, open_by, open_connections, room};
+pub use counters::{
+    Moves, counter, is_believable, moves, open_by, open_connections, release, room,
+};
 pub use hands::Hand;
 pub use pool::WARM_BUFFERS;
 pub use record::{NoBuffer, Record, RecordMut};

@@ -2,6 +2,7 @@
 //!
 //! Invariant: every function is total; a compromised writer may leave any words.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::Layout;
@@ -61,6 +62,15 @@ pub fn moves(shared: &SharedMemory) -> Moves {
 pub fn room(shared: &SharedMemory) -> u32 {
     let buffers = shared.line(Layout::HEADER).0[2].load(Ordering::Relaxed);
     u32::try_from(buffers).unwrap_or(0).min(Layout::MAX_BUFFERS)
+}
+
+/// Returns everything but the counters to the system, after the last process of a worker has ended:
+/// until its successor begins, its connections' buffers would count against a memory limit.
+///
+/// # Errors
+/// The error of `fallocate`; nothing is changed then.
+pub fn release(shared: &SharedMemory) -> io::Result<()> {
+    shared.clear_from(Layout::LISTENERS)
 }
 
 /// Returns whether the counters are plausible. A compromised worker may have left any words: then

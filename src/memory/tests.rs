@@ -46,6 +46,19 @@ fn record_holds_peer_and_counts() {
 }
 
 #[test]
+fn released_memory_keeps_its_counters() {
+    let mut memory = memory();
+    memory.begin_accept();
+    memory.open(5, 1, peer(), Tick::ZERO, State::Open);
+    memory.end_accept();
+    memory.count(Counter::Accepted, 1);
+    release(memory.shared()).unwrap();
+    assert_eq!(memory.occupied().count(), 0);
+    assert_eq!(open_connections(memory.shared()), 1);
+    assert!(is_believable(memory.shared()));
+}
+
+#[test]
 fn counters_survive_their_worker() {
     let mut first = memory();
     let again = first.shared().as_fd().try_clone_to_owned().unwrap();

@@ -141,6 +141,8 @@ impl SlotResources {
         };
         child.process.channel.purge();
         if self.note_loss(worker, &child.memory) {
+            // If it fails the next worker repeats it.
+            let _ = memory::release(&child.memory);
             self.leave_behind(child.memory);
         }
     }
