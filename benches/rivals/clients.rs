@@ -1,8 +1,8 @@
 //! The clients: the load generator's engine, one team for established connections and one for new
 //! ones, during one event.
 //!
-//! Invariant: every received byte is compared with the expected one; a wrong byte is an error of
-//! the bench, whoever sent it.
+//! Invariant: every received byte is compared with the expected one; a wrong byte ends the bench
+//! with an error.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

@@ -35,7 +35,7 @@ pub(super) enum Action {
 /// Messages per second in the latest samples, oldest first.
 pub(super) type History = VecDeque<f64>;
 
-/// What is shown below the head.
+/// The view below the head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Page {
     /// Chart and table of the workers.

@@ -622,7 +622,7 @@ fn supervisor_death_in_handover_costs_nothing() {
     }
 }
 
-/// A slot without a worker, and clients in its queue, which a sibling serves that accepts no more.
+/// A slot has no worker; clients wait in its queue, which is lent to a sibling that no longer accepts.
 #[test]
 fn lent_queue_is_passed_on() {
     const ACCEPTED: usize = 4;
