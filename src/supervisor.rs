@@ -54,6 +54,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use crate::config::{Config, Launch, LogFormat};
+use crate::fault;
 use crate::log::event;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity;
@@ -167,6 +168,17 @@ fn return_to_earlier(cause: &str) -> ExitCode {
 
 impl Supervisor {
     fn run(mut self) -> ExitCode {
+        let code = self.supervise_to_end();
+        fault::point("supervisor.ended");
+        // The end of its connection tells a client that the server has stopped: by then its
+        // addresses must be free.
+        let connections = self.control.take_connections();
+        drop(self);
+        drop(connections);
+        code
+    }
+
+    fn supervise_to_end(&mut self) -> ExitCode {
         let outcome = self.supervise();
         if let Some(cause) = self.reaper.unreaped() {
             write_error(self.config().log_format, &cause);

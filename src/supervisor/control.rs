@@ -1,5 +1,5 @@
 //! The control socket: receives requests and sends their answers. Without a socket, this does
-//! nothing.
+//! nothing. The end of a connection reports the end of the server, so it must come last.
 //!
 //! It must not carry out a request.
 
@@ -8,6 +8,7 @@ mod server;
 
 use std::io;
 
+use mio::net::UnixStream;
 use mio::{Registry, Token};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub(crate) struct Control {
     server: Option<ControlServer>,
     /// The request that waits for the operation in progress.
     asking: RequestId,
+    /// The clients of the closed socket.
+    connected: Vec<UnixStream>,
 }
 
 /// The control socket in a saved state.
@@ -48,6 +51,7 @@ impl Control {
         Ok(Self {
             server,
             asking: RequestId::NOBODY,
+            connected: Vec::new(),
         })
     }
 
@@ -126,9 +130,17 @@ impl Control {
         Some(server.path().display().to_string())
     }
 
-    /// Removes the socket's file and closes every connection.
+    /// Removes the socket's file and receives nothing any more. The clients stay connected.
     pub(crate) fn close(&mut self) {
-        self.server = None;
+        if let Some(server) = self.server.take() {
+            self.connected = server.into_connections();
+        }
+    }
+
+    /// Returns the connections of the clients that were connected at [`Self::close`]: they end with
+    /// the returned value.
+    pub(crate) fn take_connections(&mut self) -> Vec<UnixStream> {
+        std::mem::take(&mut self.connected)
     }
 
     pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
@@ -154,6 +166,7 @@ impl Control {
         Ok(Self {
             server: server.transpose()?,
             asking: saved.asking,
+            connected: Vec::new(),
         })
     }
 

@@ -1,15 +1,16 @@
 //! Stopping: pending replies are sent, queued clients are answered, stuck connections are closed,
 //! and no process remains, whichever is killed first.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::Signal;
 use socket2::SockRef;
 
 use crate::support::bare::Bare;
 use crate::support::observe::{
-    OWED_BYTES, become_owed, freeze, lose_worker, number, owner, queued, until, wait_draining,
-    wait_ready, worker_of,
+    OWED_BYTES, become_owed, freeze, lose_worker, number, owner, queued, state, until,
+    wait_draining, wait_ready, worker_of,
 };
 use crate::support::{Client, DEADLINE, Lines, Server, Watched, children, pattern, upper};
 
@@ -348,4 +349,37 @@ fn orphaned_workers_answer_queued_clients() {
         client.expect_eof();
     }
     assert!(worker.wait_gone(DEADLINE));
+}
+
+/// A client that sees the end of its connection may start a server at the same address.
+#[test]
+fn connection_ends_after_addresses_are_free() {
+    let server = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--workers=2"])
+        .env("FAULT_POINTS", "supervisor.ended=stop")
+        .start();
+    let mut stream = UnixStream::connect(server.control()).expect("connect to the server");
+    stream
+        .write_all(b"{\"version\":1,\"command\":\"stop\"}\n")
+        .expect("send the request");
+    until("the supervisor has ended, but not exited", || {
+        state(server.pid()) == Some('T')
+    });
+    stream.set_nonblocking(true).expect("do not wait");
+    let mut progress = Vec::new();
+    let early = stream.read_to_end(&mut progress);
+    let early = early.map_err(|error| error.kind());
+    assert_eq!(early, Err(ErrorKind::WouldBlock), "it has not ended");
+    assert!(!progress.is_empty(), "the server reported that it stops");
+
+    let supervisor = Watched::open(server.pid()).expect("it is stopped");
+    supervisor.signal(Signal::SIGCONT);
+    stream.set_nonblocking(false).expect("wait");
+    stream
+        .set_read_timeout(Some(DEADLINE))
+        .expect("wait for a time");
+    assert_eq!(stream.read_to_end(&mut progress).ok(), Some(0));
+    let listen = format!("--listen={}", server.addr());
+    let again = Server::start(&[&listen, "--workers=2"]);
+    Client::connect(again.addr()).roundtrip(b"served");
 }

@@ -216,6 +216,12 @@ impl ControlServer {
         self.socket.own();
     }
 
+    /// Removes the socket's file; returns the connections of the clients.
+    pub(crate) fn into_connections(self) -> Vec<UnixStream> {
+        let clients = self.clients.into_iter().flatten();
+        clients.map(|client| client.stream).collect()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.socket.id.path
     }
