@@ -105,10 +105,11 @@ impl Supervisor {
                 self.report_progress(&notice);
             }
             Action::Announce => {
+                // First: a supervisor that dies once it is ready must have left it.
+                self.store_config();
                 let addresses = self.fleet.addresses();
                 let lines = report::announce(addresses, self.fleet.slots().len());
                 self.telemetry.announce(lines, self.poll.registry());
-                self.store_config();
                 self.shed_surplus();
             }
             Action::Exit(outcome) => {
