@@ -48,6 +48,7 @@ mod upgrade;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ use mio::{Events, Poll, Token};
 use crate::config::{Config, Launch, LogFormat};
 use crate::fault;
 use crate::log::event;
+use crate::sys::lease;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity;
 use uppercased_ctl::metrics::Counter;
@@ -102,6 +104,8 @@ pub struct Supervisor {
     control: Control,
     admin: Admin,
     systemd: Systemd,
+    /// The workers' end of the lease.
+    lease: OwnedFd,
     upgrade: Upgrade,
     telemetry: Telemetry,
     signals: Signals,
@@ -337,6 +341,7 @@ impl Supervisor {
             Some(Source::AdminProcess) => self.admin_ended(),
             Some(Source::AdminChannel) => self.answer_admin(),
             Some(Source::Barrier) => self.store_released(),
+            Some(Source::Lease) => self.lease_ready(),
             Some(Source::Channel(serial)) => {
                 self.fleet.on_channel(serial, registry);
                 self.take_fleet_events();
@@ -474,6 +479,14 @@ impl Supervisor {
     fn leave_if_idle(&mut self) {
         if self.inquiry.is_restart() && self.machine.operation_kind().is_none() {
             self.outcome = Some(Outcome::Clean);
+        }
+    }
+
+    /// Voids a lease that the service manager has let go of: it has other means to end this server, so
+    /// that tells nothing about a later supervisor.
+    fn lease_ready(&self) {
+        if lease::void(&self.lease) {
+            event!(lease_voided);
         }
     }
 

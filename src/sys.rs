@@ -12,6 +12,7 @@ pub mod hangup;
 pub mod heap;
 pub mod image;
 pub mod keeper;
+pub mod lease;
 pub mod limits;
 pub mod quota;
 pub mod shared;

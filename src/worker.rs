@@ -6,7 +6,7 @@
 //!
 //! Invariants: it reports Ready only when every step that can fail has succeeded and it is
 //! sandboxed; it never outlives its supervisor by more than `orphan_timeout` and the deadline of
-//! the phase that follows; it does not exit while connections migrate from it or to it, unless its
+//! the phase that follows, and not even by that if its lease ends; it does not exit while connections migrate from it or to it, unless its
 //! time is over; a panic ends its process at once, without unwinding, because destructors would
 //! close connections that its keeper continues; its phase, and whether it ends by itself, are in the
 //! working memory before it acts on them.
@@ -66,6 +66,8 @@ struct Worker {
     channel: SupervisorChannel,
     /// A pidfd of the supervisor.
     supervisor: OwnedFd,
+    /// Ends when no supervisor will come; see [`mod@crate::sys::lease`].
+    lease: OwnedFd,
     /// Present once the supervisor has exited.
     orphan: Option<Orphan>,
     /// `None` if no later supervisor can adopt it.
@@ -149,11 +151,9 @@ impl Worker {
             event!(cpu_pinning_failed, cpu, %error);
         }
         let mut descriptors = descriptors.into_iter();
-        let Some(memory) = descriptors.next() else {
-            return Err(fail(channel, &"the start message has no working memory"));
-        };
-        let Some(supervisor) = descriptors.next() else {
-            return Err(fail(channel, &"the start message has no supervisor"));
+        let mut next = || descriptors.next();
+        let (Some(memory), Some(supervisor), Some(lease)) = (next(), next(), next()) else {
+            return Err(fail(channel, &"the start message lacks descriptors"));
         };
         let adoption = match Adoption::of(&start, &mut descriptors) {
             Ok(adoption) => adoption,
@@ -187,6 +187,7 @@ impl Worker {
             config: start.config,
             channel,
             supervisor,
+            lease,
             orphan: None,
             adoption,
             reactor,
@@ -399,7 +400,7 @@ impl Worker {
             ToWorker::Ping => {}
             ToWorker::Keep => self.needs_keeper = true,
             ToWorker::Confirm => self.reactor.memory_mut().confirm_rescues(),
-            ToWorker::Adopt => self.become_adopted(descriptors),
+            ToWorker::Adopt => self.become_adopted(&descriptors),
             ToWorker::Serve => self.start_serving(),
             ToWorker::TakeOver(request) => self.take_over(request, descriptors),
             ToWorker::HandOver(request) => self.hand_over(request, descriptors),

@@ -20,7 +20,7 @@ pub const RESCUES_UNCONFIRMED_MAX: u64 = 5;
 /// two batches all are served.
 pub const REARM_BATCH: usize = 250;
 
-/// Interval at which a worker whose supervisor has exited looks for signals.
+/// Interval at which a worker whose supervisor has exited looks for signals, and at its lease.
 pub const ORPHAN_CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Connections to a worker's rendezvous accepted per iteration of its event loop.

@@ -431,7 +431,8 @@ settings! {
             "Serve this long after the supervisor has died"
             "Workers whose supervisor was killed go on serving, and accepting, for this long; \
              then, or at SIGTERM, they stop within drain_timeout. A server that starts on the same \
-             addresses meanwhile adopts them. 0s: they stop at once."
+             addresses meanwhile adopts them. Under systemd they stop as soon as it will not start \
+             the service again. 0s: they stop at once."
         /// Whether to adopt the workers of a supervisor that has died.
         adopt: bool = Switch;
             "BOOL", default "true", example "false";

@@ -261,6 +261,10 @@ events! {
             "The service manager gets no messages.";
         fdstore_removal_unconfirmed: WARN "fd-store removal unconfirmed" [error]
             "No barrier could be sent.";
+        lease_not_stored: WARN "lease unconfirmed" [error]
+            "If the supervisor dies and the service manager starts no other, workers stop after `orphan_timeout`, not at once.";
+        lease_voided: INFO "lease voided" []
+            "The service manager stores nothing, or has emptied its store: as above.";
     }
     "Admin endpoint" {
         admin_ready: INFO "admin endpoint open" [address, agent, admin_pid]
@@ -426,7 +430,7 @@ events! {
         supervisor_not_watched: WARN "supervisor not watched" [error]
             "The worker notices its supervisor's death by its channel only.";
         orphan_stopped: INFO "orphan stops" [reason]
-            "The worker has no supervisor, and its time is over or it received a signal; it stops within `drain_timeout`.";
+            "The worker has no supervisor; its time is over, the service manager will start no other (`lease_ended`), or it received a signal. It stops within `drain_timeout`.";
         worker_finished: DEBUG "worker finished" [accepted, received_bytes, sent_bytes, abandoned_bytes, cut_connections]
             "The counters of its slot as it exits.";
         event_loop_failed: ERROR "event loop failed" [error]

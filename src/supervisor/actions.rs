@@ -3,6 +3,8 @@
 //!
 //! Invariant: actions are executed in sequence; a failed one becomes an event and is never ignored.
 
+use std::os::fd::AsFd as _;
+
 use crate::wire::{Stop, ToWorker};
 use uppercased_ctl::clock::{self, millis};
 use uppercased_ctl::identity::SlotId;
@@ -34,7 +36,8 @@ impl Supervisor {
                     release,
                     standby,
                 };
-                self.fleet.spawn(spawn, self.poll.registry());
+                let registry = self.poll.registry();
+                self.fleet.spawn(spawn, self.lease.as_fd(), registry);
             }
             Action::Kill { worker } => self.fleet.kill(worker),
             Action::KillProcess { worker } => self.fleet.kill_process(worker),

@@ -1,9 +1,11 @@
 //! Starts a server, up to its first worker: limits, locks, listeners, the image. A failed start
 //! changes nothing.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
-use mio::Poll;
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Registry};
 use nix::poll::poll;
 
 use crate::config::{ADOPTION_RELEASE_CHECK_MS, ADOPTION_RELEASE_TIMEOUT, Config, Launch};
@@ -11,6 +13,7 @@ use crate::listener;
 use crate::log::{self, event};
 use crate::port::{self, Lock};
 use crate::sys::image::Image;
+use crate::sys::lease;
 use crate::sys::limits::memory_room;
 use crate::wire::Listen;
 use uppercased_ctl::clock::{self, Tick};
@@ -36,6 +39,7 @@ use super::systemd::Systemd;
 use super::systemd::activation::{self, Given};
 use super::systemd::inquiry::Inquiry;
 use super::telemetry::Telemetry;
+use super::tokens::Source;
 use super::upgrade::Upgrade;
 use super::{Supervisor, report};
 
@@ -99,6 +103,12 @@ impl Supervisor {
         for slot in fleet.listening() {
             systemd.store(slot);
         }
+        let lease = lease::create().and_then(|(lease, end)| {
+            watch_lease(&lease, registry)?;
+            systemd.store_lease(end, registry);
+            Ok(lease)
+        });
+        let lease = lease.map_err(failed("create the lease"))?;
         signals.watch(registry).map_err(failed("watch signals"))?;
         let locks = PortLocks::new(locks, registry).map_err(failed("watch the locks"))?;
         report::starting(fleet.config(), &ignored);
@@ -114,6 +124,7 @@ impl Supervisor {
             control,
             admin,
             systemd,
+            lease,
             upgrade,
             telemetry: Telemetry::new(now),
             signals,
@@ -138,7 +149,9 @@ impl Supervisor {
         self.machine.adopt(&adoption.adopted(), now);
         for orphan in adoption.orphans {
             let release = self.machine.release();
-            self.fleet.adopt(orphan, release, self.poll.registry());
+            let registry = self.poll.registry();
+            self.fleet
+                .adopt(orphan, release, self.lease.as_fd(), registry);
         }
         self.take_fleet_events();
     }
@@ -154,6 +167,16 @@ impl Supervisor {
             .set_failure(Some(format!("reload refused: {error}")));
         self.telemetry.note_refused(error);
     }
+}
+
+/// Watches for the end of the lease.
+pub(super) fn watch_lease(lease: &OwnedFd, registry: &Registry) -> io::Result<()> {
+    let number = lease.as_raw_fd();
+    registry.register(
+        &mut SourceFd(&number),
+        Source::Lease.token(),
+        Interest::READABLE,
+    )
 }
 
 /// Locks every address whose port is known against other instances.

@@ -26,6 +26,7 @@ use uppercased_ctl::process::raise_descriptor_limit;
 
 use super::Supervisor;
 use super::admin::Admin;
+use super::boot::watch_lease;
 use super::control::Control;
 use super::fleet::Fleet;
 use super::locks::PortLocks;
@@ -94,7 +95,10 @@ impl Supervisor {
         let admin = Admin::restore(state.admin, inherited)?;
         fault::fail("resume.control")?;
         let control = Control::restore(state.control, inherited, registry)?;
-        let systemd = Systemd::restore(state.systemd, fleet.listening(), registry);
+        let stored = fleet.listening();
+        let systemd = Systemd::restore(state.systemd, stored, inherited, registry)?;
+        let lease = inherited.take(state.lease)?;
+        watch_lease(&lease, registry)?;
         let telemetry = Telemetry::restore(state.telemetry, registry, clock::now());
         let resize = Resize::new(fleet.config().workers, clock::now());
         Ok(Self {
@@ -104,6 +108,7 @@ impl Supervisor {
             control,
             admin,
             systemd,
+            lease,
             upgrade: Upgrade::restore(state.upgrade, args),
             telemetry,
             signals,

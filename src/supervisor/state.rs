@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) control: control::Saved,
     pub(super) admin: admin::Saved,
     pub(super) systemd: systemd::Saved,
+    /// The workers' end of the lease.
+    pub(super) lease: Descriptor,
     pub(super) upgrade: upgrade::Saved,
     pub(super) telemetry: telemetry::Saved,
     pub(super) locks: locks::Saved,

@@ -1,5 +1,5 @@
 //! The service manager: sends the messages of [`Notifier`] to the socket named by `NOTIFY_SOCKET`,
-//! with descriptors of listeners.
+//! with descriptors of listeners and of the lease.
 //!
 //! Invariants: only the supervisor sends, never one of its children (they do not have the
 //! variables); no send blocks, and a refused one is logged once and retried, so a service manager
@@ -32,6 +32,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LISTEN_MAX;
 use crate::log::event;
+use crate::sys::fd::{Descriptor, Inherited, Kept};
+use crate::sys::lease;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::ServiceManagerStatus;
@@ -50,6 +52,10 @@ struct Manager {
     address: SocketAddrUnix,
     notifier: Notifier,
     barrier: Option<Barrier>,
+    /// Whether listeners may still be stored that the barrier is to confirm as removed.
+    is_releasing: bool,
+    /// The service manager's end of the lease, until it is known to be stored.
+    lease: Option<OwnedFd>,
     /// Leaving slots whose listeners are no longer stored.
     forgotten: Vec<SlotId>,
     /// The failure of the last request, if it failed: the protocol has no message for that.
@@ -71,13 +77,15 @@ struct Counts {
 pub(crate) struct Saved {
     /// Slots whose listeners the service manager has yet to remove.
     removals: Vec<SlotId>,
-    /// Whether a barrier was sent and is not over.
-    barrier: bool,
+    /// Whether removed listeners may still be stored.
+    is_releasing: bool,
+    /// [`Manager::lease`].
+    lease: Option<Descriptor>,
     counts: Counts,
 }
 
-/// A pipe whose end the service manager closes when it has closed the listeners to be removed.
-/// Until then those remain in their group and get connections.
+/// A pipe whose end the service manager closes when it has stored and removed what it was to. Until
+/// then removed listeners remain in their group and get connections.
 #[derive(Debug)]
 struct Barrier {
     read: OwnedFd,
@@ -144,6 +152,15 @@ impl Systemd {
         }
     }
 
+    /// Stores the service manager's end of the lease. Once it is stored, the lease counts.
+    pub(crate) fn store_lease(&mut self, end: OwnedFd, registry: &Registry) {
+        if let Some(manager) = &mut self.0 {
+            manager.lease = Some(end);
+            manager.notifier.store_lease();
+            manager.await_store(registry);
+        }
+    }
+
     /// Removes listeners from the store that have an outdated name.
     pub(crate) fn remove(&mut self, outdated: impl IntoIterator<Item = SlotId>) {
         if let Some(manager) = &mut self.0 {
@@ -163,6 +180,7 @@ impl Systemd {
             manager.notifier.remove(slot);
             manager.forgotten.push(slot);
         }
+        manager.is_releasing = true;
         manager.await_store(registry);
     }
 
@@ -180,18 +198,23 @@ impl Systemd {
 
     /// Returns whether the service manager may still have listeners of slots that have left.
     pub(crate) fn is_releasing(&self) -> bool {
-        self.0.as_ref().is_some_and(Manager::is_releasing)
+        self.0.as_ref().is_some_and(|manager| manager.is_releasing)
     }
 
-    /// Handles a readable barrier. Returns whether the service manager has closed every listener
+    /// Handles a readable barrier. Returns whether the service manager has now closed every listener
     /// that it was to remove.
     pub(crate) fn on_ready(&mut self) -> bool {
-        let barrier = self.0.as_mut().and_then(|it| it.barrier.as_mut());
-        let is_over = barrier.is_some_and(|barrier| barrier.is_over());
-        if is_over && let Some(manager) = &mut self.0 {
-            manager.barrier = None;
+        let Some(manager) = &mut self.0 else {
+            return false;
+        };
+        if !manager.barrier.as_ref().is_some_and(Barrier::is_over) {
+            return false;
         }
-        is_over
+        manager.barrier = None;
+        if let Some(Err(error)) = manager.lease.take().map(lease::confirm) {
+            event!(lease_not_stored, %error);
+        }
+        std::mem::take(&mut manager.is_releasing)
     }
 
     pub(crate) fn status(&self) -> Option<ServiceManagerStatus> {
@@ -200,15 +223,16 @@ impl Systemd {
             sent: manager.counts.sent,
             refused: manager.counts.refused,
             pending: manager.notifier.waiting(),
-            releasing: manager.is_releasing(),
+            releasing: manager.is_releasing,
             watchdog_paused: manager.notifier.withheld().map(str::to_owned),
         })
     }
 
-    pub(crate) fn save(&self) -> Saved {
+    pub(crate) fn save<'a>(&'a self, kept: &mut Kept<'a>) -> Saved {
         let saved = self.0.as_ref().map(|manager| Saved {
             removals: manager.notifier.removals(),
-            barrier: manager.is_releasing(),
+            is_releasing: manager.is_releasing,
+            lease: manager.lease.as_ref().map(|end| kept.keep(end)),
             counts: manager.counts,
         });
         saved.unwrap_or_default()
@@ -216,11 +240,15 @@ impl Systemd {
 
     /// Restores the state saved by the earlier binary of this process: sends pending messages, and
     /// a new barrier in place of one in progress.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
     pub(crate) fn restore(
         saved: Saved,
         stored: impl IntoIterator<Item = SlotId>,
+        inherited: &mut Inherited,
         registry: &Registry,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let mut restored = Self(Manager::from_environment(Notifier::resumed));
         restored.remove(saved.removals);
         for slot in stored {
@@ -228,11 +256,15 @@ impl Systemd {
         }
         if let Some(manager) = &mut restored.0 {
             manager.counts = saved.counts;
-            if saved.barrier {
+            manager.is_releasing = saved.is_releasing;
+            if saved.is_releasing {
                 manager.await_store(registry);
             }
         }
-        restored
+        if let Some(end) = saved.lease {
+            restored.store_lease(inherited.take(end)?, registry);
+        }
+        Ok(restored)
     }
 }
 
@@ -245,6 +277,8 @@ impl Manager {
                 address,
                 notifier: make(watchdog()),
                 barrier: None,
+                is_releasing: false,
+                lease: None,
                 forgotten: Vec::new(),
                 failure: None,
                 counts: Counts::default(),
@@ -265,6 +299,7 @@ impl Manager {
                 Message::Store(slot) => {
                     Some(listeners(*slot)).filter(|listeners| !listeners.is_empty())
                 }
+                Message::StoreLease => self.lease.as_ref().map(|end| vec![end.as_fd()]),
                 Message::Barrier => self.barrier.as_ref().and_then(Barrier::end),
                 _ => Some(Vec::new()),
             };
@@ -312,11 +347,7 @@ impl Manager {
         Ok(())
     }
 
-    fn is_releasing(&self) -> bool {
-        self.barrier.is_some()
-    }
-
-    /// Makes the service manager report when it has closed every listener that it was to remove.
+    /// Makes the service manager report when it has handled every message so far.
     fn await_store(&mut self, registry: &Registry) {
         self.notifier.barrier();
         // The registration of an earlier one ends with it.

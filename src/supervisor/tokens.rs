@@ -24,6 +24,8 @@ pub(crate) enum Source {
     AdminProcess,
     /// The pipe that a service manager closes.
     Barrier,
+    /// The lease.
+    Lease,
     /// The admin process's channel.
     AdminChannel,
     /// The pidfd of a child that was killed.
@@ -61,6 +63,7 @@ impl Source {
             Self::Announcement => 7,
             Self::InquiryChannel => 8,
             Self::InquiryProcess => 9,
+            Self::Lease => 10,
             Self::Control => CONTROL_FIRST,
             Self::Lock(index) => LOCKS_FIRST + index,
             Self::Channel(serial) => CHILDREN_FIRST + 3 * serial as usize,
@@ -82,6 +85,7 @@ impl Source {
             7 => Self::Announcement,
             8 => Self::InquiryChannel,
             9 => Self::InquiryProcess,
+            10 => Self::Lease,
             CONTROL_FIRST..CONTROL_END => Self::Control,
             number if number >= CHILDREN_FIRST => {
                 let serial = ((number - CHILDREN_FIRST) / 3) as u64;
@@ -109,6 +113,7 @@ mod tests {
             Source::PreflightProcess,
             Source::AdminProcess,
             Source::Barrier,
+            Source::Lease,
             Source::AdminChannel,
             Source::Killed,
             Source::Announcement,

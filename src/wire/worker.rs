@@ -16,8 +16,8 @@ use uppercased_ctl::status::Sandboxed;
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
     /// Starts the worker; always the first message. Descriptors: the working memory, a pidfd of the
-    /// supervisor, the rendezvous if a later supervisor can adopt the worker, then the slot's
-    /// listeners if the worker is to adopt them (one for each address, in order).
+    /// supervisor, the lease, the rendezvous if a later supervisor can adopt the worker, then the
+    /// slot's listeners if the worker is to adopt them (one for each address, in order).
     Start(Box<Start>),
     /// Serve a slot's listeners in place of those of the same slot that the worker may have: those
     /// of another slot without a worker, or its own after one was replaced. Descriptors: the
@@ -56,7 +56,7 @@ pub enum ToWorker {
     /// The supervisor has received [`FromWorker::Rescued`] and trusts the rescued worker.
     Confirm,
     /// The sender is the worker's supervisor from now on; answers [`FromWorker::Adoptable`].
-    /// Descriptor: a pidfd of the supervisor.
+    /// Descriptors: a pidfd of the supervisor, the lease.
     Adopt,
 }
 

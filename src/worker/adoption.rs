@@ -3,8 +3,9 @@
 //!
 //! Invariants: a worker whose supervisor lives refuses everybody, and an orphan refuses a second
 //! supervisor while the first has not left; only root and the user that started the worker are
-//! answered; until the adoption is complete the worker is an orphan with its deadline. The channel
-//! and the supervisor's pidfd keep their descriptor numbers, because a keeper knows them by these.
+//! answered; until the adoption is complete the worker is an orphan with its deadline. The channel,
+//! the supervisor's pidfd and the lease keep their descriptor numbers, because a keeper knows them by
+//! these.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -124,13 +125,13 @@ impl Worker {
         }
     }
 
-    /// Continues with a new supervisor, whose pidfd came with its message.
-    pub(super) fn become_adopted(&mut self, descriptors: Vec<OwnedFd>) {
-        let supervisor = descriptors.into_iter().next();
-        let Some(supervisor) = supervisor.filter(|_| self.is_orphan()) else {
+    /// Continues with a new supervisor, whose pidfd and lease came with its message.
+    pub(super) fn become_adopted(&mut self, descriptors: &[OwnedFd]) {
+        let (true, [supervisor, lease]) = (self.is_orphan(), descriptors) else {
             return event!(adoption_ignored);
         };
-        let watched = replace(&mut self.supervisor, &supervisor)
+        let watched = replace(&mut self.lease, lease)
+            .and_then(|()| replace(&mut self.supervisor, supervisor))
             .and_then(|()| self.reactor.watch_control_again(&self.supervisor));
         if let Err(error) = watched {
             // The end of the channel tells, too.

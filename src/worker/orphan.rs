@@ -1,4 +1,5 @@
-//! A worker whose supervisor has exited: it goes on serving, and accepting, for `orphan_timeout`.
+//! A worker whose supervisor has exited: it goes on serving, and accepting, for `orphan_timeout`, or
+//! until its lease ends, which says that the service manager will start no other supervisor.
 //!
 //! The end of the channel tells, and so does a pidfd of the supervisor: a copy of the other end of
 //! the channel, in a child of the supervisor that has not executed its program yet, delays its end.
@@ -14,6 +15,7 @@ use super::phase::{Orphan, Phase};
 use crate::config::ORPHAN_CHECK_EVERY;
 use crate::log::event;
 use crate::sys::keeper::has_ended;
+use crate::sys::lease;
 use crate::sys::signals::{Signal, take_pending};
 use uppercased_ctl::clock::{self, Tick};
 
@@ -84,19 +86,18 @@ impl Worker {
         }
     }
 
-    /// Stops an orphan whose time is over, or that has received a signal.
+    /// Stops an orphan whose time or lease is over, or that has received a signal.
     pub(super) fn advance_orphan(&mut self, now: Tick) {
         let phase = self.phase;
         let Some(orphan) = self.orphan.as_mut().filter(|it| it.is_due(phase, now)) else {
             return;
         };
         orphan.check_at = now + ORPHAN_CHECK_EVERY;
-        let is_over = orphan.is_due(phase, now);
-        let reason = match take_pending(&STOP_SIGNALS) {
-            Some(signal) => signal.as_str(),
-            None if is_over => "orphan_timeout",
+        let signal = take_pending(&STOP_SIGNALS).map(Signal::as_str);
+        let is_given_up = lease::has_ended(&self.lease);
+        let Some(reason) = orphan.reason_to_stop(phase, signal, is_given_up, now) else {
             // Not all may have been accepted at the last report.
-            None => return self.meet_visitors(),
+            return self.meet_visitors();
         };
         event!(orphan_stopped, reason);
         self.drain(self.config.drain_timeout);

@@ -102,9 +102,9 @@ impl Phase {
 /// The time that a worker without a supervisor has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Orphan {
-    /// When it begins to drain, unless its phase has an end of its own.
+    /// When it begins to drain, unless its phase has an end of its own or its lease ends before.
     pub(super) until: Tick,
-    /// When it looks for a signal next.
+    /// When it looks for a signal, and at its lease, next.
     pub(super) check_at: Tick,
     /// Whether the channel leads to a process that may adopt it.
     pub(super) visited: bool,
@@ -121,6 +121,24 @@ impl Orphan {
             Phase::LameDuck { .. } | Phase::Leaving { .. } => Some(self.check_at),
             Phase::Draining { .. } | Phase::Done => None,
         }
+    }
+
+    /// Returns why it begins to drain, if it does now that it has something to do. `is_given_up`: its
+    /// lease has ended, which does not matter while a process may adopt it.
+    pub(super) fn reason_to_stop(
+        self,
+        phase: Phase,
+        signal: Option<&'static str>,
+        is_given_up: bool,
+        now: Tick,
+    ) -> Option<&'static str> {
+        if signal.is_some() || matches!(phase, Phase::LameDuck { .. } | Phase::Leaving { .. }) {
+            return signal;
+        }
+        if self.until <= now {
+            return Some("orphan_timeout");
+        }
+        (is_given_up && !self.visited).then_some("lease_ended")
     }
 
     pub(super) fn is_due(self, phase: Phase, now: Tick) -> bool {
@@ -158,5 +176,45 @@ mod tests {
             ..Phase::Done.standing()
         };
         assert_eq!(Phase::of(unknown), None);
+    }
+
+    #[test]
+    fn orphan_stops_for_first_reason() {
+        let [now, later] = [5, 6].map(Tick::from_millis);
+        let orphan = Orphan {
+            until: later,
+            check_at: now,
+            visited: false,
+        };
+        let visited = Orphan {
+            visited: true,
+            ..orphan
+        };
+        let leaving = Phase::Leaving { until: later };
+        for (orphan, phase, signal, is_given_up, at, reason) in [
+            (orphan, Phase::Serving, None, false, now, None),
+            (orphan, Phase::Serving, None, true, now, Some("lease_ended")),
+            (visited, Phase::Serving, None, true, now, None),
+            (
+                visited,
+                Phase::Serving,
+                None,
+                true,
+                later,
+                Some("orphan_timeout"),
+            ),
+            (orphan, leaving, None, true, later, None),
+            (
+                visited,
+                leaving,
+                Some("SIGTERM"),
+                false,
+                now,
+                Some("SIGTERM"),
+            ),
+        ] {
+            let found = orphan.reason_to_stop(phase, signal, is_given_up, at);
+            assert_eq!(found, reason, "{orphan:?} {phase:?}");
+        }
     }
 }

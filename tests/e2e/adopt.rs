@@ -30,7 +30,7 @@ fn server(args: &[&str]) -> Server {
 
 /// Kills the only worker, which has no supervisor; returns once its keeper is the worker.
 #[track_caller]
-fn kill_orphan(server: &Server) {
+pub(crate) fn kill_orphan(server: &Server) {
     let keepers = until_some("it has a keeper", || {
         Some(server.orphan_keeper_pids()).filter(|keepers| !keepers.is_empty())
     });
@@ -51,7 +51,7 @@ fn only_orphan(server: &Server) -> Watched {
 
 /// Kills the supervisor; returns when every worker knows.
 #[track_caller]
-fn kill_supervisor(server: &Server, workers: usize) {
+pub(crate) fn kill_supervisor(server: &Server, workers: usize) {
     server.kill();
     let mut aware = 0;
     server.wait_log(|line| {
@@ -189,7 +189,7 @@ fn orphaned_standby_exits() {
 }
 
 /// Starts the next server after `first`, on the same address.
-fn next(first: &Server, args: &[&str]) -> ServerBuilder {
+pub(crate) fn next(first: &Server, args: &[&str]) -> ServerBuilder {
     let listen = format!("--listen={}", first.addr());
     Server::builder()
         .args([listen])
@@ -204,7 +204,7 @@ fn wait_replaced(server: &Server) {
 }
 
 #[track_caller]
-fn adopted(server: &Server) -> usize {
+pub(crate) fn adopted(server: &Server) -> usize {
     let log = server.log();
     let adopted = log
         .iter()

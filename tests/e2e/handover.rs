@@ -22,6 +22,7 @@ use uppercased::handover::{HandedOver, HandoverEnd};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
 use uppercased::memory::life;
+use uppercased::sys::lease;
 use uppercased::sys::shared::SharedMemory;
 use uppercased::wire::{
     Envelope, FromWorker, HandOver, Listen, Rescued, Start, Stop, TakeOver, ToWorker,
@@ -113,7 +114,8 @@ impl Slot {
         };
         // The test is its supervisor.
         let supervisor = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-        let mut descriptors = vec![file.as_fd(), supervisor.as_fd()];
+        let (lease, _) = lease::create().unwrap();
+        let mut descriptors = vec![file.as_fd(), supervisor.as_fd(), lease.as_fd()];
         descriptors.extend(self.listener.as_ref().map(AsFd::as_fd));
         let message = ToWorker::Start(Box::new(start));
         let envelope = Envelope {

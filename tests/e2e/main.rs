@@ -22,6 +22,7 @@ mod haproxy;
 mod harness;
 mod hostile;
 mod judges;
+mod lease;
 mod limits;
 mod logs;
 mod placement;

@@ -125,6 +125,8 @@ fn processes_hold_only_needed_descriptors() {
         // Of the supervisor, and of itself for its keeper.
         "anon_inode:[pidfd]",
         "anon_inode:[pidfd]",
+        // The lease.
+        "pipe",
     ];
     // The channel, the rendezvous, the listener, and in one of the workers the client.
     let needed = [3, 4].map(|sockets| {

@@ -238,6 +238,7 @@ pub(crate) struct NewWorker<'a> {
     pub(crate) image: &'a Image,
     pub(crate) start: Start,
     pub(crate) memory: &'a SharedMemory,
+    pub(crate) lease: BorrowedFd<'a>,
     pub(crate) rendezvous: Option<&'a Rendezvous>,
     pub(crate) listeners: &'a [OwnedFd],
 }
@@ -253,7 +254,7 @@ impl NewWorker<'_> {
         } = self;
         start.adoptable = self.rendezvous.is_some();
         let supervisor = own_pidfd()?;
-        let mut descriptors = vec![self.memory.as_fd(), supervisor.as_fd()];
+        let mut descriptors = vec![self.memory.as_fd(), supervisor.as_fd(), self.lease];
         if let Some(rendezvous) = self.rendezvous {
             descriptors.push(rendezvous.as_fd());
         }

@@ -1,7 +1,7 @@
 //! Starts workers.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use mio::Registry;
 
@@ -24,15 +24,20 @@ use super::{Event, Fleet};
 
 impl Fleet {
     /// Starts a worker, and creates its slot if necessary.
-    pub(crate) fn spawn(&mut self, spawn: Spawn, registry: &Registry) {
-        if let Err(cause) = self.try_spawn(spawn, registry) {
+    pub(crate) fn spawn(&mut self, spawn: Spawn, lease: BorrowedFd<'_>, registry: &Registry) {
+        if let Err(cause) = self.try_spawn(spawn, lease, registry) {
             let worker = spawn.worker;
             let cause = format!("cannot start a worker process: {cause}");
             self.machine(machine::Event::SpawnFailed { worker, cause });
         }
     }
 
-    fn try_spawn(&mut self, spawn: Spawn, registry: &Registry) -> Result<(), String> {
+    fn try_spawn(
+        &mut self,
+        spawn: Spawn,
+        lease: BorrowedFd<'_>,
+        registry: &Registry,
+    ) -> Result<(), String> {
         let Spawn {
             worker,
             listener,
@@ -73,6 +78,7 @@ impl Fleet {
             image: &run.image,
             start,
             memory: &memory,
+            lease,
             rendezvous: rendezvous.as_ref(),
             listeners: slot.listeners(),
         };
@@ -107,7 +113,13 @@ impl Fleet {
     }
 
     /// Takes over an orphan, as a worker of `release`.
-    pub(crate) fn adopt(&mut self, orphan: Orphan, release: ReleaseId, registry: &Registry) {
+    pub(crate) fn adopt(
+        &mut self,
+        orphan: Orphan,
+        release: ReleaseId,
+        lease: BorrowedFd<'_>,
+        registry: &Registry,
+    ) {
         let Orphan {
             worker,
             process,
@@ -146,7 +158,7 @@ impl Fleet {
                 return self.machine(machine::Event::ChannelBroken { worker, cause });
             }
         };
-        self.send(worker, ToWorker::Adopt, &[supervisor.as_fd()]);
+        self.send(worker, ToWorker::Adopt, &[supervisor.as_fd(), lease]);
         event!(orphan_adopted; worker, worker_pid, connections);
         self.note_sandbox(worker, introduction.sandbox);
         self.find_keeper(worker, registry);

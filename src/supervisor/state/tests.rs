@@ -37,6 +37,7 @@ use crate::supervisor::tokens::CONTROL_FIRST;
 use crate::supervisor::upgrade::Upgrade;
 use crate::sys::fd::{Inherited, Kept, pass_on};
 use crate::sys::image::Process;
+use crate::sys::lease;
 use crate::sys::shared::SharedMemory;
 use crate::wire::Listen;
 
@@ -48,6 +49,8 @@ struct Parts {
     locks: PortLocks,
     reaper: Reaper,
     telemetry: telemetry::Saved,
+    systemd: Systemd,
+    lease: OwnedFd,
     /// Not dropped while the parts are registered there.
     _poll: Poll,
 }
@@ -117,6 +120,8 @@ impl Parts {
             locks,
             reaper: Reaper::holding(killed),
             telemetry: Telemetry::new(Tick::ZERO).save(),
+            systemd: Systemd::default(),
+            lease: lease::create().unwrap().0,
             _poll: poll,
         };
         (parts, client)
@@ -137,7 +142,8 @@ impl Parts {
             fleet: self.fleet.save(kept),
             control: self.control.save(kept),
             admin: self.admin.save(kept),
-            systemd: Systemd::default().save(),
+            systemd: self.systemd.save(kept),
+            lease: kept.keep(&self.lease),
             upgrade: Upgrade::new(Vec::new()).unwrap().save(),
             telemetry: self.telemetry.clone(),
             locks: self.locks.save(kept),
@@ -151,9 +157,14 @@ impl Parts {
         let poll = Poll::new()?;
         let registry = poll.registry();
         let mut inherited = Inherited::default();
+        let fleet = Fleet::restore(state.fleet, &mut inherited, registry, (1024, Tick::ZERO))?;
+        let stored = fleet.listening();
+        let systemd = Systemd::restore(state.systemd, stored, &mut inherited, registry)?;
         Ok(Self {
             locks: PortLocks::restore(state.locks, &mut inherited, registry)?,
-            fleet: Fleet::restore(state.fleet, &mut inherited, registry, (1024, Tick::ZERO))?,
+            fleet,
+            systemd,
+            lease: inherited.take(state.lease)?,
             reaper: Reaper::restore(state.reaper, &mut inherited, registry)?,
             admin: Admin::restore(state.admin, &mut inherited)?,
             control: Control::restore(state.control, &mut inherited, registry)?,

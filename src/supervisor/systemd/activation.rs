@@ -23,7 +23,7 @@ use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::limits::WORKERS_MAX;
 
 use super::inheritance::{self, Offer, Origin, Plan};
-use super::notify::stored_slot;
+use super::notify::{STORED_LEASE, stored_slot};
 
 /// The first inherited descriptor (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
@@ -85,6 +85,8 @@ impl Given {
                     event!(stored_socket_closed, name, detail = what);
                     given.useless.push(slot);
                 }
+                // Of an earlier supervisor; each has one of its own.
+                (Err(_), Origin::Unit) if name == STORED_LEASE => {}
                 (Err(what), Origin::Unit) => return Err(Error::Unusable { name, what }),
             }
         }

@@ -50,6 +50,8 @@ pub(crate) enum Message {
     Store(SlotId),
     /// Remove the slot's listeners.
     Remove(SlotId),
+    /// Store the lease's end, which is sent with it.
+    StoreLease,
     /// Close the descriptor sent with it when all earlier messages have been handled.
     Barrier,
 }
@@ -140,6 +142,11 @@ impl Notifier {
         let same = [Message::Store(slot), Message::Remove(slot)];
         self.outbox.retain(|it| !same.contains(it));
         self.outbox.push_back(Message::Remove(slot));
+    }
+
+    /// Requests that the lease's end be stored.
+    pub(crate) fn store_lease(&mut self) {
+        self.outbox.push_back(Message::StoreLease);
     }
 
     /// Queues a barrier after the messages so far.
@@ -267,6 +274,7 @@ impl Notifier {
             | Message::Watchdog
             | Message::Store(_)
             | Message::Remove(_)
+            | Message::StoreLease
             | Message::Barrier => false,
         };
         self.outbox.retain(|it| !of_the_whole(it));
@@ -333,6 +341,8 @@ impl Message {
             Self::Watchdog => "WATCHDOG=1".to_owned(),
             // Not polled: systemd would drop a listener when an event is reported on it.
             Self::Store(slot) => format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", stored_name(*slot)),
+            // Polled: systemd drops it when no worker has the lease any more.
+            Self::StoreLease => format!("FDSTORE=1\nFDNAME={STORED_LEASE}"),
             Self::Barrier => "BARRIER=1".to_owned(),
             Self::Remove(slot) => format!("FDSTOREREMOVE=1\nFDNAME={}", stored_name(*slot)),
         }
@@ -352,6 +362,8 @@ pub(crate) fn stored_slot(name: &str) -> Option<SlotId> {
 }
 
 const STORED: &str = "slot-";
+/// The name under which the lease's end is stored.
+pub(crate) const STORED_LEASE: &str = "lease";
 
 /// Returns the first slot whose queue no worker serves. A slot without a worker is no reason to
 /// restart the whole service while a sibling serves its queue, or it has none: the lack of one

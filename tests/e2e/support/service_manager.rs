@@ -11,17 +11,23 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::PollFlags;
 use nix::sys::stat::fstat;
+use rustix::io::ioctl_fionread;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
-use super::process::{DEADLINE, Deadline, in_background};
+use super::observe::until;
+use super::process::{DEADLINE, Deadline, in_background, poll_one};
 
-/// A socket and the name under which it is passed.
+/// A descriptor and the name under which it is passed.
 pub type Named = (String, OwnedFd);
 
 /// Ends the reading thread; no message of a service starts with it.
 const OVER: &[u8] = b"over";
+
+/// The name under which a service stores its lease.
+const LEASE: &str = "lease";
 
 /// Arrives after everything sent before, because the socket keeps the order.
 const MARK: &str = "MARK=1";
@@ -167,14 +173,35 @@ impl ServiceManager {
     #[track_caller]
     pub fn wait_stored(&self, names: &[&str]) {
         let stored = self.wait(DEADLINE, |state| {
-            let mut stored: Vec<&str> = state.store.iter().map(|(name, _)| &**name).collect();
+            let stored = state.store.iter().map(|(name, _)| &**name);
+            let mut stored: Vec<&str> = stored.filter(|name| *name != LEASE).collect();
             stored.sort_unstable();
             (stored == names).then_some(())
         });
         assert!(stored.is_some(), "not {names:?}: {:#?}", self.shared.lock());
     }
 
-    /// Returns the stored sockets, to pass to the next instance. They stay stored.
+    /// Waits until exactly one lease is stored and the service knows it: that of its present workers.
+    #[track_caller]
+    pub fn wait_leased(&self) {
+        until("one lease is stored", || {
+            let mut state = self.shared.lock();
+            // systemd removes what nobody has the other end of.
+            state.store.retain(|(name, end)| {
+                name != LEASE || !poll_one(end, PollFlags::POLLERR, Duration::ZERO)
+            });
+            let leases = state.store.iter().filter(|(name, _)| name == LEASE);
+            let marked = leases.map(|(_, end)| ioctl_fionread(end).expect("a pipe"));
+            marked.eq([1])
+        });
+    }
+
+    /// Closes everything that it has stored.
+    pub fn empty_store(&self) {
+        self.shared.lock().store.clear();
+    }
+
+    /// Returns the stored descriptors, to pass to the next instance. They stay stored.
     pub fn stored(&self) -> Vec<Named> {
         let state = self.shared.lock();
         let duplicate = |(name, fd): &Named| (name.clone(), fd.try_clone().expect("duplicate"));
@@ -243,7 +270,7 @@ impl Shared {
     }
 }
 
-/// Returns the identity of a socket.
+/// Returns the identity of a descriptor's file.
 fn inode(descriptor: &OwnedFd) -> u64 {
     fstat(descriptor).expect("an open descriptor").st_ino
 }
