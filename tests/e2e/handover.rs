@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use crate::support::observe::{state, until};
 use crate::support::{Client, DEADLINE, Deadline, Watched, own_address, poll_one};
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
@@ -18,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use uppercased::channel::{self, Channel};
 use uppercased::config::{Config, LogLevel};
-use uppercased::handover::{HandedOver, HandoverEnd};
+use uppercased::handover::{HandedOver, HandoverEnd, Part};
 use uppercased::memory;
 use uppercased::memory::layout::Layout;
 use uppercased::memory::life;
@@ -583,6 +584,53 @@ fn lost_request_for_handover_is_repeated() {
     hand_over(&mut old, &mut new, false);
     expect_all_moved(&mut old, &new, &slot, &mut clients);
 }
+
+/// A request that waits for the end of a partial handover is lost with the process, and its socket
+/// with it; the partial handover goes on.
+#[test]
+fn lost_deferred_request_is_repeated() {
+    let (mut slot, mut old, mut new, mut clients) = rescued_pair("", "");
+    let mut sibling = slot.start(false, "receiver.received=stop");
+    let (ours, theirs) = pair();
+    let take_over = TakeOver {
+        from: old.id,
+        expected: PART,
+    };
+    sibling.send(ToWorker::TakeOver(take_over), &[theirs]);
+    let part = Part {
+        permille: 1000,
+        at_most: PART,
+        active_within: DEADLINE,
+    };
+    let request = HandOver {
+        to: sibling.id,
+        last: false,
+        part: Some(part),
+    };
+    old.send(ToWorker::HandOver(request), &[ours]);
+    until("the receiver has the part", || {
+        state(sibling.watched.pid()) == Some('T')
+    });
+    hand_over(&mut old, &mut new, false);
+    // Its answer shows that the request before it is waiting.
+    old.send(ToWorker::Keep, &[]);
+    assert!(matches!(old.receive(), Some((FromWorker::Kept, _))));
+    let process = life::process(&old.memory).and_then(|pid| Watched::open(pid.unsigned_abs()));
+    process.unwrap().signal(Signal::SIGKILL);
+    let rescued = old.expect_rescued();
+    assert_eq!((rescued.reset, rescued.is_handing_over), (0, false));
+    hand_over(&mut old, &mut new, false);
+    sibling.watched.signal(Signal::SIGCONT);
+    // That of the part is not reported, because a handover of all followed.
+    let result = old.expect_handed_over();
+    assert_eq!((result.moved, result.part), (RESCUED_CLIENTS - PART, false));
+    assert_eq!(result.end, HandoverEnd::Done);
+    serves(&mut clients);
+    assert_eq!(sibling.count(Counter::MigratedIn), u64::from(PART));
+}
+
+/// Fewer connections than in a batch.
+const PART: u32 = 20;
 
 /// The sender may have read an answer and died before it stored that, and the only process that
 /// knows it is gone: connections that it has not served since then are taken back.
