@@ -10,7 +10,7 @@ use socket2::SockRef;
 use crate::support::adversity::{fill_all, skipped};
 use crate::support::baseline::Baseline;
 use crate::support::cgroup::MemoryGroup;
-use crate::support::observe::{descriptors, sockets, until};
+use crate::support::observe::{descriptors, keepers_of, sockets, until, until_some};
 use crate::support::scene::{Scene, WORKER_BYTES_MAX, WORKER_SLACK_BYTES};
 use crate::support::usage::Counters;
 use crate::support::{Client, Server};
@@ -97,7 +97,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
     readers.retain(|client| !others.contains(&client.local_addr()));
     counters.wait_open(readers.len() as u64 + 1);
     let mark = server.log_len();
-    push_until_reset(&readers);
+    until("a worker has exited", || !push(&readers));
     let died = server.wait_log_from(mark, |line| line.contains("worker exited unexpectedly"));
     let explained = died.contains("SIGKILL") && died.contains("out of memory (oom_kill in ");
     assert!(explained, "{died}");
@@ -120,6 +120,53 @@ fn oom_killed_worker_is_replaced_with_cause() {
     assert!(causes.any(|it| it.contains("out of memory")), "{status}");
     counters.wait_open(1);
     before.assert_back(&server);
+}
+
+/// The keeper is in a group of its own, so that the kernel kills the worker, and once.
+#[test]
+fn rescued_oom_kill_has_its_cause() {
+    const READERS: usize = 200;
+    const LIMIT_BYTES: u64 = 1 << 20;
+    let (Some(group), Some(others)) = (group(), group()) else {
+        return;
+    };
+    let (shell, program) = group.program(env!("CARGO_BIN_EXE_uppercased"));
+    let server = Server::builder().program(shell).args(program);
+    let server = server.args([
+        "--listen=127.0.0.1:0",
+        "--workers=1",
+        "--send-buffer=16KiB",
+        "--recv-buffer=128KiB",
+        "--crash-rescue=on",
+    ]);
+    let server = server.start();
+    let counters = Counters::of(&server);
+    let mut good = Client::connect(server.addr());
+    good.roundtrip(b"before");
+    let readers: Vec<Client> = (0..READERS)
+        .map(|_| Client::connect(server.addr()))
+        .collect();
+    counters.wait_open(READERS as u64 + 1);
+    let keeper = until_some("the worker has a keeper", || {
+        keepers_of(&server, 0).first().copied()
+    });
+    others.take_process(keeper);
+    group.limit(group.used() + LIMIT_BYTES);
+    until("the kernel kills the worker", || {
+        assert!(push(&readers), "a client is reset");
+        group.kills() > 0
+    });
+    group.limit(1 << 40);
+    let line = server.wait_log(|line| line.contains("event=worker_rescued"));
+    for part in ["SIGKILL", "out of memory (oom_kill in ", " reset=0 "] {
+        assert!(line.contains(part), "{line}");
+    }
+    good.roundtrip(b"after");
+    assert_eq!(counters.open(), READERS as u64 + 1);
+    let crash = server.status_json()["slots"][0]["last_crash"]["error"].clone();
+    assert!(crash.to_string().contains("out of memory"), "{crash}");
+    drop(readers);
+    assert!(server.stop().success());
 }
 
 #[test]
@@ -150,10 +197,10 @@ fn clients_of(worker: u32, port: u16) -> BTreeSet<SocketAddr> {
     its_own.map(|it| it.remote_address).collect()
 }
 
-/// Sends without reading until one of the clients is reset.
-fn push_until_reset(clients: &[Client]) {
+/// Sends as much as each client can without reading; returns whether none was reset.
+fn push(clients: &[Client]) -> bool {
     let bytes = vec![b'x'; 64 << 10];
-    for client in clients {
+    clients.iter().all(|client| {
         let socket = SockRef::from(client.socket());
         socket
             .set_send_buffer_size(32 << 10)
@@ -161,17 +208,11 @@ fn push_until_reset(clients: &[Client]) {
         socket
             .set_recv_buffer_size(4 << 10)
             .expect("a small buffer");
-    }
-    until("a worker has exited", || {
-        clients.iter().any(|client| {
-            loop {
-                let socket = SockRef::from(client.socket());
-                match socket.send_with_flags(&bytes, nix::libc::MSG_DONTWAIT) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break false,
-                    Err(_) => break true,
-                }
+        loop {
+            match socket.send_with_flags(&bytes, nix::libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) => break error.kind() == std::io::ErrorKind::WouldBlock,
             }
-        })
-    });
+        }
+    })
 }
