@@ -62,6 +62,12 @@ enum Fault {
     BatchesServed,
     /// The sender does not store that a connection migrates.
     NoMovingMark,
+    /// The sender sends connections that are in flight in another batch, too.
+    SentTwice,
+    /// The sender ignores acknowledgements.
+    AcknowledgementIgnored,
+    /// The receiver does not store its link.
+    LinkNotStored,
 }
 
 /// A descriptor of a connection at one side.
@@ -237,7 +243,9 @@ impl World {
             last: true,
             part: part.is_some(),
         });
-        receiver_memory.begin_arrival(LINK, 0);
+        if fault != Fault::LinkNotStored {
+            receiver_memory.begin_arrival(LINK, 0);
+        }
         let mut world = Self {
             random,
             told,
@@ -372,6 +380,10 @@ impl World {
             }
             let packet = Packet::decode(&parcel.bytes).unwrap();
             self.trace(&format!("the sender receives {packet:?}"));
+            let is_acknowledgement = matches!(packet.message, Message::Acknowledged { .. });
+            if is_acknowledgement && self.fault == Fault::AcknowledgementIgnored {
+                return;
+            }
             self.sender_handles(SenderEvent::Received(packet));
         } else if self.receiver_closed {
             self.trace("the sender detects the end");
@@ -632,7 +644,11 @@ impl World {
         let most = self.part.map_or(most, |left| most.min(left));
         let served = (0..self.connections.len()).filter(|&index| {
             let one = &self.connections[index];
-            one.sender == Held::Served && !one.stuck
+            match one.sender {
+                Held::Served => !one.stuck,
+                Held::Moving => self.fault == Fault::SentTwice,
+                Held::No => false,
+            }
         });
         let batch: Vec<usize> = served.take(most).collect();
         assert!(!batch.is_empty(), "an empty batch");
@@ -1160,6 +1176,9 @@ fn every_omitted_handover_rule_breaks_its_law() {
         (Fault::BatchesForgotten, "never arrives"),
         (Fault::BatchesServed, "is touched by both"),
         (Fault::NoMovingMark, "the sender's records"),
+        (Fault::SentTwice, "is adopted twice"),
+        (Fault::AcknowledgementIgnored, "had been acknowledged"),
+        (Fault::LinkNotStored, "the receiver's records"),
     ] {
         let mut broken = (0..SEEDS).filter_map(|seed| broken_law(seed, fault));
         let is_found = broken.any(|text| text.contains(law));
