@@ -170,6 +170,18 @@ impl Clients {
         }
     }
 
+    /// Ends every client; asserts that none has noticed anything, nor the kernel since `before`.
+    #[track_caller]
+    fn finish_clean(self, before: &KernelCounters) -> [Report; 2] {
+        let reports = self.finish();
+        for report in &reports {
+            report.assert_clean();
+        }
+        let connections = reports.iter().map(|report| report.connections).sum();
+        KernelCounters::read().assert_no_loss_in(connections, before);
+        reports
+    }
+
     /// Ends every client.
     fn finish(self) -> [Report; 2] {
         let reports = self.0.map(Load::finish);
@@ -192,12 +204,7 @@ fn prove(server: &Server, harm: impl FnOnce(&Clients)) -> [Report; 2] {
     let counters = KernelCounters::read();
     let clients = Clients::of(server, &LoadSize::small());
     harm(&clients);
-    let reports = clients.finish();
-    for report in &reports {
-        report.assert_clean();
-    }
-    KernelCounters::read().assert_no_loss_since(&counters);
-    reports
+    clients.finish_clean(&counters)
 }
 
 fn freeze_supervisor(server: &Server) {
@@ -471,11 +478,7 @@ fn clients_notice_no_death_of_supervisor() {
                 servers.push(next);
                 totals.supervisors += 1;
             }
-            let reports = clients.finish();
-            for report in &reports {
-                report.assert_clean();
-            }
-            KernelCounters::read().assert_no_loss_since(&counters);
+            let reports = clients.finish_clean(&counters);
             let last = servers.last().expect("there is one");
             baseline.assert_back(last);
             assert!(last.stop().success());
