@@ -1,4 +1,4 @@
-//! Tests of `bench compare`: accepted files, and errors for invalid ones.
+//! Tests of `bench compare`: accepted files, criteria, and errors for invalid files.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -74,6 +74,17 @@ fn report_command_compares_files() {
     let (code, out, _) = compare(&["--markdown", "-", &a, &b]);
     assert!(code == Some(0) && out.contains("| messages/s |"), "{out}");
 
+    // B answers 10 % more messages.
+    for (condition, code, result) in [
+        ("rate < 1", 0, "rate < 1: ok, B/A 1.100"),
+        ("rate > 105%", 3, "rate > 105%: FAILED, B/A 1.100"),
+        ("slower", 3, "slower: FAILED, unknown"),
+    ] {
+        let (found, out, _) = compare(&["--fail-if", condition, &a, &b]);
+        assert_eq!(found, Some(code), "{out}");
+        assert!(out.contains(result), "{out}");
+    }
+
     let missing = folder.path().join("none.json");
     let missing = missing.to_str().unwrap();
     let other = Path::new(file!());
@@ -84,6 +95,7 @@ fn report_command_compares_files() {
         (&[&a], "name a second one"),
         (&[&a, &b, &a], "separate them with `--`"),
         (&["--json=-", "--report=-", &a, &b], "to the same file"),
+        (&["--fail-if=p99 > 5ms", &a, &b], "not a ratio B/A"),
         (&[], "A.json"),
     ] {
         let (code, out, err) = compare(args);

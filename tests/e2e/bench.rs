@@ -616,16 +616,22 @@ fn versus_tells_slow_server_from_fast() {
         ])
         .args(["--json", &path("json"), "--report", &path("html")])
         .args(["--markdown", &path("md")])
+        .args(["--fail-if=slower", "--fail-if=p50 < 1"])
         .output()
         .expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(
+        text.contains("slower: FAILED") && text.contains("p50 < 1: ok"),
+        "{text}"
+    );
     let words: Vec<&str> = text.split_whitespace().collect();
     let result = "result B (slow one) is slower than A (fast one)";
     assert!(words.join(" ").contains(result), "{text}");
     let read = |name: &str| std::fs::read_to_string(path(name)).expect("written");
     let json: serde_json::Value = serde_json::from_str(&read("json")).expect("JSON");
     assert_eq!(json["result"], "slower");
+    assert_eq!(json["criteria"][0]["is_failed"], true);
     let runs = |side: &str| json[side]["runs"].as_array().expect("runs").clone();
     assert_eq!((runs("a").len(), runs("b").len()), (6, 6));
     // In pairs, of which each side begins every other one.

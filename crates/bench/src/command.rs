@@ -146,7 +146,8 @@ fn of_versus() -> Command {
             "The ratio of each pair of runs is that of B to A. B is faster or slower if every pair \
              says so; otherwise the two are not distinguishable.\n\nExamples:\n  uppercased bench \
              versus :9001 :9002 --label nginx --label ours\n  uppercased bench versus a:9999 b:9999 \
-             --runs 16 --pattern rate --rate 20000",
+             --runs 16 --pattern rate --rate 20000\n  uppercased bench versus :9001 :9002 \
+             --fail-if slower --fail-if 'memory > 1.1'",
         )
         .args(flags::of_versus())
 }

@@ -1,25 +1,22 @@
-//! `bench compare`: collects the named files and compares their outcomes; the outputs of every
-//! comparison.
+//! `bench compare`: collects the named files and compares their outcomes; the flags and outputs of
+//! every comparison.
 //!
-//! Invariants: a file that cannot be read or is not an outcome causes one line on standard error
-//! and exit code [`BAD_INPUT`], before anything is printed; warnings are part of the report and
-//! change no exit code. It must not judge an outcome (`report` does).
+//! Invariants: a file that cannot be read or is not an outcome is an error before anything is
+//! printed; warnings are part of the report and fail nothing. It must not judge an outcome
+//! (`report` does).
 
 use std::io;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::str::FromStr as _;
 
 use clap::builder::PathBufValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::criterion::ComparisonCriterion;
 use super::interrupt::Interrupt;
 use super::options::Format;
-use super::output::{self, Outputs};
+use super::output::Outputs;
 use super::report::{self, Run};
-use uppercased_ctl::stderr::write_error;
-
-/// Exit code for bad usage, or a file that is not a measurement.
-const BAD_INPUT: u8 = 2;
 
 /// Name of the command, below `bench`.
 pub(super) const COMPARE: &str = "compare";
@@ -27,6 +24,7 @@ pub(super) const COMPARE: &str = "compare";
 const A: &str = "a";
 const B: &str = "b";
 const LABEL: &str = "label";
+const FAIL_IF: &str = "fail-if";
 const FILES: [(Format, &str, &str); 3] = [
     (
         Format::Json,
@@ -46,7 +44,7 @@ const FILES: [(Format, &str, &str); 3] = [
 ];
 
 /// The files to compare.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Compare {
     /// Runs of side A.
     a: Vec<PathBuf>,
@@ -54,25 +52,67 @@ pub(super) struct Compare {
     b: Vec<PathBuf>,
     /// Names of the sides, in their order.
     labels: Vec<String>,
+    /// What to make of the comparison.
+    pub results: Results,
+}
+
+/// The conditions and the outputs of a comparison.
+#[derive(Clone, Debug)]
+pub(super) struct Results {
+    /// Conditions under which it fails.
+    pub criteria: Vec<ComparisonCriterion>,
     /// The files to write, each with its format.
-    files: Vec<(Format, PathBuf)>,
+    pub files: Vec<(Format, PathBuf)>,
 }
 
-/// Returns the flags for the outputs of a comparison.
-pub(super) fn output_flags() -> [Arg; 3] {
-    FILES.map(|(_, name, help)| {
-        Arg::new(name)
-            .long(name)
-            .value_name("FILE")
-            .value_parser(PathBufValueParser::new())
-            .help(help)
-    })
-}
+impl Results {
+    /// Returns the flags of every comparison.
+    pub(super) fn flags() -> Vec<Arg> {
+        let files = FILES.map(|(_, name, help)| {
+            Arg::new(name)
+                .long(name)
+                .value_name("FILE")
+                .value_parser(PathBufValueParser::new())
+                .help(help)
+        });
+        let criteria = Arg::new(FAIL_IF)
+            .long(FAIL_IF)
+            .value_name("CONDITION")
+            .value_parser(ComparisonCriterion::from_str)
+            .action(ArgAction::Append)
+            .help("Fail if this holds: slower, 'p99 > 1.05'; may be repeated");
+        files.into_iter().chain([criteria]).collect()
+    }
 
-/// Returns the outputs named on the command line.
-pub(super) fn output_files(typed: &ArgMatches) -> Vec<(Format, PathBuf)> {
-    let file = |(format, name, _)| Some((format, typed.get_one::<PathBuf>(name)?.clone()));
-    FILES.into_iter().filter_map(file).collect()
+    /// Returns the values of these flags.
+    pub(super) fn typed(typed: &ArgMatches) -> Self {
+        let file = |(format, name, _)| Some((format, typed.get_one::<PathBuf>(name)?.clone()));
+        let criteria = typed.get_many(FAIL_IF).into_iter().flatten();
+        Self {
+            criteria: criteria.cloned().collect(),
+            files: FILES.into_iter().filter_map(file).collect(),
+        }
+    }
+
+    /// Compares the runs and writes every output; returns whether all were written, and the number
+    /// of failed criteria.
+    pub(super) fn write(
+        &self,
+        [a, b]: &[Vec<Run>; 2],
+        outputs: &Outputs,
+        interrupt: &Interrupt,
+    ) -> (bool, usize) {
+        let mut comparison = report::compare(a, b);
+        let criteria = self.criteria.iter();
+        comparison.criteria = criteria.map(|one| one.check(&comparison, a, b)).collect();
+        let render = |format| match format {
+            Format::Report => Ok(report::comparison_html(&comparison, comparison.json(a, b))),
+            Format::Markdown => Ok(comparison.markdown()),
+            _ => comparison.json(a, b).map_err(io::Error::from),
+        };
+        let is_written = outputs.write(&comparison.to_string(), render, interrupt);
+        (is_written, comparison.failed_criteria())
+    }
 }
 
 /// Returns the definition of the command.
@@ -92,7 +132,8 @@ pub(super) fn command() -> clap::Command {
             "With the same number of files on both sides, the first of A is compared with the \
              first of B, and so on: alternate the runs, so that each pair is close together in \
              time.\n\nExamples:\n  uppercased bench compare before.json after.json\n  uppercased \
-             bench compare before-*.json -- after-*.json",
+             bench compare before-*.json -- after-*.json\n  uppercased bench compare \
+             --fail-if slower before-*.json -- after-*.json",
         )
         .arg(
             files(A)
@@ -113,7 +154,7 @@ pub(super) fn command() -> clap::Command {
                 .action(ArgAction::Append)
                 .help("Name of a side; first that of A, then that of B"),
         )
-        .args(output_flags())
+        .args(Results::flags())
 }
 
 /// Returns the files named on the command line.
@@ -135,7 +176,7 @@ pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, String> {
         a,
         b,
         labels,
-        files: output_files(typed),
+        results: Results::typed(typed),
     };
     let (a, b) = (files(A), files(B));
     if !b.is_empty() {
@@ -153,51 +194,21 @@ pub(super) fn typed(typed: &ArgMatches) -> Result<Compare, String> {
     }
 }
 
-/// Prints the comparison, and writes every output.
-pub(super) fn run(compare: &Compare) -> ExitCode {
-    let loaded = load(&compare.a).and_then(|a| Ok([a, load(&compare.b)?]));
-    let mut runs = match loaded {
-        Ok(runs) => runs,
-        Err(error) => {
-            write_error(&error.to_string());
-            return ExitCode::from(BAD_INPUT);
-        }
-    };
-    for (side, label) in runs.iter_mut().zip(&compare.labels) {
+/// Returns the runs of both sides.
+///
+/// # Errors
+/// A file cannot be read, or is not an outcome.
+pub(super) fn load(compare: &Compare) -> Result<[Vec<Run>; 2], report::Error> {
+    let mut sides = [side(&compare.a)?, side(&compare.b)?];
+    for (side, label) in sides.iter_mut().zip(&compare.labels) {
         for run in side {
             run.outcome.label.clone_from(label);
         }
     }
-    let outputs = match Outputs::open(&compare.files) {
-        Ok(outputs) => outputs,
-        Err(error) => {
-            write_error(&error.to_string());
-            let is_usage = output::Error::is_usage(&error);
-            return if is_usage {
-                ExitCode::from(BAD_INPUT)
-            } else {
-                ExitCode::FAILURE
-            };
-        }
-    };
-    match write(&runs, &outputs, &Interrupt::default()) {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    Ok(sides)
 }
 
-/// Writes the comparison of these runs; returns whether every output was written.
-pub(super) fn write([a, b]: &[Vec<Run>; 2], outputs: &Outputs, interrupt: &Interrupt) -> bool {
-    let comparison = report::compare(a, b);
-    let render = |format| match format {
-        Format::Report => Ok(report::comparison_html(&comparison, comparison.json(a, b))),
-        Format::Markdown => Ok(comparison.markdown()),
-        _ => comparison.json(a, b).map_err(io::Error::from),
-    };
-    outputs.write(&comparison.to_string(), render, interrupt)
-}
-
-fn load(files: &[PathBuf]) -> Result<Vec<Run>, report::Error> {
+fn side(files: &[PathBuf]) -> Result<Vec<Run>, report::Error> {
     let runs = files.iter().map(|path| {
         Ok(Run {
             name: path.display().to_string(),

@@ -3,11 +3,14 @@
 //! Invariants: an unknown metric, a missing unit or a metric that the pattern does not measure is
 //! an error before the measurement; a metric that was not measured fails it. Pure.
 
+mod comparison;
+
 use std::fmt;
 use std::str::FromStr;
 
 use super::outcome::{Checked, Outcome};
 use super::report::figures;
+pub use comparison::ComparisonCriterion;
 use uppercased_ctl::units;
 
 /// A condition under which a measurement fails.
@@ -44,6 +47,8 @@ enum Kind {
     Memory,
     /// A share of a whole; 1 is all of it.
     Share,
+    /// A value of B, relative to that of A.
+    Ratio,
 }
 
 /// What a measurement needs to have a metric.
@@ -179,7 +184,7 @@ const METRICS: [Metric; 18] = [
 ];
 
 impl Kind {
-    /// Returns the units with their factors; a share is divided by 100.
+    /// Returns the units with their factors, except that of `%`.
     const fn units(self) -> &'static [(&'static str, f64)] {
         match self {
             Self::Time => &[
@@ -198,6 +203,7 @@ impl Kind {
                 ("GiB", 1_073_741_824.0),
             ],
             Self::Share => &[("%", 1.0)],
+            Self::Ratio => &[("", 1.0), ("%", 1.0)],
         }
     }
 
@@ -209,6 +215,7 @@ impl Kind {
             Self::ByteRate => "100MB/s",
             Self::Memory => "64MiB",
             Self::Share => "1%",
+            Self::Ratio => "1.05",
         }
     }
 
@@ -217,14 +224,10 @@ impl Kind {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
         let (digits, unit) = text.split_at(end.unwrap_or(text.len()));
         let mut units = self.units().iter();
-        let (_, factor) = units.find(|(known, _)| *known == unit.trim())?;
+        let (unit, factor) = units.find(|(known, _)| *known == unit.trim())?;
         let number = digits.parse::<f64>().ok()? * factor;
         // Divided: 95 * 0.01 is more than 0.95.
-        Some(if self == Self::Share {
-            number / 100.0
-        } else {
-            number
-        })
+        Some(if *unit == "%" { number / 100.0 } else { number })
     }
 
     fn show(self, value: f64) -> String {
@@ -234,6 +237,7 @@ impl Kind {
             Self::ByteRate => units::byte_rate(value),
             Self::Memory => units::memory(value),
             Self::Share => share(value),
+            Self::Ratio => units::ratio(value),
         }
     }
 }
@@ -261,25 +265,46 @@ impl Relation {
     }
 }
 
+impl Needs {
+    /// Returns the reason why a measurement that `has` this lacks what is needed, if any.
+    const fn obstacle(self, has: Has) -> Option<&'static str> {
+        match self {
+            Self::Replies if !has.replies => Some("this pattern measures no replies"),
+            Self::Plan if !has.plan => Some("this pattern plans no messages"),
+            Self::Connections if !has.connections => Some("only `churn` has a connection rate"),
+            Self::Server if !has.server => Some("the server is not measured without --pid"),
+            _ => None,
+        }
+    }
+}
+
+impl Metric {
+    fn named(name: &str) -> Result<&'static Self, String> {
+        let found = METRICS.iter().find(|metric| metric.name == name);
+        found.ok_or_else(|| {
+            let names = METRICS.each_ref().map(|metric| metric.name).join(", ");
+            format!("unknown metric `{name}`; use one of {names}")
+        })
+    }
+}
+
+/// Splits a condition at its relation.
+fn parts(text: &str) -> Option<(&str, Relation, &str)> {
+    Relation::ALL.iter().find_map(|(sign, relation)| {
+        let (name, limit) = text.split_once(sign)?;
+        Some((name.trim(), *relation, limit.trim()))
+    })
+}
+
 impl FromStr for Criterion {
     type Err = String;
 
     /// Parses `METRIC RELATION LIMIT`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = Relation::ALL.iter().find_map(|(sign, relation)| {
-            let (name, limit) = text.split_once(sign)?;
-            Some((name.trim(), *relation, limit.trim()))
-        });
-        let Some((name, relation, limit)) = parts else {
+        let Some((name, relation, limit)) = parts(text) else {
             return Err("write METRIC > LIMIT or METRIC < LIMIT, as in 'p99 > 5ms'".to_owned());
         };
-        let Some(metric) = METRICS.iter().find(|metric| metric.name == name) else {
-            let names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
-            return Err(format!(
-                "unknown metric `{name}`; use one of {}",
-                names.join(", ")
-            ));
-        };
+        let metric = Metric::named(name)?;
         let of_plan = metric.name == "rate" && limit.ends_with('%');
         let kind = if of_plan { Kind::Share } else { metric.kind };
         let Some(limit) = kind.parse(limit) else {
@@ -319,14 +344,10 @@ impl Criterion {
     /// Returns the reason why a measurement that `has` this will not have the metric, if any.
     #[must_use]
     pub const fn obstacle(&self, has: Has) -> Option<&'static str> {
-        match self.metric.needs {
-            _ if self.of_plan && !has.plan => Some("this pattern has no planned rate"),
-            Needs::Replies if !has.replies => Some("this pattern measures no replies"),
-            Needs::Plan if !has.plan => Some("this pattern plans no messages"),
-            Needs::Connections if !has.connections => Some("only `churn` has a connection rate"),
-            Needs::Server if !has.server => Some("the server is not measured without --pid"),
-            _ => None,
+        if self.of_plan && !has.plan {
+            return Some("this pattern has no planned rate");
         }
+        self.metric.needs.obstacle(has)
     }
 
     /// Checks a measurement.

@@ -63,6 +63,7 @@ use clap::ArgMatches;
 
 use self::command::{Misuse, Task};
 pub use self::command::{command, hint};
+use self::compare::Compare;
 use self::interrupt::Interrupt;
 use self::options::{Format, Options};
 use self::outcome::Outcome;
@@ -72,9 +73,9 @@ pub use self::team::{PART, run_part};
 use self::versus::Duel;
 use uppercased_ctl::stderr;
 
-/// Exit code for an invalid plan.
+/// Exit code for an invalid plan, or a file that is not a measurement.
 const BAD_INPUT: u8 = 2;
-/// Exit code for a measurement that failed only by its criteria.
+/// Exit code for a measurement or comparison that failed only by its criteria.
 pub const CRITERION_FAILED: u8 = 3;
 
 /// The reason why an outcome, or its output, is missing.
@@ -86,6 +87,8 @@ enum Error {
     Output(#[from] output::Error),
     #[error(transparent)]
     Run(#[from] run::Error),
+    #[error(transparent)]
+    Read(#[from] report::Error),
 }
 
 impl Error {
@@ -94,6 +97,7 @@ impl Error {
             Self::Signals(_) => false,
             Self::Output(error) => error.is_usage(),
             Self::Run(error) => error.is_usage(),
+            Self::Read(_) => true,
         };
         if is_usage {
             ExitCode::from(BAD_INPUT)
@@ -117,7 +121,7 @@ pub fn run(typed: &ArgMatches) -> ExitCode {
         }
     };
     let done = match &task {
-        Task::Compare(files) => return compare::run(files),
+        Task::Compare(files) => compared(files),
         Task::Measure(options) => measured(options, |interrupt| {
             Stand::prepare(options, interrupt)?.measure(options, interrupt)
         }),
@@ -149,27 +153,34 @@ fn measured(
         Format::Hgrm => Ok(report::hgrm(&outcome)),
     };
     let is_written = outputs.write(&report::summary(&outcome), render, &interrupt);
-    Ok(if !is_written || !outcome.is_clean() {
-        ExitCode::FAILURE
-    } else if outcome.failed_criteria() > 0 {
-        ExitCode::from(CRITERION_FAILED)
-    } else {
-        ExitCode::SUCCESS
-    })
+    let is_done = is_written && outcome.is_clean();
+    Ok(exit_code(is_done, outcome.failed_criteria()))
 }
 
 /// Measures two servers, and writes every output of their comparison.
 fn versus(duel: &Duel) -> Result<ExitCode, Error> {
     let interrupt = Interrupt::watch().map_err(Error::Signals)?;
-    let outputs = Outputs::open(&duel.files)?;
+    let outputs = Outputs::open(&duel.results.files)?;
     let runs = versus::measure(duel, &interrupt)?;
-    let is_written = compare::write(&runs, &outputs, &interrupt);
-    let mut all = runs.iter().flatten();
+    let (is_written, failed) = duel.results.write(&runs, &outputs, &interrupt);
     let is_complete = runs.iter().all(|side| side.len() == usize::from(duel.runs));
-    Ok(
-        match is_written && is_complete && all.all(|run| run.outcome.is_clean()) {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
-        },
-    )
+    let is_clean = runs.iter().flatten().all(|run| run.outcome.is_clean());
+    Ok(exit_code(is_written && is_complete && is_clean, failed))
+}
+
+/// Compares earlier measurements, and writes every output.
+fn compared(compare: &Compare) -> Result<ExitCode, Error> {
+    let runs = compare::load(compare)?;
+    let outputs = Outputs::open(&compare.results.files)?;
+    let results = &compare.results;
+    let (is_written, failed) = results.write(&runs, &outputs, &Interrupt::default());
+    Ok(exit_code(is_written, failed))
+}
+
+fn exit_code(is_done: bool, failed_criteria: usize) -> ExitCode {
+    match (is_done, failed_criteria) {
+        (false, _) => ExitCode::FAILURE,
+        (true, 0) => ExitCode::SUCCESS,
+        (true, _) => ExitCode::from(CRITERION_FAILED),
+    }
 }

@@ -406,18 +406,24 @@ fn check_flags(options: &Options, pattern: Pattern) -> Result<(), Error> {
         let bounds = format!("at most {JOBS_MAX} commands");
         return Err(out_of_bounds("--during", &bounds));
     }
-    check_criteria(options, pattern)?;
+    check_criteria(options)?;
     check_ownership(options)
 }
 
-/// Checks that every criterion has its metric.
-fn check_criteria(options: &Options, pattern: Pattern) -> Result<(), Error> {
-    let has = Has {
+/// Returns what a measurement with these options will have.
+pub(super) fn has(options: &Options) -> Has {
+    let pattern = options.pattern.unwrap_or(Pattern::Ping);
+    Has {
         replies: !matches!(pattern, Pattern::Idle | Pattern::Stall),
         plan: matches!(pattern, Pattern::Rate | Pattern::Hold),
         connections: pattern == Pattern::Churn,
         server: options.target.is_none() || !options.pids.is_empty(),
-    };
+    }
+}
+
+/// Checks that every criterion has its metric.
+fn check_criteria(options: &Options) -> Result<(), Error> {
+    let has = has(options);
     for criterion in &options.fail_if {
         if let Some(why) = criterion.obstacle(has) {
             let criterion = criterion.to_string();

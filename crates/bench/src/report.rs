@@ -18,6 +18,7 @@ mod summary;
 
 pub use advice::Advice;
 pub use compare::{Comparison, Run, Warning, compare};
+pub(crate) use compare::{Conclusion, ratio};
 pub use export::{csv, hgrm, json, markdown};
 pub use file::{Error, FILE_MAX_BYTES, load, parse};
 pub use html::{comparison_html, html};

@@ -4,11 +4,11 @@
 //! drift of the machine affects both alike; only complete pairs are returned.
 
 use std::io::{self, IsTerminal as _};
-use std::path::PathBuf;
 use std::time::Duration;
 
+use super::compare::Results;
 use super::interrupt::{Haste, Interrupt};
-use super::options::{Format, Options};
+use super::options::Options;
 use super::outcome::Outcome;
 use super::report::{Run, figures};
 use super::run::{Error, Stand};
@@ -27,8 +27,8 @@ pub(super) struct Duel {
     pub sides: [Options; 2],
     /// Runs of each server.
     pub runs: u16,
-    /// The files for the comparison, each with its format.
-    pub files: Vec<(Format, PathBuf)>,
+    /// What to make of the comparison.
+    pub results: Results,
 }
 
 /// Measures both servers; returns fewer runs if it is interrupted.

@@ -11,8 +11,8 @@ use clap::{Arg, ArgAction, ArgMatches};
 use humantime::format_duration;
 
 use crate::capacity::{self, Quest};
-use crate::compare;
-use crate::criterion::Criterion;
+use crate::compare::Results;
+use crate::criterion::{ComparisonCriterion, Criterion};
 use crate::options::{Arrivals, Close, Expect, Format, Job, Options, Pattern, Sources, Word};
 use crate::outcome::Target;
 use crate::plan;
@@ -147,11 +147,10 @@ pub(super) fn of_versus() -> Vec<Arg> {
             .action(ArgAction::Append)
             .by_default(Expect::Upper.word()),
     ];
-    let mut all: Vec<Arg> = own.into_iter().chain(compare::output_flags()).collect();
+    let mut all: Vec<Arg> = own.into_iter().chain(Results::flags()).collect();
     let not_here = [
         TARGET,
         DURING,
-        FAIL_IF,
         WORKERS,
         RELOAD_EVERY,
         UPGRADE_EVERY,
@@ -375,7 +374,8 @@ impl Typed<'_> {
     /// Returns two servers to measure with this load, which is that of A.
     ///
     /// # Errors
-    /// A flag that each server has was given too often, or for one of them only.
+    /// A flag that each server has was given too often, or for one of them only; a criterion applies
+    /// to a single measurement, or lacks its metric.
     pub(super) fn duel(&self, mut a: Options) -> Result<Duel, String> {
         let side = |name: &str| {
             self.one(name)
@@ -395,6 +395,11 @@ impl Typed<'_> {
         if runs == 0 {
             return Err("cannot compare without runs: use --runs 8 or more".to_owned());
         }
+        if let Some(criterion) = a.fail_if.first() {
+            return Err(format!(
+                "cannot check `{criterion}` in a comparison; write --fail-if after `versus`"
+            ));
+        }
         a.duration = a
             .duration
             .or_else(|| a.count.is_none().then_some(versus::DURATION));
@@ -407,12 +412,20 @@ impl Typed<'_> {
         a.label = labels.first().cloned();
         b.label = labels.get(1).cloned();
         b.expect = expected.last().copied();
-        let files = std::mem::take(&mut a.files);
         b.files.clear();
+        let results = Results {
+            files: std::mem::take(&mut a.files),
+            ..Results::typed(self.own)
+        };
+        let has = plan::has(&a);
+        let obstacle = |one: &ComparisonCriterion| Some((one.to_string(), one.obstacle(has)?));
+        if let Some((criterion, why)) = results.criteria.iter().find_map(obstacle) {
+            return Err(plan::Error::Criterion { criterion, why }.to_string());
+        }
         Ok(Duel {
             sides: [a, b],
             runs,
-            files,
+            results,
         })
     }
 

@@ -100,9 +100,11 @@ fn versus_has_flags_for_each_server() {
     };
     let args = "versus :1 b:2 --label x --label y --pid 3 --pid 4 --expect echo --pattern rate";
     let args: Vec<&str> = args.split(' ').collect();
-    let found = duel(&[&args[..], &["--json=j"]].concat()).unwrap();
+    let rest = ["--json=j", "--fail-if=slower", "--fail-if=cpu > 1.1"];
+    let found = duel(&[&args[..], &rest].concat()).unwrap();
     let [a, b] = &found.sides;
-    assert_eq!((found.runs, found.files.len()), (8, 1));
+    assert_eq!((found.runs, found.results.files.len()), (8, 1));
+    assert_eq!(found.results.criteria.len(), 2);
     assert_eq!(a.target.as_deref(), Some("127.0.0.1:1"));
     assert_eq!(
         (b.target.as_deref(), b.label.as_deref()),
@@ -118,6 +120,14 @@ fn versus_has_flags_for_each_server() {
         ),
         (&["versus", "a", "b", "--runs=0"], "without runs"),
         (&["a:1", "versus", "a", "b"], "after `versus`"),
+        (
+            &["--fail-if=p99 > 5ms", "versus", "a", "b"],
+            "--fail-if after `versus`",
+        ),
+        (
+            &["versus", "a", "b", "--fail-if=cpu > 1.1"],
+            "not measured without --pid",
+        ),
     ] {
         let found = duel(args).unwrap_err();
         assert!(found.contains(why), "{found}");

@@ -12,13 +12,16 @@ mod result;
 mod run;
 mod table;
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::figures::{self, Work};
-use crate::outcome::Outcome;
+use crate::outcome::{Checked, Outcome};
 use uppercased_ctl::units;
 
 pub use fairness::Warning;
+pub(crate) use result::Conclusion;
 pub use run::Run;
 
 /// The comparison of two sides.
@@ -34,6 +37,8 @@ pub struct Comparison {
     paired: bool,
     /// Reasons against comparing them.
     warnings: Vec<Warning>,
+    /// The conditions of `--fail-if`, if any, with their results.
+    pub criteria: Vec<Checked>,
 }
 
 /// Facts about a side as a whole.
@@ -62,8 +67,8 @@ pub(super) struct Row {
 
 /// A median with its range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Spread {
-    pub(super) median: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
     pub(super) least: f64,
     pub(super) most: f64,
 }
@@ -212,7 +217,16 @@ pub fn compare(a: &[Run], b: &[Run]) -> Comparison {
         missing,
         paired: a.len() == b.len(),
         warnings: fairness::warnings(a, b),
+        criteria: Vec::new(),
     }
+}
+
+/// Returns the ratio B/A of a value; `None` if a run does not have it.
+pub(crate) fn ratio(a: &[Run], b: &[Run], of: fn(&Outcome) -> Option<f64>) -> Option<Spread> {
+    let values = |runs: &[Run]| runs.iter().map(|run| of(&run.outcome)).collect();
+    let (a, b): (Option<Vec<f64>>, Option<Vec<f64>>) = (values(a), values(b));
+    let (a, b) = (a?, b?);
+    Spread::of_ratios(&a, &b, [Spread::of(&a)?, Spread::of(&b)?])
 }
 
 fn percentile(outcome: &Outcome, quantile: f64) -> Option<f64> {
@@ -240,22 +254,11 @@ fn side(runs: &[Run]) -> Side {
 
 fn row(figure: Figure, a: &[f64], b: &[f64]) -> Option<Row> {
     let sides = [Spread::of(a)?, Spread::of(b)?];
-    let ratio = if a.len() == b.len() {
-        let pairs: Vec<f64> = a.iter().zip(b).map(|(a, b)| quotient(*b, *a)).collect();
-        Spread::of(&pairs)?
-    } else {
-        let [of_a, of_b] = sides;
-        Spread {
-            median: quotient(of_b.median, of_a.median),
-            least: quotient(of_b.least, of_a.most),
-            most: quotient(of_b.most, of_a.least),
-        }
-    };
     Some(Row {
         figure,
         values: [a.to_vec(), b.to_vec()],
         sides,
-        ratio,
+        ratio: Spread::of_ratios(a, b, sides)?,
     })
 }
 
@@ -282,6 +285,39 @@ impl Spread {
             most,
         })
     }
+
+    /// Returns the spread of B/A: of the pairs, or else of the medians.
+    fn of_ratios(a: &[f64], b: &[f64], [of_a, of_b]: [Self; 2]) -> Option<Self> {
+        if a.len() == b.len() {
+            let pairs: Vec<f64> = a.iter().zip(b).map(|(a, b)| quotient(*b, *a)).collect();
+            return Self::of(&pairs);
+        }
+        Some(Self {
+            median: quotient(of_b.median, of_a.median),
+            least: quotient(of_b.least, of_a.most),
+            most: quotient(of_b.most, of_a.least),
+        })
+    }
+}
+
+/// Writes a ratio.
+impl fmt::Display for Spread {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [median, least, most] = [self.median, self.least, self.most].map(close_ratio);
+        match least == most {
+            true => out.write_str(&median),
+            false => write!(out, "{median}, {least} to {most}"),
+        }
+    }
+}
+
+/// Formats a ratio with the digits that tell two close ones apart.
+fn close_ratio(value: f64) -> String {
+    if value.is_finite() && value < 100.0 {
+        format!("{value:.3}")
+    } else {
+        units::ratio(value)
+    }
 }
 
 impl Comparison {
@@ -307,5 +343,11 @@ impl Comparison {
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
+    }
+
+    /// Returns the number of failed criteria.
+    #[must_use]
+    pub fn failed_criteria(&self) -> usize {
+        self.criteria.iter().filter(|one| one.is_failed).count()
     }
 }

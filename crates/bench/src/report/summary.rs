@@ -146,7 +146,7 @@ fn result(outcome: &Outcome) -> Vec<String> {
             let nothing = "nothing was measured: no connection, no message";
             let mut lines = sentence("NOTHING", nothing);
             lines.extend(problems(outcome));
-            lines.extend(criteria(outcome));
+            lines.extend(criteria(&outcome.criteria));
             return lines;
         }
         done.insert(0, "no failures".to_owned());
@@ -162,7 +162,7 @@ fn result(outcome: &Outcome) -> Vec<String> {
         };
         let mut lines = labelled(label, &done, ", ");
         lines.extend(problems(outcome));
-        lines.extend(criteria(outcome));
+        lines.extend(criteria(&outcome.criteria));
         return lines;
     }
     let mut kinds = ranked(outcome);
@@ -180,7 +180,7 @@ fn result(outcome: &Outcome) -> Vec<String> {
     let mut lines = labelled("FAILED", &parts, ", ");
     lines.extend(labelled("", &done, ", "));
     lines.extend(problems(outcome));
-    lines.extend(criteria(outcome));
+    lines.extend(criteria(&outcome.criteria));
     for (position, failure) in outcome.first_failures.iter().enumerate().take(FAILURES_MAX) {
         let label = if position == 0 { "first" } else { "" };
         lines.extend(sentence(label, &describe(failure)));
@@ -203,8 +203,7 @@ fn problems(outcome: &Outcome) -> Vec<String> {
 }
 
 /// Returns the conditions of `--fail-if` with their results.
-fn criteria(outcome: &Outcome) -> Vec<String> {
-    let all = &outcome.criteria;
+pub(super) fn criteria(all: &[Checked]) -> Vec<String> {
     let mut lines = Vec::new();
     for (position, one) in all.iter().enumerate().take(CRITERIA_MAX) {
         let label = if position == 0 { "fail if" } else { "" };

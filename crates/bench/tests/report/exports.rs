@@ -92,6 +92,7 @@ fn comparison_is_exported_with_its_runs() {
     assert_eq!(charts_in(&page), 1);
     assert!(page.contains("is faster than"));
     assert_text("export_comparison", &comparison.markdown());
+    assert!(!page.contains("class=\"result"));
     // Five pairs agree by chance too often.
     let few = report::compare(&a[..5], &b[..5]).to_string();
     assert!(few.contains("result       unknown"), "{few}");
@@ -109,6 +110,40 @@ fn comparison_is_exported_with_its_runs() {
         report::compare(&a[..1], &b[..1])
             .to_string()
             .contains("result       unknown")
+    );
+}
+
+#[test]
+fn comparison_shows_its_criteria() {
+    let a = runs("a", [1.0; 8].map(faster));
+    let b = runs("b", [0.9; 8].map(faster));
+    let comparison = super::judged(&a, &b, &["slower", "p99 > 1.2", "memory > 110%"]);
+    assert_eq!(comparison.failed_criteria(), 1);
+    let text = comparison.to_string();
+    assert_fits(&text);
+    for line in [
+        "\nfail if      slower: FAILED, slower\n",
+        "\n             p99 > 1.2: ok, B/A 1.111\n",
+        "\n             memory > 110%: ok, B/A 1.000\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    let json = comparison.json(&a, &b).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value["criteria"][0]["is_failed"], true);
+    assert_eq!(value["criteria"][2]["value"], 1.0);
+    let page = report::comparison_html(&comparison, Ok(json));
+    assert_self_contained(&page);
+    for part in [
+        "<p class=\"result failed\">1 of 3 criteria</p>",
+        "<li>p99 &gt; 1.2: ok, B/A 1.111</li>",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    let markdown = comparison.markdown();
+    assert!(
+        markdown.contains("\n- slower: FAILED, slower\n"),
+        "{markdown}"
     );
 }
 

@@ -10,8 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use uppercased_bench::criterion::ComparisonCriterion;
 use uppercased_bench::outcome::{Interval, Outcome};
-use uppercased_bench::report::{self, Advice, COLUMNS, Error, Run, Warning};
+use uppercased_bench::report::{self, Advice, COLUMNS, Comparison, Error, Run, Warning};
 
 mod browser;
 mod exports;
@@ -286,6 +287,16 @@ fn comparison_counts_unsent_messages() {
     assert!(p50.contains("4.8"), "{p50}");
 }
 
+/// Returns the comparison of these runs, checked by these criteria.
+fn judged(a: &[Run], b: &[Run], criteria: &[&str]) -> Comparison {
+    let mut comparison = report::compare(a, b);
+    let criteria = criteria
+        .iter()
+        .map(|one| one.parse::<ComparisonCriterion>().unwrap());
+    comparison.criteria = criteria.map(|one| one.check(&comparison, a, b)).collect();
+    comparison
+}
+
 fn runs(side: &str, outcomes: impl IntoIterator<Item = Outcome>) -> Vec<Run> {
     let outcomes = outcomes.into_iter().enumerate();
     outcomes
@@ -312,7 +323,7 @@ fn comparison_page() -> String {
     let drift = [1.0, 1.2, 0.9, 1.05];
     let a = runs("a", drift.map(faster));
     let b = runs("b", drift.map(|drift| faster(drift * 1.05)));
-    let comparison = report::compare(&a, &b);
+    let comparison = judged(&a, &b, &["slower", "p99 > 1.05"]);
     report::comparison_html(&comparison, comparison.json(&a, &b))
 }
 

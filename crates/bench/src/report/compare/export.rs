@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::super::export::{cell, table};
+use super::super::summary::criterion;
 use super::{Better, Comparison, Run, Spread};
-use crate::outcome::Outcome;
+use crate::outcome::{Checked, Outcome};
 use uppercased_ctl::units;
 
 /// Version of the meaning of fields.
@@ -29,6 +30,8 @@ struct Json<'a> {
     /// The result as a sentence.
     sentence: String,
     figures: Vec<Figure<'a>>,
+    /// The conditions of `--fail-if` with their results.
+    criteria: &'a [Checked],
     /// Figures that only some runs have.
     missing: &'a [&'static str],
     /// Reasons against the comparison, a sentence each.
@@ -87,6 +90,7 @@ impl Comparison {
             result: self.conclusion().word(),
             sentence: self.result(),
             figures: figures.collect(),
+            criteria: &self.criteria,
             missing: &self.missing,
             warnings: self.warnings.iter().map(ToString::to_string).collect(),
         };
@@ -131,9 +135,10 @@ impl Comparison {
             })
             .collect();
         let mut text = format!("{}\n\n{}", cell(&self.result()), table(&head, &rows));
-        for warning in &self.warnings {
+        let criteria = self.criteria.iter().map(criterion);
+        for note in criteria.chain(self.warnings.iter().map(ToString::to_string)) {
             // Writing to a `String` cannot fail.
-            let _ = write!(text, "\n- {}", cell(&warning.to_string()));
+            let _ = write!(text, "\n- {}", cell(&note));
         }
         text.trim_end().to_owned() + "\n"
     }

@@ -3,7 +3,7 @@
 //! Invariant: the sentence is that of the row that the pattern measures: a rate, or the latency at a
 //! planned rate. It must not compute a figure.
 
-use super::{Better, Comparison, Difference, Row};
+use super::{Comparison, Difference, Row, close_ratio};
 use uppercased_ctl::units;
 
 /// The figure of a planned rate.
@@ -14,7 +14,7 @@ const CHANCE_MAX: f64 = 0.05;
 
 /// The conclusion about B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Conclusion {
+pub(crate) enum Conclusion {
     /// B is better.
     Faster,
     /// B is worse.
@@ -25,7 +25,14 @@ pub(super) enum Conclusion {
 }
 
 impl Conclusion {
-    pub(super) const fn word(self) -> &'static str {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Faster,
+        Self::Slower,
+        Self::NotDistinguishable,
+        Self::Unknown,
+    ];
+
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Faster => "faster",
             Self::Slower => "slower",
@@ -52,7 +59,7 @@ impl Comparison {
         latency.or_else(|| self.rows.first())
     }
 
-    pub(super) fn conclusion(&self) -> Conclusion {
+    pub(crate) fn conclusion(&self) -> Conclusion {
         let may_be_chance = self.chance() > CHANCE_MAX;
         match self.deciding_row().map(|row| self.difference(row)) {
             Some(Difference::Better | Difference::Worse) if may_be_chance => Conclusion::Unknown,
@@ -87,40 +94,31 @@ impl Comparison {
             units::counted((a.runs + b.runs) as u64, "run")
         };
         let name = row.figure.name.trim_start();
-        let [median, least, most] = [row.ratio.median, row.ratio.least, row.ratio.most].map(ratio);
-        let spread = format!("{least} to {most} in {pairs}");
-        let (faster, slower) = match (name, row.figure.better) {
-            ("memory", _) => ("smaller", "larger"),
-            (_, Better::Higher | Better::Lower) => ("faster", "slower"),
+        let ratio = format!("{name} B/A {} in {pairs}", row.ratio);
+        let (faster, slower) = match name {
+            "memory" => ("smaller", "larger"),
+            _ => ("faster", "slower"),
         };
         let [a, b] = [&a.name, &b.name];
         match self.conclusion() {
             Conclusion::Faster => {
-                format!("B ({b}) is {faster} than A ({a}): {name} B/A {median}, {spread}")
+                format!("B ({b}) is {faster} than A ({a}): {ratio}")
             }
             Conclusion::Slower => {
-                format!("B ({b}) is {slower} than A ({a}): {name} B/A {median}, {spread}")
+                format!("B ({b}) is {slower} than A ({a}): {ratio}")
             }
-            Conclusion::NotDistinguishable => format!(
-                "A ({a}) and B ({b}) are not distinguishable: {name} B/A {median}, {spread}"
-            ),
+            Conclusion::NotDistinguishable => {
+                format!("A ({a}) and B ({b}) are not distinguishable: {ratio}")
+            }
             Conclusion::Unknown if self.sides.iter().any(|side| side.runs < 2) => {
+                let median = close_ratio(row.ratio.median);
                 format!("unknown: {name} B/A {median}, and a single run has no spread")
             }
             Conclusion::Unknown => format!(
-                "unknown: {name} B/A {median}, {spread}, but so few runs of equal servers agree by \
+                "unknown: {ratio}, but so few runs of equal servers agree by \
                  chance in {} of all cases; use 8 of each",
                 units::share(self.chance())
             ),
         }
-    }
-}
-
-/// Formats a ratio with the digits that tell two close ones apart.
-fn ratio(value: f64) -> String {
-    if value.is_finite() && value < 100.0 {
-        format!("{value:.3}")
-    } else {
-        units::ratio(value)
     }
 }

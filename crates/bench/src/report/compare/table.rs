@@ -7,6 +7,7 @@ use std::fmt;
 
 use super::super::COLUMNS;
 use super::super::layout::{labelled, sentence};
+use super::super::summary::criteria;
 use super::{Comparison, Difference, Side, Spread};
 use uppercased_ctl::units;
 
@@ -47,6 +48,7 @@ impl Comparison {
         }
         lines.push(String::new());
         lines.extend(sentence("result", &units::cut(&self.result(), TEXT_MAX)));
+        lines.extend(criteria(&self.criteria));
         lines.extend(sentence("B/A", &self.method()));
         if !self.missing.is_empty() {
             let missing = format!("not in every run: {}", self.missing.join(", "));

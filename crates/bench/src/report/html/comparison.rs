@@ -3,13 +3,11 @@
 //! Invariants: those of the parent module. It must not compute figures (`compare` does) or draw.
 
 use super::super::compare::{Comparison, Row};
+use super::super::summary;
 use super::axis::Axis;
 use super::chart::{self, Chart, Figure, Kind, Line};
-use super::page::{document, escaped, table};
+use super::page::{document, escaped, notes, table};
 use uppercased_ctl::units;
-
-/// Maximum number of warnings listed.
-const WARNINGS_MAX: usize = 50;
 
 /// Maximum number of runs in the chart.
 const RUNS_MAX: usize = 200;
@@ -19,27 +17,26 @@ const RUNS_MAX: usize = 200;
 pub fn comparison_html(comparison: &Comparison, json: serde_json::Result<String>) -> String {
     let [a, b] = &comparison.sides;
     let title = format!("{} and {}", a.name, b.name);
+    let failed = match comparison.failed_criteria() {
+        0 => String::new(),
+        failed => format!(
+            "<p class=\"result failed\">{failed} of {} criteria</p>\n",
+            comparison.criteria.len()
+        ),
+    };
     let heading = format!(
-        "<header>\n<h1>{}</h1>\n<p class=\"conclusion\">{}</p>\n<p>{}</p>\n</header>\n",
+        "<header>\n<h1>{}</h1>\n<p class=\"conclusion\">{}</p>\n{failed}<p>{}</p>\n</header>\n",
         escaped(&title),
         escaped(&comparison.result()),
         escaped(&a.plan.join(", "))
     );
-    let warnings: String = comparison
-        .warnings()
-        .iter()
-        .take(WARNINGS_MAX)
-        .map(|warning| format!("<li>{}</li>\n", escaped(&warning.to_string())))
-        .collect();
-    let warnings = match warnings.as_str() {
-        "" => String::new(),
-        items => format!("<ul class=\"notes\">\n{items}</ul>\n"),
-    };
+    let criteria = comparison.criteria.iter().map(summary::criterion);
+    let warnings = comparison.warnings().iter().map(ToString::to_string);
     let chart = comparison.deciding_row().and_then(runs);
     let charts: Vec<Figure> = chart.into_iter().collect();
     let body = [
         heading,
-        warnings,
+        notes(criteria.chain(warnings)),
         chart::elements(&charts),
         medians(comparison),
         format!("<p>B/A: {}.</p>\n", escaped(&comparison.method())),

@@ -9,7 +9,7 @@ use super::super::advice::Advice;
 use super::super::capacity;
 use super::super::figures::{self, Work};
 use super::super::summary;
-use super::page::{date, document, escaped, table};
+use super::page::{date, document, escaped, notes, table};
 use super::{chart, curves};
 use crate::outcome::{Latency, Mark, Outcome};
 use uppercased_ctl::units;
@@ -23,9 +23,6 @@ const FAILURES_MAX: usize = 50;
 /// Maximum number of marks listed.
 const MARKS_MAX: usize = 500;
 
-/// Maximum number of pieces of advice listed.
-const NOTES_MAX: usize = 50;
-
 /// Maximum number of kinds of failure listed.
 const KINDS_MAX: usize = 50;
 
@@ -37,7 +34,7 @@ pub fn html(outcome: &Outcome) -> String {
     let body = [
         heading(outcome),
         tiles(outcome),
-        notes(outcome),
+        remarks(outcome),
         chart::elements(&curves::all(outcome)),
         probes(outcome),
         marks(&outcome.marks),
@@ -129,21 +126,12 @@ fn tiles(outcome: &Outcome) -> String {
     text + "</dl>\n"
 }
 
-fn notes(outcome: &Outcome) -> String {
+fn remarks(outcome: &Outcome) -> String {
     let advice = Advice::on(outcome);
     let advice = advice.iter().map(ToString::to_string);
     let criteria = outcome.criteria.iter().map(summary::criterion);
     let problems = outcome.problems.iter().cloned();
-    let all: Vec<String> = problems.chain(criteria).chain(advice).collect();
-    if all.is_empty() {
-        return String::new();
-    }
-    let items: String = all
-        .iter()
-        .take(NOTES_MAX)
-        .map(|piece| format!("<li>{}</li>\n", escaped(piece)))
-        .collect();
-    format!("<ul class=\"notes\">\n{items}</ul>\n")
+    notes(problems.chain(criteria).chain(advice))
 }
 
 /// Returns the table of the probes of a capacity.

@@ -11,6 +11,9 @@ use uppercased_ctl::units;
 /// Maximum length of a text from an outcome, in characters.
 const TEXT_MAX: usize = 500;
 
+/// Maximum number of notes listed.
+const NOTES_MAX: usize = 50;
+
 /// The last second of the year 9999, in milliseconds: later times have no common notation.
 const UNIX_MS_MAX: u64 = 253_402_300_799_000;
 
@@ -57,6 +60,18 @@ pub(super) fn escaped(text: &str) -> String {
         }
     }
     safe
+}
+
+/// Returns a list of notes, which must not be escaped; nothing if there are none.
+pub(super) fn notes(all: impl Iterator<Item = String>) -> String {
+    let items: String = all
+        .take(NOTES_MAX)
+        .map(|note| format!("<li>{}</li>\n", escaped(&note)))
+        .collect();
+    if items.is_empty() {
+        return items;
+    }
+    format!("<ul class=\"notes\">\n{items}</ul>\n")
 }
 
 /// Returns a table that scrolls in its own container; its cells must already be escaped. The first
