@@ -62,8 +62,21 @@ fn with_words(command: Command) -> Command {
     })
 }
 
+/// Removes the positional arguments of a command that has commands: zsh would expect the command
+/// after all of them.
+fn without_positionals(command: Command) -> Command {
+    if !command.has_subcommands() {
+        return command;
+    }
+    let flags = command.get_arguments().filter(|arg| !arg.is_positional());
+    Command::new(command.get_name().to_owned())
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(flags.cloned())
+        .subcommands(command.get_subcommands().cloned())
+}
+
 fn script(shell: Shell, command: Command) -> String {
-    let command = with_words(command);
+    let command = with_words(command).mut_subcommands(without_positionals);
     let mut command = names::CONFIGURED
         .into_iter()
         .fold(command, |command, name| {

@@ -2,6 +2,7 @@
 //! that need an absent program are skipped with a notice.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -239,6 +240,88 @@ fn zsh_and_fish_accept_scripts() {
                 .unwrap();
             let offered = String::from_utf8_lossy(&output.stdout);
             assert!(offered.starts_with(first), "{line}: {output:?}");
+        }
+    }
+}
+
+/// Completes a line in an interactive zsh, and prints every match. Its arguments are the folder of
+/// the script and the line. The shell inside reports that it is ready, because a key that came
+/// before would be lost, and exits after the completion.
+const ZSH: &str = r#"
+    zmodload zsh/zpty
+    zpty inside zsh -f -i
+    zpty -w inside "source $1/inside.zsh $1"
+    zpty -r -m inside printed '*<ready>*'
+    zpty -w -n inside "$2"$'\t'
+    while zpty -r inside printed; do print -rn -- "$printed"; done
+"#;
+const INSIDE: &str = r#"
+    fpath=($1 $fpath)
+    autoload -Uz compinit
+    compinit -u -D
+    bindkey '^I' complete-word
+    compadd() {
+        local -a found
+        # The functions of the completion filter with these flags.
+        if [[ ${@[1,(i)(-|--)]} != *-(O|A|D)\ * ]]; then
+            builtin compadd -A found "$@"
+            printf '\n<match>%s\n' $found
+        fi
+        builtin compadd "$@"
+    }
+    comppostfuncs=(exit)
+    PROMPT=
+    print '<ready>'
+"#;
+
+#[test]
+fn zsh_completes_commands_flags_and_values() {
+    if !installed("zsh") {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let script = printed(&["completions", "zsh"]);
+    fs::write(folder.path().join("_uppercased"), script).unwrap();
+    fs::write(folder.path().join("inside.zsh"), INSIDE).unwrap();
+    let completed = |line: &str| -> BTreeSet<String> {
+        // Otherwise a line that completes nothing would wait forever.
+        let output = Command::new("timeout")
+            .args(["60", "zsh", "-f", "-c", ZSH, "zsh"])
+            .args([folder.path().as_os_str(), line.as_ref()])
+            .env("HOME", folder.path())
+            .env("TERM", "dumb")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let lines = printed.lines().map(str::trim_end);
+        let matches = lines.filter_map(|line| line.strip_prefix("<match>"));
+        matches.map(str::to_owned).collect()
+    };
+    let expected = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    for (line, words) in [
+        ("uppercased rel", ["reload"].as_slice()),
+        ("uppercased reload --t", &["--timeout"]),
+        ("uppercased completions z", &["zsh"]),
+        ("uppercased serve --log-format j", &["json"]),
+        #[cfg(feature = "bench")]
+        ("uppercased bench churn --close h", &["half"]),
+        #[cfg(feature = "bench")]
+        ("uppercased bench versus --fail", &["--fail-if"]),
+        #[cfg(feature = "bench")]
+        (
+            "uppercased bench rate --arrivals ",
+            &["constant", "poisson"],
+        ),
+    ] {
+        let words: BTreeSet<String> = expected(words);
+        assert_eq!(completed(line), words, "{line}");
+    }
+    #[cfg(feature = "bench")]
+    {
+        let commands = completed("uppercased bench ");
+        for word in ["capacity", "compare", "rate", "versus"] {
+            assert!(commands.contains(word), "{word}: {commands:?}");
         }
     }
 }
