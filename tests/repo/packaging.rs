@@ -19,7 +19,7 @@ use crate::links::anchor;
 const CONFIGURATION: &str = "packaging/uppercased.toml";
 const SERVICE: &str = "packaging/systemd/uppercased.service";
 const KUBERNETES: &str = "packaging/kubernetes/uppercased.yaml";
-const POD_MONITOR: &str = "packaging/kubernetes/monitoring/podmonitor.yaml";
+const POD_MONITOR: &str = "packaging/monitoring/kubernetes/podmonitor.yaml";
 const ALERTS: &str = "packaging/monitoring/alerts.yaml";
 const ALERTS_TEST: &str = "packaging/monitoring/alerts_test.yaml";
 const DASHBOARD: &str = "packaging/monitoring/dashboard.json";
@@ -202,6 +202,37 @@ fn deployment_parts_reference_each_other() {
     );
 }
 
+/// Returns what a program prints that must succeed; `None` where it is not installed.
+fn run_if_installed(program: &str, args: &[&str]) -> Option<String> {
+    let Ok(output) = Command::new(program).args(args).output() else {
+        println!("skipped: {program} is not installed");
+        return None;
+    };
+    assert!(output.status.success(), "{args:?}: {}", text_of(&output));
+    Some(text(&output.stdout))
+}
+
+#[test]
+fn kustomization_builds_whole_deployment() {
+    let build = |folder: &str| run_if_installed("kubectl", &["kustomize", folder]);
+    let Some(base) = build("packaging/kubernetes") else {
+        return;
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        only(&base, "image", ": "),
+        format!("localhost/uppercased:{version}")
+    );
+    let kinds = |file: &str| values(file, "kind", ": ");
+    let mut expected = kinds(&read(KUBERNETES));
+    let mut found = kinds(&base);
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    let monitored = build("packaging/monitoring/kubernetes").unwrap();
+    assert!(kinds(&monitored).contains(&"PodMonitor".to_owned()));
+}
+
 #[test]
 fn pod_monitor_selects_deployed_pods() {
     let (file, monitor) = (read(KUBERNETES), read(POD_MONITOR));
@@ -278,19 +309,9 @@ fn alerts_use_known_metrics_and_runbooks() {
 
 #[test]
 fn alerts_fire_on_their_symptoms() {
-    let mut promtool = Command::new("promtool");
-    let tested = promtool.args(["test", "rules", ALERTS_TEST]).output();
-    let Ok(output) = tested else {
-        println!("skipped: promtool is not installed");
-        return;
-    };
-    assert!(output.status.success(), "{}", text_of(&output));
     let config = "packaging/monitoring/prometheus.yaml";
-    let checked = Command::new("promtool")
-        .args(["check", "config", config])
-        .output()
-        .unwrap();
-    assert!(checked.status.success(), "{}", text_of(&checked));
+    run_if_installed("promtool", &["test", "rules", ALERTS_TEST]);
+    run_if_installed("promtool", &["check", "config", config]);
 }
 
 #[test]
