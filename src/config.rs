@@ -30,7 +30,7 @@ pub use admin::AdminAddr;
 pub use change::{NeedsStop, check_change};
 pub use descriptors::{connection_limit, descriptor_reserve};
 pub use error::{Error, Errors, in_one_line};
-pub use launch::Launch;
+pub use launch::{Ignored, Launch};
 pub use limits::*;
 pub use listen::LISTEN_MAX;
 pub use networks::{NETWORKS_IN_ALL_MAX, NETWORKS_MAX};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use uppercased::supervisor::machine::{
-    Action, Boot, Event, ExitStatus, Generation, HandoverEnd, Load, Machine, Policy, Progress,
-    ReleaseId, ReloadConnections, RequestId, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
+    Action, Boot, Canceller, Event, ExitStatus, Generation, HandoverEnd, Load, Machine, Policy,
+    Progress, ReleaseId, ReloadConnections, RequestId, ScaleTo, SlotId, Snapshot, Wanted, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -271,7 +271,7 @@ impl World {
             },
             Step::Cancel => Event::Cancel {
                 request: self.request(),
-                by: "somebody".to_owned(),
+                by: Canceller::default(),
             },
             Step::Prepared(limits) => {
                 let Some((request, wanted)) = self.handed.take() else {

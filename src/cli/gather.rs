@@ -19,8 +19,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::error::Error;
 use super::{definition, names};
 use crate::config::{
-    self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Draft, Facts, Machine,
-    Origin, Origins, SETTINGS, Setting,
+    self, Assignment, CONFIG_FILE_MAX_BYTES, CONFIG_VARIABLE, Config, Draft, Facts, Ignored,
+    Machine, Origin, Origins, SETTINGS, Setting,
 };
 use crate::listener::longest_backlog;
 use crate::sys::accounts;
@@ -32,8 +32,8 @@ pub(super) struct Gathered {
     pub(super) origins: Origins,
     /// The configuration file, if one was named.
     pub(super) file: Option<PathBuf>,
-    /// Ignored input with the reason, one line each.
-    pub(super) ignored: Vec<String>,
+    /// Ignored input.
+    pub(super) ignored: Vec<Ignored>,
 }
 
 /// Resolves flags (of the program and of its command), environment and file.
@@ -59,10 +59,7 @@ pub(super) fn gather(
     let mut ignored = Vec::new();
     let links = config::service_links(&environment);
     if !links.is_empty() {
-        ignored.push(format!(
-            "variables of Kubernetes services: {}",
-            links.join(" ")
-        ));
+        ignored.push(Ignored::ServiceLinks(links));
     }
     assignments.extend(config::from_environment(environment, &mut errors));
     for setting in SETTINGS {
@@ -77,8 +74,9 @@ pub(super) fn gather(
             let (here, others) = without_absent_ipv6(found, is_absent);
             absent
                 .borrow_mut()
-                .extend(others.into_iter().map(|address| {
-                    format!("address {address} of {host}: this machine does not have the address")
+                .extend(others.into_iter().map(|address| Ignored::AbsentAddress {
+                    address,
+                    host: host.to_owned(),
                 }));
             Ok(here)
         },

@@ -45,7 +45,7 @@ events! {
     "The server" {
         server_starting: INFO "server starting" [workers, pid, version]
             "The configuration is valid; the first worker is about to start.";
-        config_part_ignored: INFO "configuration part ignored" [part]
+        config_part_ignored: INFO "configuration part ignored" [variables, address, host]
             "A variable that Kubernetes set for a service of a similar name, or an IPv6 address of a name on a machine without IPv6.";
         ipv6_unavailable: WARN "ipv6 unavailable, listening on ipv4" [address]
             "`*:PORT` on a system without IPv6; `status` shows the address in force.";
@@ -65,7 +65,7 @@ events! {
             "The server has started with an invalid configuration and adopted workers: it continues with theirs; correct it and reload.";
         config_not_stored: WARN "configuration not stored" [error]
             "If the supervisor dies, a start with an invalid configuration does not adopt its workers.";
-        orphan_not_adopted: INFO "worker not adopted" [path, detail]
+        orphan_not_adopted: INFO "worker not adopted" [path, error]
             "A worker in the directory of this server is not adopted: its supervisor runs, it is about to exit, or it does not answer.";
         orphan_not_reached: WARN "worker not reached" [path, error]
             "The rendezvous of a worker that may have no supervisor cannot be connected.";
@@ -115,7 +115,7 @@ events! {
             "It could not even be tried: invalid configuration, missing program.";
         operation_failed: ERROR "operation failed" [operation, to_workers, error]
             "It was rolled back; `error` says how far.";
-        operation_cancelled: WARN "operation cancelled" [operation, to_workers, detail]
+        operation_cancelled: WARN "operation cancelled" [operation, to_workers, client_pid, client_uid]
             "`uppercased cancel`: it rolls back and fails.";
         cpus_changed: INFO "cpus changed, scaling" [workers, cpus]
             "With `workers = \"auto\"` the affinity or the CPU quota of the server has changed: the number of workers follows.";
@@ -183,7 +183,7 @@ events! {
             "A dead worker left impossible counters; nothing is added to the totals, and its successor counts in new memory.";
         worker_sandbox_incomplete: WARN "worker sandbox incomplete" [missing]
             "The kernel or the container lacks a layer; once for all workers that lack the same.";
-        invariant_broken: ERROR "invariant broken" [detail, total]
+        invariant_broken: ERROR "invariant broken" [error, total]
             "The supervisor repaired an impossible state; a bug of this program, report it.";
         stale_event_dropped: DEBUG "stale event dropped" [dropped, total]
             "A report about a worker that is gone.";
@@ -221,7 +221,7 @@ events! {
             "No client waits any more.";
         listeners_inherited: INFO "listeners inherited from service manager" [slots, from_unit]
             "A start with sockets of systemd.";
-        stored_socket_closed: WARN "stored socket unusable, closed" [name, detail, address]
+        stored_socket_closed: WARN "stored socket unusable, closed" [name, error, address]
             "A socket of the service manager fits no slot.";
         listener_lost: ERROR "listener lost" [error, fd, owner_slot]
             "A listening socket does not listen any more (as after `ss -K`); the supervisor binds another.";
@@ -249,8 +249,8 @@ events! {
             "As above.";
     }
     "Service manager" {
-        watchdog_paused: WARN "watchdog not fed" [detail]
-            "A queue is not served.";
+        watchdog_paused: WARN "watchdog not fed" [slot, state]
+            "The queue of the slot is not served.";
         watchdog_resumed: INFO "watchdog fed again" []
             "Every queue is served again.";
         notify_blocked: WARN "notify socket blocked, retrying" [error]
@@ -343,7 +343,7 @@ events! {
             "The event loop refuses it; tried again after `accept_retry`.";
         connection_not_continued: WARN "connection reset by rescue" [peer, fd, reason, error]
             "A process died, and what it left of this connection cannot be continued; `error` is the contradiction.";
-        keeper_ended: DEBUG "keeper ended" [detail]
+        keeper_ended: DEBUG "keeper ended" [error]
             "The process that would have continued the worker is not needed, or cannot do so.";
         keeper_not_cloned: WARN "keeper not cloned" [error]
             "The worker has no process that would continue it; its death would close its connections.";
@@ -476,7 +476,7 @@ mod tests {
     fn fields_have_the_names_of_the_convention() {
         // `pid` is the writer's own. The cause has two names: one for a code, one for a text.
         let synonyms = [
-            "cause", "why", "how", "by", "end", "outcome", "what", "uid", "event",
+            "cause", "why", "how", "by", "end", "outcome", "what", "detail", "uid", "event",
         ];
         for event in all() {
             for field in event.fields {

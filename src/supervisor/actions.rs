@@ -11,7 +11,7 @@ use uppercased_ctl::identity::SlotId;
 
 use super::fleet::Spawn;
 use super::machine::{Action, Event, Life, Outcome};
-use super::systemd::notify::{View, unhealthy};
+use super::systemd::notify::{View, unserved};
 use super::{Supervisor, report};
 
 impl Supervisor {
@@ -155,7 +155,7 @@ impl Supervisor {
         systemd.notify(
             view,
             |failure| self.status_line(failure),
-            || unhealthy(machine.slots(), excused),
+            || unserved(machine.slots(), excused),
             |slot| self.fleet.borrowed_listeners(slot),
             clock::now(),
         );

@@ -244,14 +244,14 @@ fn meet(directory: &Directory) -> Vec<Met> {
                 .and_then(|introduction| understand(introduction, socket, file))
             {
                 Ok(one) => met.push(one),
-                Err(detail) => event!(orphan_not_adopted, path, detail),
+                Err(error) => event!(orphan_not_adopted, path, error),
             }
         }
         waiting = rest;
         if clock::now() >= until {
             for (_, file) in waiting.drain(..) {
                 let path = file.path().display().to_string();
-                event!(orphan_not_adopted, path, detail = "no answer");
+                event!(orphan_not_adopted, path, error = "no answer");
             }
         }
     }

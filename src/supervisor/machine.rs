@@ -59,8 +59,8 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::handover::HandoverEnd;
 pub use exchange::{
-    Action, Adopted, Answer, Done, Event, ListenerSource, Load, Notice, Outcome, Rescue, ScaleTo,
-    Wanted,
+    Action, Adopted, Answer, Canceller, Done, Event, ListenerSource, Load, Notice, Outcome, Rescue,
+    ScaleTo, Wanted,
 };
 pub(super) use phase::Phase;
 use plan::Operation;
@@ -235,7 +235,7 @@ impl Machine {
                 drain,
             } => self.requested(*request, *wanted, (*wait, *drain), now),
             Event::Withdrawn { request } => self.withdraw(*request),
-            Event::Cancel { request, by } => self.cancel(*request, by, now),
+            Event::Cancel { request, by } => self.cancel(*request, *by, now),
             Event::NotBegun {
                 request,
                 wanted,

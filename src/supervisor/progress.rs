@@ -9,7 +9,7 @@ use uppercased_ctl::control::protocol::counted;
 use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::units::took;
 
-use super::machine::{ExitStatus, Notice};
+use super::machine::{Canceller, ExitStatus, Notice};
 
 /// A step that is reported to the waiting client.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ pub(super) enum Progress<'a> {
         exit: ExitStatus,
     },
     Cancelled {
-        by: &'a str,
+        by: Canceller,
     },
     RollingBack {
         cause: &'a str,
@@ -81,7 +81,7 @@ impl<'a> Progress<'a> {
                 end,
                 after: *took,
             },
-            Notice::OperationCancelled { by, .. } => Self::Cancelled { by },
+            Notice::OperationCancelled { by, .. } => Self::Cancelled { by: *by },
             Notice::RollingBack { cause, slots } => Self::RollingBack {
                 cause,
                 slots: *slots,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Ignored};
 use crate::fault;
 use crate::handover::HandoverEnd;
 use crate::log::event;
@@ -16,15 +16,22 @@ use super::fleet::totals::Totals;
 use super::machine::{Answer, ExitStatus, Notice, OperationKind};
 
 /// Logs the start: every check has passed, and the first worker is about to start.
-pub(super) fn starting(config: &Config, ignored: &[String]) {
+pub(super) fn starting(config: &Config, ignored: &[Ignored]) {
     event!(
         server_starting,
         workers = config.workers,
         pid = std::process::id(),
         version = fault::program_version()
     );
-    for what in ignored {
-        event!(config_part_ignored, part = what);
+    for part in ignored {
+        match part {
+            Ignored::ServiceLinks(names) => {
+                event!(config_part_ignored, variables = names.join(" "));
+            }
+            Ignored::AbsentAddress { address, host } => {
+                event!(config_part_ignored, %address, host);
+            }
+        }
     }
 }
 
@@ -83,7 +90,13 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         Notice::OperationCancelled { operation, by } => {
             let (operation, to_workers) = (operation.name(), operation.to_workers());
-            event!(operation_cancelled, operation, to_workers, detail = by);
+            event!(
+                operation_cancelled,
+                operation,
+                to_workers,
+                client_pid = by.pid,
+                client_uid = by.uid
+            );
         }
         Notice::CancelRefused { cause } => {
             event!(operation_refused, operation = "cancel", error = cause);
@@ -271,7 +284,7 @@ pub(super) fn notice(notice: &Notice, slots: &[SlotResources]) {
         }
         // Reported once, with the result.
         Notice::BootFailed { cause } => event!(boot_failed, error = cause),
-        Notice::InvariantBroken { what, total } => event!(invariant_broken, detail = what, total),
+        Notice::InvariantBroken { what, total } => event!(invariant_broken, error = what, total),
         Notice::StaleEvent { event, total } => {
             let dropped = serde_json::to_string(event).unwrap_or_default();
             event!(stale_event_dropped, dropped, total);

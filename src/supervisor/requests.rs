@@ -13,7 +13,7 @@ use uppercased_ctl::status::Rotation;
 
 use super::allowed::check_account;
 use super::fleet::releases::{Release, check_memory};
-use super::machine::{Answer, Event, Life, Notice, Policy, ScaleTo, Wanted};
+use super::machine::{Answer, Canceller, Event, Life, Notice, Policy, ScaleTo, Wanted};
 use super::policy::policy;
 use super::progress::Progress;
 use super::{Supervisor, boot, control, report, signals};
@@ -96,11 +96,8 @@ impl Supervisor {
 
     /// Cancels the operation in progress.
     fn cancel(&mut self, request: RequestId) {
-        let caller = self.control.caller(request);
-        let by = caller.map_or_else(
-            || "`uppercased cancel`".to_owned(),
-            |(pid, uid)| format!("`uppercased cancel` (process {pid} of user {uid})"),
-        );
+        let (pid, uid) = self.control.caller(request).unzip();
+        let by = Canceller { pid, uid };
         self.apply(Event::Cancel { request, by });
     }
 

@@ -39,7 +39,7 @@ use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::ServiceManagerStatus;
 
 use super::tokens::Source;
-use notify::{Change, Message, Notifier, View};
+use notify::{Change, Message, Notifier, Unserved, View};
 
 /// The service manager, if there is one. Without one this does nothing.
 #[derive(Debug, Default)]
@@ -100,13 +100,13 @@ impl Systemd {
     }
 
     /// Sends the changes since the last call. `status_line` returns the status text given the last
-    /// failure, `unhealthy` returns the cause why a slot is unhealthy, `listeners` returns those of
+    /// failure, `unserved` returns a slot whose queue is not served, `listeners` returns those of
     /// a slot.
     pub(crate) fn notify<'a>(
         &mut self,
         view: View,
         status_line: impl FnOnce(Option<&str>) -> String,
-        unhealthy: impl FnOnce() -> Option<String>,
+        unserved: impl FnOnce() -> Option<Unserved>,
         listeners: impl Fn(SlotId) -> Vec<BorrowedFd<'a>>,
         now: Tick,
     ) {
@@ -114,8 +114,10 @@ impl Systemd {
             return;
         };
         let status = || status_line(manager.failure.as_deref());
-        match manager.notifier.observe(view, status, unhealthy, now) {
-            Some(Change::Withheld { cause }) => event!(watchdog_paused, detail = cause),
+        match manager.notifier.observe(view, status, unserved, now) {
+            Some(Change::Withheld(Unserved { slot, state })) => {
+                event!(watchdog_paused, slot = slot.0, state);
+            }
             Some(Change::Fed) => event!(watchdog_resumed),
             None => {}
         }

@@ -66,7 +66,7 @@ impl Worker {
                         mem::forget(mem::replace(&mut task, Task::Rescue { rescue, woken }));
                     }
                     Err(why) => {
-                        event!(keeper_ended, detail = why);
+                        event!(keeper_ended, error = why);
                         mem::forget((self, task));
                         return ExitCode::SUCCESS;
                     }

@@ -168,6 +168,10 @@ fn cancel_rolls_back_running_reload() {
     server.wait_log(|line| line.contains("worker standing by"));
     let answered = server.command(&["cancel"]).expect_success();
     assert!(answered.stdout.starts_with("cancelled in "), "{answered:?}");
+    server.wait_log(|line| {
+        let fields = [" operation=reload ", " client_pid=", " client_uid="];
+        line.contains("event=operation_cancelled") && fields.iter().all(|it| line.contains(it))
+    });
     reload
         .wait()
         .expect_failure("cancelled by `uppercased cancel`");

@@ -258,7 +258,7 @@ fn watchdog_is_not_fed_while_queue_waits() {
     let mark = server.log_len();
     break_slot_1(&server);
     server.wait_log_from(mark, |line| {
-        line.contains("watchdog not fed") && line.contains("slot 1 is backing off")
+        line.contains("watchdog not fed slot=1 state=\"backing off\"")
     });
     // Messages sent before have been read by then.
     let mark = manager.await_all_read();

@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use uppercased::supervisor::machine::{
-    Action, Answer, Event, HandoverEnd, Machine, Notice, Policy, ReleaseId, RequestId, ScaleTo,
-    Snapshot, Wanted,
+    Action, Answer, Canceller, Event, HandoverEnd, Machine, Notice, Policy, ReleaseId, RequestId,
+    ScaleTo, Snapshot, Wanted,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -233,7 +233,7 @@ impl<'a> World<'a> {
         };
         let here = self.machine.policy().workers;
         if request != RequestId::NOBODY && self.rng.u8(0..4) == 0 {
-            let by = "a user".to_owned();
+            let by = Canceller::default();
             return Event::Cancel { request, by };
         }
         if self.rng.bool() {

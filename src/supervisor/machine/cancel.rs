@@ -12,17 +12,17 @@ use super::plan::{Cancel, Course, Stage};
 use super::slot::Slot;
 use super::worker::Worker;
 use super::{
-    Action, Answer, Done, Effect, KillReason, Machine, Notice, OperationKind, Queue, RequestId,
-    SlotState,
+    Action, Answer, Canceller, Done, Effect, KillReason, Machine, Notice, OperationKind, Queue,
+    RequestId, SlotState,
 };
 use uppercased_ctl::clock::{Tick, millis};
 
 impl Machine {
-    pub(super) fn cancel(&mut self, request: RequestId, by: &str, now: Tick) -> Effect {
+    pub(super) fn cancel(&mut self, request: RequestId, by: Canceller, now: Tick) -> Effect {
         if self.cancel_beginning(by) {
             let cancel = Cancel {
                 request,
-                by: by.to_owned(),
+                by,
                 since: now,
                 incomplete: false,
             };
@@ -42,12 +42,11 @@ impl Machine {
         };
         operation.cancel = Some(Cancel {
             request,
-            by: by.to_owned(),
+            by,
             since: now,
             incomplete: false,
         });
         let operation = operation.kind;
-        let by = by.to_owned();
         self.notice(Notice::OperationCancelled { operation, by });
         self.undo(now);
         Effect::Applied
@@ -162,7 +161,7 @@ impl Machine {
 
     fn cancelled(&self) -> String {
         let cancel = self.operation.as_ref().and_then(|it| it.cancel.as_ref());
-        let by = cancel.map_or("nobody", |cancel| cancel.by.as_str());
+        let by = cancel.map_or_else(Canceller::default, |cancel| cancel.by);
         format!("cancelled by {by}")
     }
 

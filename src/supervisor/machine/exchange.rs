@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use answer::Answer;
-pub use event::{Event, ListenerSource, Load, Rescue, Wanted};
+pub use event::{Canceller, Event, ListenerSource, Load, Rescue, Wanted};
 pub use notice::Notice;
 
 use crate::handover::Part;

@@ -17,7 +17,8 @@ use std::mem::discriminant;
 use super::plan::{Course, Stage};
 use super::queue::{Pending, Waiting};
 use super::{
-    Action, Answer, Effect, Machine, Notice, OperationKind, Phase, RequestId, ScaleTo, Wanted,
+    Action, Answer, Canceller, Effect, Machine, Notice, OperationKind, Phase, RequestId, ScaleTo,
+    Wanted,
 };
 use crate::config::CONTROL_WAITERS_MAX;
 use uppercased_ctl::clock::Tick;
@@ -167,7 +168,7 @@ impl Machine {
     }
 
     /// Abandons a reload whose configuration is being read; returns whether there is one.
-    pub(super) fn cancel_beginning(&mut self, by: &str) -> bool {
+    pub(super) fn cancel_beginning(&mut self, by: Canceller) -> bool {
         let Some(it) = self.abandon_beginning() else {
             return false;
         };

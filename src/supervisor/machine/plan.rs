@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::exchange::Canceller;
 use super::policy::Policy;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, RequestId, SlotId};
@@ -125,7 +126,7 @@ impl Roll {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cancel {
     pub(super) request: RequestId,
-    pub(super) by: String,
+    pub(super) by: Canceller,
     pub(super) since: Tick,
     /// Whether a change could not be reversed.
     pub(super) incomplete: bool,

@@ -82,7 +82,7 @@ impl Given {
                     given.offers.push(offer);
                 }
                 (Err(what), Origin::Store(slot)) => {
-                    event!(stored_socket_closed, name, detail = what);
+                    event!(stored_socket_closed, name, error = what);
                     given.useless.push(slot);
                 }
                 // Of an earlier supervisor; each has one of its own.
@@ -133,7 +133,7 @@ impl Given {
         } = self;
         for (at, cause) in &plan.dropped {
             let address = offers[*at].listen;
-            event!(stored_socket_closed, %address, detail = cause);
+            event!(stored_socket_closed, %address, error = cause);
         }
         let mut sockets: Vec<Option<OwnedFd>> = sockets.into_iter().map(Some).collect();
         let mut slots = Vec::new();

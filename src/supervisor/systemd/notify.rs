@@ -12,6 +12,7 @@
 //! It must not read a clock, or access a socket.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use crate::config::{
@@ -68,9 +69,23 @@ pub(crate) struct View {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// The watchdog is not fed from now on.
-    Withheld { cause: String },
+    Withheld(Unserved),
     /// It is fed again.
     Fed,
+}
+
+/// A slot whose queue no worker serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unserved {
+    pub(crate) slot: SlotId,
+    /// The state of the slot, in one or two words.
+    pub(crate) state: &'static str,
+}
+
+impl fmt::Display for Unserved {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "slot {} is {}", self.slot, self.state)
+    }
 }
 
 /// The state known to the service manager once it has read every message.
@@ -156,12 +171,12 @@ impl Notifier {
     }
 
     /// Compares the supervisor with the messages sent. `status` returns the status line, and
-    /// `unhealthy` the cause why a slot is unhealthy; each is called only when due.
+    /// `unserved` a slot whose queue is not served; each is called only when due.
     pub(crate) fn observe(
         &mut self,
         view: View,
         status: impl FnOnce() -> String,
-        unhealthy: impl FnOnce() -> Option<String>,
+        unserved: impl FnOnce() -> Option<Unserved>,
         now: Tick,
     ) -> Option<Change> {
         let told = self.send_life(view, now);
@@ -182,7 +197,7 @@ impl Notifier {
             };
             self.status_due = now + pause;
         }
-        self.feed(unhealthy, now)
+        self.feed(unserved, now)
     }
 
     /// Returns the next message to send, unless a retry is not due yet.
@@ -302,16 +317,16 @@ impl Notifier {
         self.status = line;
     }
 
-    fn feed(&mut self, unhealthy: impl FnOnce() -> Option<String>, now: Tick) -> Option<Change> {
+    fn feed(&mut self, unserved: impl FnOnce() -> Option<Unserved>, now: Tick) -> Option<Change> {
         let every = self.watchdog?;
         if now < self.feeding_due {
             return None;
         }
         self.outbox.retain(|it| *it != Message::Watchdog);
-        if let Some(cause) = unhealthy() {
+        if let Some(unserved) = unserved() {
             // A recovery is an event, and triggers the next check.
-            let before = self.withheld.replace(cause.clone());
-            return before.is_none().then_some(Change::Withheld { cause });
+            let before = self.withheld.replace(unserved.to_string());
+            return before.is_none().then_some(Change::Withheld(unserved));
         }
         self.outbox.push_back(Message::Watchdog);
         self.feeding_due = now + every;
@@ -370,16 +385,19 @@ pub(crate) const STORED_LEASE: &str = "lease";
 /// worker would become an outage. While an operation is in progress a queue may be between two
 /// workers; but not the queue of a slot that is backing off, or whose worker was killed because it
 /// was unresponsive.
-pub(crate) fn unhealthy<'a>(
+pub(crate) fn unserved<'a>(
     slots: impl IntoIterator<Item = SlotView<'a>>,
     excused: bool,
-) -> Option<String> {
+) -> Option<Unserved> {
     slots.into_iter().find_map(|slot| {
         let served = match slot.queue {
             Queue::Served | Queue::Lent { .. } | Queue::Unbound | Queue::Closed => true,
             Queue::Unserved { .. } => excused && !slot.is_failing,
         };
-        (!served).then(|| format!("slot {} is {}", slot.id, slot.state))
+        (!served).then_some(Unserved {
+            slot: slot.id,
+            state: slot.state,
+        })
     })
 }
 

@@ -1,5 +1,6 @@
 //! The events that the machine handles.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -152,7 +153,7 @@ pub enum Event {
         /// The request.
         request: RequestId,
         /// The requester, reported to clients that wait for the operation.
-        by: String,
+        by: Canceller,
     },
     /// The answer to [`Action::Begin`](super::Action::Begin) if the operation cannot be prepared.
     NotBegun {
@@ -265,6 +266,25 @@ impl ListenerSource {
         match self {
             Self::Bind => "bind",
             Self::Adopt => "adopt",
+        }
+    }
+}
+
+/// The client that cancels an operation; unknown once it has disconnected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canceller {
+    /// Its process ID.
+    pub pid: Option<i32>,
+    /// Its user.
+    pub uid: Option<u32>,
+}
+
+impl fmt::Display for Canceller {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "`uppercased cancel`")?;
+        match (self.pid, self.uid) {
+            (Some(pid), Some(uid)) => write!(out, " (process {pid} of user {uid})"),
+            _ => Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Answer;
-use super::event::{Event, ListenerSource};
+use super::event::{Canceller, Event, ListenerSource};
 use crate::handover::HandoverEnd;
 use crate::supervisor::machine::worker::ExitStatus;
 use uppercased_ctl::identity::{RequestId, SlotId, WorkerId};
@@ -49,7 +49,7 @@ pub enum Notice {
         /// The operation.
         operation: OperationKind,
         /// The requester.
-        by: String,
+        by: Canceller,
     },
     /// A cancellation was refused.
     CancelRefused {

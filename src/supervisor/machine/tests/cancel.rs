@@ -8,7 +8,7 @@ const CANCELLER: RequestId = RequestId(9);
 fn cancel() -> Event {
     Event::Cancel {
         request: CANCELLER,
-        by: "somebody".to_owned(),
+        by: Canceller::default(),
     }
 }
 
@@ -49,7 +49,7 @@ fn cancelled_reload_stops_reading_configuration() {
         drain: false,
     };
     stage.at(100, asked);
-    let cause = "cancelled by somebody; nothing has changed".to_owned();
+    let cause = "cancelled by `uppercased cancel`; nothing has changed".to_owned();
     let answer = Answer::Refused { cause };
     let request = ASKED;
     assert_eq!(
@@ -84,7 +84,7 @@ fn cancelled_reload_rolls_back() {
         [hand_over(worker(0, 2), worker(0, 3), false)],
     );
     stage.at(220, handed_over(0, 2, HandoverEnd::Done));
-    let cause = "cancelled by somebody; every worker runs the old release";
+    let cause = "cancelled by `uppercased cancel`; every worker runs the old release";
     assert_eq!(
         stage.at(221, exited(0, 2, 0)),
         [failure(cause), cancelled(2, 21)],
@@ -102,7 +102,7 @@ fn cancelled_preflight_is_ended() {
             drain: false,
         },
     );
-    let cause = "cancelled by somebody; the running binary is unchanged";
+    let cause = "cancelled by `uppercased cancel`; the running binary is unchanged";
     assert_eq!(
         stage.at(150, cancel()),
         [Action::AbortPreflight, failure(cause), cancelled(1, 0)],
@@ -122,7 +122,7 @@ fn cancelled_growth_removes_added_workers() {
     assert_eq!(actions, [hand_over(worker(1, 1), worker(0, 1), true)]);
     stage.at(3_200, handed_over(1, 1, HandoverEnd::Done));
     let actions = stage.at(3_201, exited(1, 1, 0));
-    let cause = "cancelled by somebody; 1 workers serve";
+    let cause = "cancelled by `uppercased cancel`; 1 workers serve";
     assert!(actions.contains(&failure(cause)), "{actions:?}");
     assert_eq!(actions.last(), Some(&cancelled(1, 3_081)));
 }
@@ -131,7 +131,7 @@ fn cancelled_growth_removes_added_workers() {
 fn cancelled_shrinking_keeps_slots_that_have_not_left() {
     let mut stage = Stage::booted(calm(3), 0);
     stage.at(100, scale(1));
-    let cause = "cancelled by somebody; 3 workers serve";
+    let cause = "cancelled by `uppercased cancel`; 3 workers serve";
     assert_eq!(
         stage.at(150, cancel()),
         [Action::Unsteer, failure(cause), cancelled(3, 0)],
@@ -144,7 +144,7 @@ fn cancelled_shrinking_keeps_slots_that_have_not_left() {
     assert_eq!(stage.at(3_300, cancel()), []);
     stage.at(3_310, handed_over(2, 1, HandoverEnd::Done));
     let actions = stage.at(3_311, exited(2, 1, 0));
-    let cause = "cancelled by somebody; 2 workers serve";
+    let cause = "cancelled by `uppercased cancel`; 2 workers serve";
     assert!(actions.contains(&failure(cause)), "{actions:?}");
     assert_eq!(actions.last(), Some(&cancelled(2, 11)));
 }

@@ -196,8 +196,7 @@ fn status_line_is_sent_when_changed() {
 #[test]
 fn watchdog_is_fed_twice_and_upon_recovery() {
     let mut notifier = Notifier::new(Some(LIMIT));
-    let mut feed = |wrong: Option<&str>, now| {
-        let wrong = wrong.map(str::to_owned);
+    let mut feed = |wrong: Option<Unserved>, now| {
         let change = notifier.observe(serving(None), String::new, || wrong, now);
         let fed = messages(&mut notifier, now).contains(&Message::Watchdog);
         (fed, change, notifier.deadline())
@@ -206,14 +205,14 @@ fn watchdog_is_fed_twice_and_upon_recovery() {
     assert_eq!(feed(None, at(0)), (true, None, Some(at(5000))));
     assert_eq!(feed(None, at(4999)), (false, None, Some(at(5000))));
     assert!(feed(None, at(5000)).0);
-    let cause = "slot 1 is backing off".to_owned();
-    let withheld = Some(Change::Withheld {
-        cause: cause.clone(),
-    });
-    let (fed, change, due) = feed(Some(&cause), at(10_000));
-    assert_eq!((fed, change), (false, withheld));
+    let unserved = Unserved {
+        slot: SlotId(1),
+        state: "backing off",
+    };
+    let (fed, change, due) = feed(Some(unserved), at(10_000));
+    assert_eq!((fed, change), (false, Some(Change::Withheld(unserved))));
     assert_eq!(due, Some(at(15_000)), "nothing is due that cannot be done");
-    assert_eq!(feed(Some(&cause), at(11_000)), (false, None, due));
+    assert_eq!(feed(Some(unserved), at(11_000)), (false, None, due));
     let (fed, change, _) = feed(None, at(11_001));
     assert_eq!((fed, change), (true, Some(Change::Fed)));
 }
