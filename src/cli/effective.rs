@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::config::{Config, Origin, Origins};
+use crate::config::{Config, Origins};
 use uppercased_ctl::escape::visible;
 
 /// The column at which origins begin, if the values are short enough.
@@ -44,14 +44,16 @@ pub(super) fn show(config: &Config, origins: &Origins, remarks: &[String]) -> St
             heading = Some(setting.heading);
             let _ = writeln!(text, "\n# {}", setting.heading);
         }
-        let shown = setting.show(config);
-        let from_default = *origin == Origin::Default;
+        let value = setting.show(config);
         let mut origin = origin.describe(setting);
-        if from_default && shown != setting.default {
-            // The default depends on the machine.
-            let _ = write!(origin, " ({})", setting.default);
-        }
-        let line = format!("{} = {}", setting.key(), setting.in_toml(&shown));
+        // A server with this file follows its machine, too.
+        let shown = if let Some(word) = setting.following_word(config) {
+            let _ = write!(origin, "; {value} here");
+            word
+        } else {
+            &value
+        };
+        let line = format!("{} = {}", setting.key(), setting.in_toml(shown));
         // A comment ends at the end of its line, so a file name must not contain a line break.
         let origin = visible(&origin);
         let _ = writeln!(text, "{line:ORIGIN_COLUMN$}  # {origin}");
@@ -62,7 +64,7 @@ pub(super) fn show(config: &Config, origins: &Origins, remarks: &[String]) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Assignment, Facts, SETTINGS, from_file, resolve};
+    use crate::config::{Assignment, Facts, Origin, SETTINGS, from_file, resolve};
 
     const FACTS: Facts<'static> = Facts {
         cpus: 2,
@@ -92,12 +94,7 @@ mod tests {
             assert!(errors.is_empty(), "{errors:?}");
             assert_eq!(read.len(), SETTINGS.len());
             let (again, origins) = resolve(&read, &FACTS).unwrap();
-            // A number that was printed does not follow the machine any more.
-            let fixed = Config {
-                follows_cpus: false,
-                ..config
-            };
-            assert_eq!(again, fixed, "{text}");
+            assert_eq!(again, config, "{text}");
             let text = show(&again, &origins, &[]);
             from_file(text.as_bytes(), Path::new("u"), &mut errors);
             assert!(errors.is_empty(), "{text}");

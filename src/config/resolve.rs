@@ -108,6 +108,15 @@ impl Draft {
     }
 }
 
+impl Setting {
+    /// Returns the word that gave `config` its value of this setting, if the value follows the
+    /// machine.
+    #[must_use]
+    pub fn following_word(&self, config: &Config) -> Option<&'static str> {
+        (self.key() == "workers" && config.follows_cpus).then_some(PER_CPU)
+    }
+}
+
 /// Resolves the settings in `assignments`; see [`Draft::new`].
 ///
 /// # Errors

@@ -324,6 +324,23 @@ fn empty_variables_count_as_unset() {
 }
 
 #[test]
+fn print_keeps_automatic_workers() {
+    let first = Run::print().stdout();
+    let (value, origin) = printed(&first, "workers");
+    assert_eq!(value, "\"auto\"");
+    let here = origin.strip_prefix("default; ");
+    let here = here.and_then(|it| it.strip_suffix(" here"));
+    assert!(here.is_some_and(|it| it.parse::<u16>().is_ok()), "{origin}");
+    // A server with the printed file follows its CPUs, too.
+    let (run, file) = Run::print().file(&first);
+    let (value, origin) = printed(&run.stdout(), "workers");
+    assert_eq!(value, "\"auto\"");
+    assert!(origin.starts_with(&format!("file {}:", file.path().display())));
+    let fixed = Run::print().args(&["--workers", "3"]).stdout();
+    assert_eq!(printed(&fixed, "workers").0, "3");
+}
+
+#[test]
 fn check_names_ignored_service_variables() {
     let with = |run: Run| {
         run.env("UPPERCASED_ADMIN_SERVICE_HOST", "10.0.0.1")
