@@ -102,6 +102,7 @@ impl Collector for Snapshot {
         family(encoder, "degraded", help, None, vec![degraded])?;
         self.config(encoder)?;
         self.slots(encoder)?;
+        self.restarts(encoder)?;
         self.rescues(encoder)?;
         self.turns(encoder)?;
         self.durations(encoder)?;
@@ -138,12 +139,7 @@ impl Collector for Processes {
         let used = self.0.iter().filter_map(|it| Some((it, it.usage?)));
         let used: Vec<(Labels, Usage)> = used
             .filter(|(it, _)| places.insert((it.slot, &it.process)))
-            .map(|(it, usage)| {
-                // Parsers want the same labels everywhere; an empty one counts as absent.
-                let slot = it.slot.map_or_else(String::new, |slot| slot.to_string());
-                let labels = vec![("process", it.process.clone()), ("slot", slot)];
-                (labels, usage)
-            })
+            .map(|(it, usage)| (of_process(it), usage))
             .collect();
         let all = || used.iter().cloned();
         let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
@@ -154,8 +150,8 @@ impl Collector for Processes {
         let cpu = all().map(|(labels, it)| (labels, ConstCounter::new(seconds(it.cpu_ms))));
         let help = "CPU time of the process.";
         family(encoder, "process_cpu", help, unit, cpu.collect())?;
-        let memory = all().map(|(labels, it)| gauged(labels, it.resident_bytes));
-        let help = "Resident memory of the process, with pages that it shares with others.";
+        let memory = all().filter_map(|(labels, it)| Some(gauged(labels, it.resident_bytes?)));
+        let help = "Resident memory of the process; of a keeper only what no other process has.";
         let unit = Some(&Unit::Bytes);
         family(
             encoder,
@@ -233,6 +229,27 @@ impl Snapshot {
         let crashes = self.ever().map(|it| counted(of_slot(it), it.crashes));
         let help = "Unexpected worker exits, rescued workers included.";
         family(encoder, "worker_crashes", help, None, crashes.collect())
+    }
+
+    /// The restarts of each process: of a slot also while it has none.
+    fn restarts(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let processes = self.status.processes.iter();
+        let processes = processes.filter(|it| it.slot.is_none());
+        let single = processes.map(|it| gauged(of_process(it), it.restarts_10m.into()));
+        let of_slots = self.status.slots.iter().flat_map(|slot| {
+            let restarts = [
+                (ProcessStatus::WORKER, slot.worker_restarts_10m),
+                (ProcessStatus::KEEPER, slot.keeper_restarts_10m),
+            ];
+            restarts.map(|(name, count)| {
+                let mut labels = vec![("process", name.to_owned())];
+                labels.extend(of_slot(slot));
+                gauged(labels, count.into())
+            })
+        });
+        let help = "Restarts of the process within the last ten minutes, planned or not.";
+        let samples = single.chain(of_slots).collect();
+        family(encoder, "process_recent_restarts", help, None, samples)
     }
 
     /// The processes that continue workers, and what they continued.
@@ -401,6 +418,14 @@ impl Snapshot {
         };
         self.ever().map(sample).collect()
     }
+}
+
+fn of_process(process: &ProcessStatus) -> Labels {
+    // Parsers want the same labels everywhere; an empty one counts as absent.
+    let slot = process
+        .slot
+        .map_or_else(String::new, |slot| slot.to_string());
+    vec![("process", process.process.clone()), ("slot", slot)]
 }
 
 fn of_slot(slot: &SlotStatus) -> Labels {

@@ -2,9 +2,10 @@
 //!
 //! A few system calls per process, none of which waits for it. Workers do nothing for it.
 
+use crate::sys::usage::private_bytes;
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{SlotId, WorkerId};
-use uppercased_ctl::status::ProcessStatus;
+use uppercased_ctl::status::{ProcessStatus, Usage};
 
 use super::Supervisor;
 use super::machine::SlotView;
@@ -64,12 +65,20 @@ impl Supervisor {
     }
 
     fn process(&self, name: &str, pid: u32, restarts_10m: u32) -> ProcessStatus {
+        let usage = self.telemetry.usage_of(pid);
         ProcessStatus {
             process: name.to_owned(),
             slot: None,
             pid,
             restarts_10m,
-            usage: self.telemetry.usage_of(pid),
+            usage: usage.map(|usage| match name {
+                // Its other pages are its worker's.
+                ProcessStatus::KEEPER => Usage {
+                    resident_bytes: private_bytes(pid),
+                    ..usage
+                },
+                _ => usage,
+            }),
         }
     }
 }

@@ -128,6 +128,8 @@ impl Supervisor {
             },
             lent_to,
             worker_starts: times.workers.total(),
+            worker_restarts_10m: times.workers.restarts(now),
+            keeper_restarts_10m: times.keepers.restarts(now),
             crashes: slot.crashes.into(),
             starts: times.starts,
             handovers: times.handovers,

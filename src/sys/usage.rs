@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use procfs::FromRead as _;
-use procfs::process::Stat;
+use procfs::process::{SmapsRollup, Stat};
 
 use uppercased_ctl::clock::millis;
 use uppercased_ctl::status::Usage;
@@ -51,10 +51,20 @@ impl Meter {
             started_at_ms: millis(self.booted + time(stat.starttime)),
             age_ms: millis(up().saturating_sub(time(stat.starttime))),
             cpu_ms: millis(time(stat.utime.saturating_add(stat.stime))),
-            resident_bytes: stat.rss.saturating_mul(procfs::page_size()),
+            resident_bytes: Some(stat.rss.saturating_mul(procfs::page_size())),
             descriptors: (descriptors > 0).then_some(descriptors),
         })
     }
+}
+
+/// Returns the bytes of resident memory that only the process with this ID has; `None` if the kernel
+/// denies access: it requires `CAP_SYS_PTRACE`, or a dumpable process of the same user.
+#[must_use]
+pub fn private_bytes(pid: u32) -> Option<u64> {
+    let rollup = SmapsRollup::from_file(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let sums = &rollup.memory_map_rollup.0.first()?.extension.map;
+    let [clean, dirty] = ["Private_Clean", "Private_Dirty"].map(|name| sums.get(name));
+    Some(clean?.saturating_add(*dirty?))
 }
 
 /// Returns the time since the system started.
@@ -80,10 +90,11 @@ mod tests {
         let later = meter.read(pid).unwrap();
         assert_eq!(first.started_at_ms, later.started_at_ms);
         assert!(later.cpu_ms > first.cpu_ms, "{first:?} {later:?}");
-        assert!(later.resident_bytes > 100_000, "{later:?}");
+        assert!(later.resident_bytes > Some(100_000), "{later:?}");
+        assert!(private_bytes(pid) > Some(100_000));
         // Other tests open and close files, too.
         let least = files.len() as u64;
         assert!(later.descriptors.is_none_or(|open| open > least));
-        assert_eq!(meter.read(0), None);
+        assert_eq!((meter.read(0), private_bytes(0)), (None, None));
     }
 }

@@ -90,7 +90,8 @@ impl Sort {
             Self::Memory => {
                 let process = slot.pid.and_then(|pid| sample.status.process(pid));
                 let usage = process.and_then(|process| process.usage);
-                usage.map_or(0.0, |it| it.resident_bytes as f64)
+                let resident = usage.and_then(|it| it.resident_bytes);
+                resident.map_or(0.0, |bytes| bytes as f64)
             }
             Self::Crashes => slot.crashes as f64,
         }

@@ -59,16 +59,17 @@ fn full() -> Status {
         ..AcceptQueueStatus::default()
     });
     slot.turn_age_ms = Some(250);
+    slot.worker_restarts_10m = 3;
     let process = |process: &str, slot, cpu_ms| ProcessStatus {
         process: process.to_owned(),
         slot,
         pid: 4711,
-        restarts_10m: 0,
+        restarts_10m: 2,
         usage: Some(Usage {
             started_at_ms: 1_700_000_000_250,
             age_ms: 5,
             cpu_ms,
-            resident_bytes: 4096,
+            resident_bytes: Some(4096),
             descriptors: Some(12),
         }),
     };
@@ -102,6 +103,11 @@ fn each_process_has_standard_metrics() {
     has("process_resident_memory_bytes{process=\"supervisor\",slot=\"\"} 4096");
     has("process_open_fds{process=\"supervisor\",slot=\"\"} 12");
     assert_eq!(text.matches("process_open_fds{").count(), 3, "{text}");
+    let restarts = "uppercased_process_recent_restarts";
+    has(&format!("{restarts}{{process=\"supervisor\",slot=\"\"}} 2"));
+    has(&format!("{restarts}{{process=\"worker\",slot=\"0\"}} 3"));
+    has(&format!("{restarts}{{process=\"keeper\",slot=\"0\"}} 0"));
+    assert_eq!(text.matches(&format!("{restarts}{{")).count(), 3, "{text}");
     has("uppercased_worker_last_turn_age_seconds{slot=\"0\"} 0.25");
 }
 

@@ -261,10 +261,7 @@ impl Cell {
             Column::Memory => used(0),
             Column::Cpu => used(1),
             Column::Descriptors => used(2),
-            Column::Restarts => {
-                let restarts = process.map(|it| short(it.restarts_10m.into()));
-                restarts.unwrap_or_else(|| "-".to_owned())
-            }
+            Column::Restarts => short(slot.worker_restarts_10m.into()),
         };
         self.aligned(&text)
     }

@@ -176,9 +176,9 @@ fn view_fits_200_by_50() {
     assert_eq!(shown[41], format!("      -194s{:>189}", "now"));
     let rest = [
         "slot     pid  keeper   gen state          age  open queue acc/s msg/s  in/s out/s busy crash   mem  cpu   fds start msg/s",
-        ">  0    4712    4799     0 serving        0ms     0     0     0 45.0k     0     0  50%     0     -    -     -     -  ▁▁█",
-        "   1    4713       -     4 serving        0ms     0    12     0 15.0k     0     0  95%     0     -    -     -     -  ▁▁▃",
-        "   2       -       -     0 backing off    0ms     0     0     -     -     -     -    -     7     -    -     -     -",
+        ">  0    4712    4799     0 serving        0ms     0     0     0 45.0k     0     0  50%     0     -    -     -     0  ▁▁█",
+        "   1    4713       -     4 serving        0ms     0    12     0 15.0k     0     0  95%     0     -    -     -     0  ▁▁▃",
+        "   2       -       -     0 backing off    0ms     0     0     -     -     -     -    -     7     -    -     -     0",
         "slot 2: generation 9 exited 3s ago, signal 9 (SIGKILL)",
         "scale …",
         "slot 3: worker ready",
@@ -265,7 +265,7 @@ fn detailed() -> Model {
         started_at_ms: 1_700_000_000_000,
         age_ms: 750_000,
         cpu_ms: 12_000,
-        resident_bytes: 12_345_678,
+        resident_bytes: Some(12_345_678),
         descriptors: Some(1234),
     };
     let process = |process: &str, pid| ProcessStatus {

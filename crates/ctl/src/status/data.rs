@@ -249,6 +249,10 @@ pub struct SlotStatus {
     pub open_percent: u8,
     /// Workers started in this slot, including before it left and came back.
     pub worker_starts: u64,
+    /// How often its worker was replaced, planned or not, within the last ten minutes.
+    pub worker_restarts_10m: u32,
+    /// How often its worker's keeper was replaced within the last ten minutes.
+    pub keeper_restarts_10m: u32,
     /// Unexpected exits of this slot's workers.
     pub crashes: u64,
     /// The latest of these exits.

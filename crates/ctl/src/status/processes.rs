@@ -30,8 +30,10 @@ pub struct Usage {
     pub age_ms: u64,
     /// CPU time of all its threads.
     pub cpu_ms: u64,
-    /// Resident memory, shared pages included: a keeper shares most of its pages with its worker.
-    pub resident_bytes: u64,
+    /// Resident memory; of a keeper, which shares most of its pages with its worker, only those that
+    /// no other process has. `None` if the kernel does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
     /// Open descriptors; `None` before Linux 6.2. A keeper shares those of its worker.
     pub descriptors: Option<u64>,
 }

@@ -437,7 +437,7 @@ pub(super) fn usage_cells(process: &ProcessStatus, rates: Option<&Rates>) -> [St
     };
     let share = rates.and_then(|rates| rates.cpu.get(&process.pid));
     [
-        of(|usage| Some(usage.resident_bytes)),
+        of(|usage| usage.resident_bytes),
         share.map_or_else(unknown, |share| percent(*share)),
         of(|usage| usage.descriptors),
     ]

@@ -296,7 +296,7 @@ fn text_shows_processes_if_they_fit() {
         started_at_ms: 1_700_000_000_000,
         age_ms: 750_000,
         cpu_ms: 12_000,
-        resident_bytes: 12_345_678,
+        resident_bytes: Some(12_345_678),
         descriptors: Some(1234),
     };
     status.processes = vec![
@@ -414,6 +414,8 @@ proptest! {
             unserved_ms: 0,
             turn_age_ms: None,
             worker_starts: numbers[0],
+            worker_restarts_10m: small.2,
+            keeper_restarts_10m: small.3,
             stalled_ms: None,
             lost_listener_ms: None,
             slot: SlotId(small.0), pid: Some(small.1), keeper_pid: extras.then_some(small.1), cpu: extras.then_some(small.0),
@@ -442,7 +444,7 @@ proptest! {
             restarts_10m: small.2,
             usage: extras.then(|| Usage {
                 started_at_ms: numbers[0], age_ms: numbers[1], cpu_ms: numbers[2],
-                resident_bytes: numbers[3], descriptors: extras.then_some(numbers[4]),
+                resident_bytes: Some(numbers[3]), descriptors: extras.then_some(numbers[4]),
             }),
         }];
         status.admin = extras.then(|| AdminStatus {
