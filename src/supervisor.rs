@@ -60,7 +60,6 @@ use crate::log::event;
 use crate::sys::lease;
 use uppercased_ctl::clock::{self, Tick};
 use uppercased_ctl::identity;
-use uppercased_ctl::metrics::Counter;
 use uppercased_ctl::stderr;
 
 use admin::Admin;
@@ -294,8 +293,7 @@ impl Supervisor {
         self.inquiry_answered(now);
         self.follow_cpus(now);
         let fleet = &self.fleet;
-        let messages = || fleet.totals().count(Counter::Reads);
-        self.telemetry.handle_timeout(now, messages);
+        self.telemetry.handle_timeout(now, || fleet.messages());
         let registry = self.poll.registry();
         let events = self.control.handle_timeout(registry, now);
         self.take_fleet_events();

@@ -255,6 +255,9 @@ pub const AGENT_SMOOTHING: Duration = Duration::from_secs(10);
 
 /// Messages per second are kept for this many intervals, for a dashboard that starts.
 pub const HISTORY_LEN: usize = 240;
+/// Numbers in the histories of all slots together that a status has: with more than 64 slots each
+/// history is shorter than [`HISTORY_LEN`].
+pub const SLOT_HISTORIES_LEN: usize = 64 * HISTORY_LEN;
 /// See [`HISTORY_LEN`].
 pub const HISTORY_EVERY: Duration = Duration::from_secs(1);
 

@@ -34,6 +34,7 @@ use crate::sys::fd::{Inherited, Kept};
 use crate::wire::{FromWorker, Listen, Rescued, ToWorker};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{ReleaseId, SlotId, WorkerId};
+use uppercased_ctl::metrics::Counter;
 use uppercased_ctl::status::Sandboxed;
 
 #[cfg(test)]
@@ -371,6 +372,15 @@ impl Fleet {
             totals.merge(&slot.totals());
         }
         totals
+    }
+
+    /// Returns the number of messages of all slots, and of each present one.
+    pub(crate) fn messages(&self) -> (u64, Vec<u64>) {
+        let of_slots = self.slots.iter().map(|slot| slot.totals());
+        let of_slots: Vec<u64> = of_slots.map(|it| it.count(Counter::Reads)).collect();
+        let former = self.former.sum().count(Counter::Reads);
+        let all = of_slots.iter().copied().fold(former, u64::saturating_add);
+        (all, of_slots)
     }
 
     /// Returns a worker that has not read all its messages.

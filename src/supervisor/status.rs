@@ -1,6 +1,7 @@
 //! The status of the whole server, from the machine, from each part and from the kernel, at no cost
 //! to workers.
 
+use crate::config::SLOT_HISTORIES_LEN;
 use crate::fault;
 use crate::log::event;
 use uppercased_ctl::clock::{self, Tick, millis};
@@ -110,6 +111,7 @@ impl Supervisor {
             Queue::Closed => ("closed", None),
         };
         let times = self.telemetry.times_of(slot.id);
+        let history_len = SLOT_HISTORIES_LEN / self.fleet.slots().len().max(1);
         SlotStatus {
             generation: slot.generation,
             release: slot.release,
@@ -140,6 +142,7 @@ impl Supervisor {
                 error: crash.cause.clone(),
                 age_ms: millis(now.since(crash.at)),
             }),
+            history: times.history.latest(history_len),
             successor: slot.successor.as_ref().map(|it| self.neighbour(it)),
             predecessor: slot.predecessors.last().map(|it| self.neighbour(it)),
             ..self.fleet.status_of(worker, now)

@@ -12,7 +12,7 @@ use std::io;
 use mio::Registry;
 use serde::{Deserialize, Serialize};
 
-use crate::config::STEPS_MAX;
+use crate::config::{HISTORY_LEN, STEPS_MAX};
 use crate::sys::usage::Meter;
 use uppercased_ctl::clock::{Tick, millis};
 use uppercased_ctl::identity::SlotId;
@@ -135,10 +135,12 @@ impl Telemetry {
         self.history.due()
     }
 
-    /// Samples the number of messages if that is due.
-    pub(crate) fn handle_timeout(&mut self, now: Tick, messages: impl FnOnce() -> u64) {
+    /// Samples the numbers of messages if that is due: of the server, and of each present slot.
+    pub(crate) fn handle_timeout(&mut self, now: Tick, messages: impl FnOnce() -> (u64, Vec<u64>)) {
         if self.history.due() <= now {
-            self.history.sample(messages(), now);
+            let (all, of_slots) = messages();
+            self.history.sample(all, now);
+            self.times.sample(&of_slots, now);
         }
     }
 
@@ -191,7 +193,7 @@ impl Telemetry {
             operations: self.times.operations().to_vec(),
             last_operation: self.times.last_operation(now),
             config: self.config.clone(),
-            history: self.history.rates(),
+            history: self.history.latest(HISTORY_LEN),
             ..Status::default()
         }
     }

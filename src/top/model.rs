@@ -1,10 +1,10 @@
 //! State of `top` and the effect of keys: maps samples, keys and replies to actions.
 //!
-//! Invariants: no request is sent without confirmation; one operation runs at a time; histories and
-//! texts are bounded. The latest sample is shown, with its age once it is stale. Pure: it must not
+//! Invariants: no request is sent without confirmation; one operation runs at a time; texts are
+//! bounded. The latest sample is shown, with its age once it is stale. Pure: it must not
 //! read a clock, a terminal or a socket.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::keys::Key;
 use crate::config::WORKERS;
@@ -14,8 +14,6 @@ use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::status::{Rate, Sample, SlotStatus};
 use uppercased_ctl::words;
 
-/// Samples kept: one per column of the widest terminals.
-pub(super) const HISTORY_LEN: usize = 256;
 /// Output lines kept per operation.
 const PROGRESS_LEN: usize = 64;
 
@@ -31,9 +29,6 @@ pub(super) enum Action {
     /// Send this request to the server.
     Ask(Request),
 }
-
-/// Messages per second in the latest samples, oldest first.
-pub(super) type History = VecDeque<f64>;
 
 /// The view below the head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +99,6 @@ pub(super) struct Model {
     /// The latest sample.
     pub(super) sample: Option<Sample>,
     sampled_at: Option<Tick>,
-    slots: BTreeMap<SlotId, History>,
     error: Option<String>,
     confirming: Option<Request>,
     operation: Option<Request>,
@@ -121,10 +115,6 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn history(&self, slot: SlotId) -> Option<&History> {
-        self.slots.get(&slot)
-    }
-
     /// Returns why there is no fresh sample, and the age of the latest one.
     pub(super) fn error(&self, now: Tick) -> Option<(&str, Option<u64>)> {
         let why = self.error.as_deref()?;
@@ -149,14 +139,6 @@ impl Model {
 
     /// Stores a sample.
     pub(super) fn add_sample(&mut self, sample: Sample, now: Tick) {
-        let rates = sample.rates.as_ref();
-        let here = |slot: &SlotId| sample.status.slots.iter().any(|one| one.slot == *slot);
-        self.slots.retain(|slot, _| here(slot));
-        for slot in &sample.status.slots {
-            let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
-            let history = self.slots.entry(slot.slot).or_default();
-            append_rate(history, rate.map(|rate| rate.messages));
-        }
         self.sample = Some(sample);
         self.select(self.selected);
         if let Page::Worker(slot) = self.page
@@ -320,18 +302,10 @@ impl Model {
     }
 }
 
-/// Appends a rate; a sample without one (the first, or that of a new instance) is skipped.
-fn append_rate(history: &mut History, rate: Option<f64>) {
-    if let Some(rate) = rate {
-        if history.len() == HISTORY_LEN {
-            history.pop_front();
-        }
-        history.push_back(rate);
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use uppercased_ctl::status::{Rate, Rates, SlotStatus, Status};
 
@@ -447,17 +421,14 @@ pub(super) mod tests {
         assert_eq!(model.question(), None);
         assert!(model.progress.back().unwrap().contains("0 workers"));
         for second in 0..1000 {
-            model.add_sample(sample(3, second as f64), Tick::ZERO);
             model.handle_reply(Reply::Progress(second.to_string()));
         }
-        let history = model.history(SlotId(2)).unwrap();
-        assert_eq!((history.len(), history.back()), (HISTORY_LEN, Some(&999.0)));
         assert_eq!(model.progress.len(), PROGRESS_LEN);
-        // A removed slot is forgotten; only existing rows are selected.
+        // Only existing rows are selected.
+        model.add_sample(sample(3, 0.0), Tick::ZERO);
         model.press(Key::PageDown);
         assert_eq!(model.selected, 2);
         model.add_sample(sample(1, 0.0), Tick::ZERO);
-        assert!(model.history(SlotId(2)).is_none());
         assert_eq!(model.selected, 0);
     }
 

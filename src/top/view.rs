@@ -48,7 +48,7 @@ const HELP: [&str; 15] = [
     "q        quit; an operation in progress continues",
     "",
     "acc/s: connections accepted. msg/s: reads. busy: time not waiting.",
-    "Bars: msg/s of the latest samples, all slots on one scale.",
+    "Bars: msg/s of the latest seconds, all slots on one scale.",
 ];
 
 /// How states are marked, in addition to words.
@@ -128,7 +128,7 @@ pub(super) fn draw(
         Page::Worker(shown) => {
             let slot = sample.status.slots.iter().find(|it| it.slot == shown);
             if let Some(slot) = slot {
-                screen.worker(slot, sample, model);
+                screen.worker(slot, sample);
             }
         }
         Page::Table => {
@@ -138,7 +138,7 @@ pub(super) fn draw(
                 let rows = screen.left.height.saturating_sub(table);
                 let title = "messages/s of all workers";
                 let history = &sample.status.history;
-                screen.chart((title, "s"), history, rows.max(CHART_ROWS_MIN));
+                screen.chart(title, history, rows.max(CHART_ROWS_MIN));
             }
             return Some(screen.table(sample, model));
         }
@@ -253,16 +253,16 @@ impl Screen<'_> {
         }
     }
 
-    /// Draws rates with their axes in `rows` rows, one `step` per column and the latest at the right;
+    /// Draws rates with their axes in `rows` rows, one second per column and the latest at the right;
     /// nothing if there is too little room.
-    fn chart(&mut self, (title, step): (&str, &str), rates: &[u64], rows: u16) {
+    fn chart(&mut self, title: &str, rates: &[u32], rows: u16) {
         if rows < CHART_ROWS_MIN || self.left.height < rows || self.left.width <= AXIS_COLUMNS {
             return;
         }
         let columns = self.left.width - AXIS_COLUMNS;
         let older = rates.len().saturating_sub(usize::from(columns));
         let shown = &rates[older..];
-        let most = shown.iter().copied().max().unwrap_or(0);
+        let most = shown.iter().copied().max().map_or(0, u64::from);
         let style = Style::new();
         self.line(format!("{title} (peak {})", short(most)), style);
         let area = self.take_top(rows - 2);
@@ -287,11 +287,11 @@ impl Screen<'_> {
             ..area
         };
         Sparkline::default()
-            .data(shown)
+            .data(shown.iter().map(|rate| u64::from(*rate)))
             .max(most)
             .style(self.palette.bars())
             .render(bars, self.buffer);
-        let begin = format!("-{columns}{step}");
+        let begin = format!("-{columns}s");
         let gap = usize::from(self.left.width) - usize::from(AXIS_COLUMNS);
         self.line(
             format!(

@@ -319,6 +319,11 @@ fn top_shows_history_worker_and_sources() {
     person.sees("messages/s of all workers (peak ");
     person.sees("█");
     person.sees("s        "); // The axis.
+    person.sees_that("bars of a worker", |screen| {
+        let text = screen.text();
+        let mut rows = text.lines();
+        rows.any(|row| row.contains(" serving ") && row.contains('█'))
+    });
     person.sees(">  0 ");
     person.types("\x1b[B\r");
     let keeper = server.status_json()["slots"][1]["keeper_pid"].to_string();

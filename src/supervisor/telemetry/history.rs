@@ -1,4 +1,5 @@
-//! Messages per second of the last minutes, so that a dashboard shows them as soon as it starts.
+//! Messages per second of the last minutes, of the server or of one slot, so that a dashboard shows
+//! them as soon as it starts.
 //!
 //! Bounded. The counter is sampled once a second; after a longer pause, as of a stopped process, the
 //! seconds in between get its average. It must not read a clock.
@@ -15,7 +16,7 @@ use uppercased_ctl::clock::Tick;
 #[serde(default)]
 pub(crate) struct History {
     /// Messages per second, oldest first.
-    rates: VecDeque<u64>,
+    rates: VecDeque<u32>,
     /// The latest sample of the counter.
     latest: Option<(Tick, u64)>,
 }
@@ -32,7 +33,7 @@ impl History {
             return;
         };
         let seconds = now.since(at).max(Duration::from_millis(1)).as_secs_f64();
-        let rate = (messages.saturating_sub(before) as f64 / seconds).round() as u64;
+        let rate = (messages.saturating_sub(before) as f64 / seconds).round() as u32;
         let missed = (seconds.round() as usize).clamp(1, HISTORY_LEN);
         for _ in 0..missed {
             if self.rates.len() == HISTORY_LEN {
@@ -42,9 +43,10 @@ impl History {
         }
     }
 
-    /// Returns the messages of each second, oldest first.
-    pub(crate) fn rates(&self) -> Vec<u64> {
-        self.rates.iter().copied().collect()
+    /// Returns the messages of each of the last seconds, at most `count`, oldest first.
+    pub(crate) fn latest(&self, count: usize) -> Vec<u32> {
+        let older = self.rates.len().saturating_sub(count);
+        self.rates.iter().skip(older).copied().collect()
     }
 }
 
@@ -63,7 +65,8 @@ mod tests {
         history.sample(4510, Tick::from_millis(10_010));
         // Slots of an implausible worker were left out.
         history.sample(10, Tick::from_millis(11_000));
-        assert_eq!(history.rates(), [500, 10, 1000, 1000, 1000, 0]);
+        assert_eq!(history.latest(9), [500, 10, 1000, 1000, 1000, 0]);
+        assert_eq!(history.latest(2), [1000, 0]);
     }
 
     #[test]
@@ -73,8 +76,8 @@ mod tests {
         for second in 1..2000 {
             history.sample(second, Tick::from_millis(second * 1000));
         }
-        assert_eq!(history.rates(), vec![1; HISTORY_LEN]);
+        assert_eq!(history.latest(usize::MAX), vec![1; HISTORY_LEN]);
         history.sample(u64::MAX, Tick::from_millis(u64::MAX / 1_000_000));
-        assert_eq!(history.rates().len(), HISTORY_LEN);
+        assert_eq!(history.latest(usize::MAX).len(), HISTORY_LEN);
     }
 }

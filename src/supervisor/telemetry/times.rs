@@ -1,6 +1,7 @@
-//! Durations of worker starts, handovers, rescues and planned operations, and counts of keepers.
+//! Durations of worker starts, handovers, rescues and planned operations, counts of keepers, and the
+//! latest messages of each slot.
 //!
-//! The machine measures them and reports them in its notices; here they are added up, for the
+//! The machine measures most of them and reports them in its notices; here they are added up, for the
 //! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its
 //! times and continues them if it is added again, so that no count ever decreases; bounded by the
 //! maximum number of slots and the kinds of operations. It must not read a clock.
@@ -15,6 +16,7 @@ use uppercased_ctl::identity::SlotId;
 use uppercased_ctl::operation::OperationKind;
 use uppercased_ctl::status::{Durations, LastOperation, OperationTimes, Rescues};
 
+use super::history::History;
 use super::starts::Starts;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +41,7 @@ pub(crate) struct SlotTimes {
     pub(crate) rescues: Rescues,
     pub(crate) workers: Starts,
     pub(crate) keepers: Starts,
+    pub(crate) history: History,
 }
 
 /// The operation that ended last.
@@ -75,6 +78,13 @@ impl Times {
             Notice::OperationStarted { .. } => self.began = Some(now),
             Notice::OperationEnded { operation, answer } => self.ended(*operation, answer, now),
             _ => {}
+        }
+    }
+
+    /// Adds a sample of the number of messages of each present slot, in their order.
+    pub(crate) fn sample(&mut self, messages: &[u64], now: Tick) {
+        for (slot, count) in (0..).map(SlotId).zip(messages) {
+            self.slot_mut(slot).history.sample(*count, now);
         }
     }
 
@@ -246,6 +256,10 @@ mod tests {
         assert_eq!(times.of(SlotId(3)).workers.restarts(Tick::ZERO), 2);
         assert_eq!(times.of(SlotId(3)).keepers.restarts(Tick::ZERO), 1);
         assert!(times.of(SlotId(2)).rescues.is_empty());
+        times.sample(&[0; 4], Tick::ZERO);
+        times.sample(&[0, 0, 0, 7], Tick::from_millis(1000));
+        assert_eq!(times.of(SlotId(3)).history.latest(9), [7]);
+        assert_eq!(times.of(SlotId(2)).history.latest(9), [0]);
         let json = serde_json::to_string(&times).unwrap();
         assert_eq!(serde_json::from_str::<Times>(&json).unwrap(), times);
     }

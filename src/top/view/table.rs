@@ -6,7 +6,7 @@ use ratatui_core::style::{Modifier, Style};
 use ratatui_core::text::{Line, Span};
 
 use super::{Palette, Screen};
-use crate::top::model::{History, Model};
+use crate::top::model::Model;
 use uppercased_ctl::status::{ProcessStatus, Rate, Sample, SlotStatus};
 use uppercased_ctl::units::{age, cut, per_second, percent, short};
 
@@ -42,10 +42,10 @@ impl Screen<'_> {
         let first = model.first_row.min(slots.len() - rows);
         let first = first.clamp(least, model.selected.max(least));
         let last = first + rows;
-        let most = highest(model, sample);
+        let most = highest(sample);
         for (index, slot) in slots.iter().enumerate().take(last).skip(first) {
             let is_selected = index == model.selected;
-            self.row(slot, sample, model, &columns, (most, is_selected));
+            self.row(slot, sample, &columns, (most, is_selected));
         }
         if rows < slots.len() {
             let bad = slots.iter().filter(|slot| slot.state != "serving").count();
@@ -67,9 +67,8 @@ impl Screen<'_> {
         &mut self,
         slot: &SlotStatus,
         sample: &Sample,
-        model: &Model,
         columns: &Columns,
-        (most, is_selected): (f64, bool),
+        (most, is_selected): (u32, bool),
     ) {
         let rates = sample.rates.as_ref();
         let rate = rates.and_then(|rates| rates.slots.get(&slot.slot));
@@ -91,10 +90,8 @@ impl Screen<'_> {
             spans.push(Span::styled(text, style));
             spans.push(Span::raw(" "));
         }
-        if columns.history > 0
-            && let Some(history) = model.history(slot.slot)
-        {
-            let bars = bars(history, most, columns.history);
+        if columns.history > 0 {
+            let bars = bars(&slot.history, most, columns.history);
             spans.push(Span::styled(bars, self.palette.bars()));
         }
         let area = self.take_top(1);
@@ -107,20 +104,20 @@ impl Screen<'_> {
 }
 
 /// Returns the highest rate of a single slot in messages per second: the common scale of all bars.
-fn highest(model: &Model, sample: &Sample) -> f64 {
-    let histories = sample.status.slots.iter();
-    let histories = histories.filter_map(|slot| model.history(slot.slot));
-    histories.flatten().copied().fold(0.0, f64::max)
+fn highest(sample: &Sample) -> u32 {
+    let rates = sample.status.slots.iter().flat_map(|slot| &slot.history);
+    rates.copied().max().unwrap_or(0)
 }
 
 /// Returns one bar per column, scaled to `most`; a rate above zero is always visible.
-fn bars(history: &History, most: f64, columns: usize) -> String {
+fn bars(history: &[u32], most: u32, columns: usize) -> String {
     const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let older = history.len().saturating_sub(columns);
-    let step = |rate: &f64| match rate {
-        rate if *rate <= 0.0 => ' ',
+    let step = |rate: &u32| match rate {
+        0 => ' ',
         rate => {
-            let step = (rate / most * STEPS.len() as f64).ceil() as usize;
+            let step = u64::from(*rate) * STEPS.len() as u64;
+            let step = step.div_ceil(most.into()) as usize;
             STEPS[step.clamp(1, STEPS.len()) - 1]
         }
     };

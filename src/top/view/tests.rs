@@ -41,51 +41,51 @@ fn lines(model: &Model, size: (u16, u16)) -> Vec<String> {
         .collect()
 }
 
-/// Returns a model of a server with several problems, sampled four times.
+/// Returns a model of a server with several problems.
 fn busy() -> Model {
     let mut model = Model::default();
-    for messages in [0.0, 500.0, 1000.0, 45_000.0] {
-        let mut sample = sample(3, messages);
-        let status = &mut sample.status;
-        status.last_operation = Some(LastOperation {
-            operation: "reload".to_owned(),
-            result: "done".to_owned(),
-            error: None,
-            duration_ms: 312,
-            age_ms: 120_000,
-        });
-        status.slots[1].generation = Generation(4);
-        status.slots[1].accept_queues = vec![AcceptQueueStatus {
-            length: 12,
-            limit: 512,
-            ..AcceptQueueStatus::default()
-        }];
-        status.capacity = 3000;
-        status.history = vec![0, 500, 1000, 45_000];
-        status.slots[2].state = "backing off".to_owned();
-        status.slots[2].queue = "lent".to_owned();
-        status.slots[2].pid = None;
-        status.slots[2].crashes = 7;
-        status.slots[2].last_crash = Some(LastCrash {
-            generation: Generation(9),
-            exit: Some("signal 9 (SIGKILL)".to_owned()),
-            error: None,
-            age_ms: 3000,
-        });
-        status.sum_up();
-        let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
-        sample.sockets = Some(Sockets {
-            states: states
-                .map(|(state, count)| (state.to_owned(), count))
-                .into(),
-            ..Sockets::default()
-        });
-        let rates = sample.rates.as_mut().unwrap();
-        rates.slots.get_mut(&SlotId(1)).unwrap().messages /= 3.0;
-        rates.slots.get_mut(&SlotId(1)).unwrap().busy = 0.95;
-        rates.slots.remove(&SlotId(2));
-        model.add_sample(sample, NOW);
-    }
+    let mut sample = sample(3, 45_000.0);
+    let status = &mut sample.status;
+    status.last_operation = Some(LastOperation {
+        operation: "reload".to_owned(),
+        result: "done".to_owned(),
+        error: None,
+        duration_ms: 312,
+        age_ms: 120_000,
+    });
+    status.slots[1].generation = Generation(4);
+    status.slots[1].accept_queues = vec![AcceptQueueStatus {
+        length: 12,
+        limit: 512,
+        ..AcceptQueueStatus::default()
+    }];
+    status.capacity = 3000;
+    status.history = vec![0, 500, 1000, 45_000];
+    status.slots[0].history = vec![0, 500, 1000, 45_000];
+    status.slots[1].history = vec![0, 166, 333, 15_000];
+    status.slots[2].state = "backing off".to_owned();
+    status.slots[2].queue = "lent".to_owned();
+    status.slots[2].pid = None;
+    status.slots[2].crashes = 7;
+    status.slots[2].last_crash = Some(LastCrash {
+        generation: Generation(9),
+        exit: Some("signal 9 (SIGKILL)".to_owned()),
+        error: None,
+        age_ms: 3000,
+    });
+    status.sum_up();
+    let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
+    sample.sockets = Some(Sockets {
+        states: states
+            .map(|(state, count)| (state.to_owned(), count))
+            .into(),
+        ..Sockets::default()
+    });
+    let rates = sample.rates.as_mut().unwrap();
+    rates.slots.get_mut(&SlotId(1)).unwrap().messages /= 3.0;
+    rates.slots.get_mut(&SlotId(1)).unwrap().busy = 0.95;
+    rates.slots.remove(&SlotId(2));
+    model.add_sample(sample, NOW);
     model
 }
 
@@ -340,7 +340,7 @@ fn view_shows_worker_in_detail() {
         "15.0k                                                                          █",
         "                                                                               █",
         "    0                                                                          █",
-        "      -74 samples                                                            now",
+        "      -74s                                                                   now",
         "q quit  r reload  u upgrade  + - scale  Enter detail  s sort  c clients  ? help",
     ];
     assert_eq!(lines(&model, (80, 24)), expected);
@@ -402,8 +402,9 @@ proptest! {
             slot.age_ms = numbers[1];
             slot.traffic.open = numbers[2];
             slot.crashes = numbers[3];
+            slot.history = numbers.map(|number| number as u32).to_vec();
         }
-        one.status.history = numbers.to_vec();
+        one.status.history = numbers.map(|number| number as u32).to_vec();
         one.sockets = Some(Sockets {
             states: BTreeMap::from([(text.clone(), numbers[0])]),
             sources: vec![Source { address: text.clone(), connections: numbers[1], ..Source::default() }],

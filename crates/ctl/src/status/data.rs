@@ -62,7 +62,7 @@ pub struct Status {
     /// Maximum number of connections of all slots together; 0 if unknown.
     pub capacity: u64,
     /// Messages of all slots in each of the last seconds, oldest first.
-    pub history: Vec<u64>,
+    pub history: Vec<u32>,
     /// Sums over all slots.
     pub totals: Totals,
     /// The slots, in order of their numbers.
@@ -242,6 +242,9 @@ pub struct SlotStatus {
     /// Traffic.
     #[serde(flatten)]
     pub traffic: Traffic,
+    /// Messages in each of the last seconds, oldest first; shorter with more than 64 slots.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<u32>,
     /// Its share of the connections that these slots have accepted, in percent, rounded; 0 before
     /// the first one.
     pub accepted_percent: u8,

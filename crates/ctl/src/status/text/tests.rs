@@ -414,6 +414,7 @@ proptest! {
             unserved_ms: 0,
             turn_age_ms: None,
             worker_starts: numbers[0],
+            history: numbers.iter().map(|&number| number as u32).collect(),
             worker_restarts_10m: small.2,
             keeper_restarts_10m: small.3,
             stalled_ms: None,
