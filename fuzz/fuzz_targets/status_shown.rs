@@ -42,7 +42,10 @@ fn status() -> Value {
             "refused": {"denied": 4}, "untracked": 0, "received_bytes": 5, "sent_bytes": 6,
             "counters": {"reads": 5, "busy_ns": 70_000}, "accepted_percent": 50,
             "open_percent": 50, "crashes": 1, "starts": durations, "handovers": durations,
-            "last_crash": {"generation": 2, "exit": "exit code 1", "error": "why", "age_ms": 8},
+            "history": [4, 5],
+            "last_crashes": [
+                {"generation": 2, "exit": "exit code 1", "error": "why", "age_ms": 8},
+            ],
             "successor": neighbour, "predecessor": neighbour,
         })
     };

@@ -261,6 +261,9 @@ pub const SLOT_HISTORIES_LEN: usize = 64 * HISTORY_LEN;
 /// See [`HISTORY_LEN`].
 pub const HISTORY_EVERY: Duration = Duration::from_secs(1);
 
+/// Crashes of a slot that a status has, the latest ones.
+pub const CRASHES_LISTED_MAX: usize = 5;
+
 /// Steps of the operation in progress that a status has.
 pub const STEPS_MAX: usize = 16;
 

@@ -66,7 +66,7 @@ pub(super) use phase::Phase;
 use plan::Operation;
 pub use policy::{Boot, KILL_GRACE, Policy, ReloadConnections};
 use queue::Pending;
-pub use slot::{LastCrash, Queue, SlotView, WorkerView};
+pub use slot::{Queue, SlotView, WorkerView};
 use slot::{Slot, SlotState};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
 use trials::Balance;
@@ -327,7 +327,7 @@ impl Machine {
     }
 
     /// Returns every slot, in order.
-    pub fn slots(&self) -> impl Iterator<Item = SlotView<'_>> {
+    pub fn slots(&self) -> impl Iterator<Item = SlotView> {
         self.slots.iter().map(Slot::view)
     }
 

@@ -32,7 +32,7 @@ impl Supervisor {
         processes
     }
 
-    fn processes_of(&self, slot: &SlotView<'_>, now: Tick) -> Vec<ProcessStatus> {
+    fn processes_of(&self, slot: &SlotView, now: Tick) -> Vec<ProcessStatus> {
         let times = self.telemetry.times_of(slot.id);
         let restarts = times.workers.restarts(now);
         let keeper_restarts = times.keepers.restarts(now);

@@ -6,7 +6,7 @@ use crate::fault;
 use crate::log::event;
 use uppercased_ctl::clock::{self, Tick, millis};
 use uppercased_ctl::identity::{RequestId, WorkerId};
-use uppercased_ctl::status::{LastCrash, Neighbour, SlotStatus, Status};
+use uppercased_ctl::status::{Neighbour, SlotStatus, Status};
 
 use super::Supervisor;
 use super::machine::{Life, OperationKind, Queue, SlotView, WorkerView};
@@ -98,7 +98,7 @@ impl Supervisor {
         }
     }
 
-    fn slot_status(&self, slot: &SlotView<'_>, now: Tick) -> SlotStatus {
+    fn slot_status(&self, slot: &SlotView, now: Tick) -> SlotStatus {
         let worker = WorkerId {
             slot: slot.id,
             generation: slot.generation,
@@ -129,6 +129,8 @@ impl Supervisor {
                 Queue::Unbound | Queue::Served | Queue::Lent { .. } | Queue::Closed => 0,
             },
             lent_to,
+            last_crashes: times.last_crashes(now),
+            history: times.history.latest(history_len),
             worker_starts: times.workers.total(),
             worker_restarts_10m: times.workers.restarts(now),
             keeper_restarts_10m: times.keepers.restarts(now),
@@ -136,13 +138,6 @@ impl Supervisor {
             starts: times.starts,
             handovers: times.handovers,
             rescues: times.rescues,
-            last_crash: slot.last_crash.map(|crash| LastCrash {
-                generation: crash.worker.generation,
-                exit: crash.exit.map(|exit| exit.to_string()),
-                error: crash.cause.clone(),
-                age_ms: millis(now.since(crash.at)),
-            }),
-            history: times.history.latest(history_len),
             successor: slot.successor.as_ref().map(|it| self.neighbour(it)),
             predecessor: slot.predecessors.last().map(|it| self.neighbour(it)),
             ..self.fleet.status_of(worker, now)

@@ -49,7 +49,7 @@ fn provoke(planned: &Planned) -> (TcpStream, Value) {
     let slot = until_some("a dead worker", || {
         let status = server.status_json();
         let mut slots = status["slots"].as_array()?.iter();
-        slots.find(|it| it["last_crash"].is_object()).cloned()
+        slots.find(|it| it["last_crashes"][0].is_object()).cloned()
     });
     until("every slot serves", || {
         planned.workers().0.iter().all(|it| it.state == "serving")
@@ -94,7 +94,9 @@ fn forged_messages_end_worker_and_are_ignored() {
     ] {
         let planned = with_misbehaviour(what);
         let (_client, slot) = provoke(&planned);
-        let cause = slot["last_crash"]["error"].as_str().unwrap_or_default();
+        let cause = slot["last_crashes"][0]["error"]
+            .as_str()
+            .unwrap_or_default();
         assert!(cause.contains(why), "{what}: {slot}");
         assert_well(&planned);
     }
@@ -106,7 +108,9 @@ fn message_flood_costs_supervisor_nothing() {
     let supervisor = planned.server.pid();
     let before = resident_bytes(supervisor);
     let (_client, slot) = provoke(&planned);
-    let cause = slot["last_crash"]["error"].as_str().unwrap_or_default();
+    let cause = slot["last_crashes"][0]["error"]
+        .as_str()
+        .unwrap_or_default();
     assert!(cause.contains("exceeded its message quota"), "{slot}");
     let grown = resident_bytes(supervisor).saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes");
@@ -119,7 +123,9 @@ fn message_flood_costs_supervisor_nothing() {
 fn lingering_connection_never_blocks_supervisor() {
     let planned = with_misbehaviour("linger");
     let (_does_not_read, slot) = provoke(&planned);
-    let cause = slot["last_crash"]["error"].as_str().unwrap_or_default();
+    let cause = slot["last_crashes"][0]["error"]
+        .as_str()
+        .unwrap_or_default();
     assert!(cause.contains("exceeded its message quota"), "{slot}");
     assert_well(&planned);
 }

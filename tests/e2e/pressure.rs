@@ -116,7 +116,7 @@ fn oom_killed_worker_is_replaced_with_cause() {
     assert_eq!(status["totals"]["crashes"], 1, "{status}");
     assert_eq!(status["totals"]["closed"]["worker_died"], lost, "{status}");
     let slots = status["slots"].as_array().expect("its slots").iter();
-    let mut causes = slots.filter_map(|slot| slot["last_crash"]["error"].as_str());
+    let mut causes = slots.filter_map(|slot| slot["last_crashes"][0]["error"].as_str());
     assert!(causes.any(|it| it.contains("out of memory")), "{status}");
     counters.wait_open(1);
     before.assert_back(&server);

@@ -20,8 +20,8 @@ mod text;
 mod worker;
 
 pub use data::{
-    AcceptQueueStatus, AdminStatus, ConfigReload, LastCrash, LastOperation, Neighbour,
-    OperationTimes, ServiceManagerStatus, SlotStatus, Status, Totals, Traffic,
+    AcceptQueueStatus, AdminStatus, ConfigReload, Crash, LastOperation, Neighbour, OperationTimes,
+    ServiceManagerStatus, SlotStatus, Status, Totals, Traffic,
 };
 pub use durations::{BOUNDS_MS, Durations};
 pub use processes::{ProcessStatus, Usage};
@@ -47,7 +47,7 @@ mod tests {
             slots: vec![SlotStatus {
                 traffic: Traffic::read(3, |counter| counter.cell() as u64),
                 predecessor: Some(Neighbour::default()),
-                last_crash: Some(LastCrash::default()),
+                last_crashes: vec![Crash::default()],
                 ..SlotStatus::default()
             }],
             ..Status::default()

@@ -10,8 +10,8 @@ use super::plan::Stage;
 use super::slot::Slot;
 use super::worker::{ExitReport, Worker, WorkerState};
 use super::{
-    Action, Boot, ExitStatus, KILL_GRACE, KillReason, LastCrash, ListenerSource, Machine, Notice,
-    Phase, Policy, Queue, ReleaseId, SlotId, SlotState, WorkerId,
+    Action, Boot, ExitStatus, KILL_GRACE, KillReason, ListenerSource, Machine, Notice, Phase,
+    Policy, Queue, ReleaseId, SlotId, SlotState, WorkerId,
 };
 use uppercased_ctl::clock::Tick;
 
@@ -197,7 +197,7 @@ impl Machine {
                     self.begin_degraded(worker.slot, cause);
                     return self.active_lost(worker, it, report, now);
                 }
-                self.record_failure(worker, report, now);
+                self.record_failure(worker, report);
                 self.slots[index].set_state(SlotState::Stopped, now);
                 self.fail_boot(cause, now);
             }
@@ -229,7 +229,7 @@ impl Machine {
             self.report_exit(worker, report);
             return self.abandon_growth(index, &why, now);
         }
-        self.record_failure(worker, report, now);
+        self.record_failure(worker, report);
         if growing {
             return self.abandon_growth(index, &why, now);
         }
@@ -259,7 +259,7 @@ impl Machine {
     }
 
     /// Counts and reports a failure.
-    pub(super) fn record_failure(&mut self, worker: WorkerId, report: ExitReport, now: Tick) {
+    pub(super) fn record_failure(&mut self, worker: WorkerId, report: ExitReport) {
         let ExitReport {
             exit,
             served_for,
@@ -267,12 +267,6 @@ impl Machine {
         } = report;
         let history = &mut self.slots[worker.slot.index()].history;
         history.crashes = history.crashes.saturating_add(1);
-        history.last_crash = Some(LastCrash {
-            worker,
-            exit,
-            cause: cause.clone(),
-            at: now,
-        });
         self.notice(match exit {
             Some(exit) => Notice::WorkerDied {
                 worker,

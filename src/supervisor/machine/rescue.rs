@@ -11,8 +11,7 @@
 use super::plan::Course;
 use super::worker::{Pulse, WorkerState};
 use super::{
-    Action, Effect, ExitStatus, KillReason, LastCrash, Machine, Notice, Queue, Rescue, SlotState,
-    WorkerId,
+    Action, Effect, ExitStatus, KillReason, Machine, Notice, Queue, Rescue, SlotState, WorkerId,
 };
 use crate::config::{CRASH_WINDOW, CRASHES_RESCUED_MAX, HANG_RESCUE_TIMEOUT};
 use uppercased_ctl::clock::Tick;
@@ -70,12 +69,6 @@ impl Machine {
         let cause = rescue.cause.clone().or_else(hung);
         let history = &mut self.slots[index].history;
         history.crashes = history.crashes.saturating_add(1);
-        history.last_crash = Some(LastCrash {
-            worker,
-            exit: Some(rescue.exit),
-            cause: cause.clone(),
-            at: now,
-        });
         self.notice(Notice::WorkerRescued {
             worker,
             exit: rescue.exit,

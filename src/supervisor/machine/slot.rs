@@ -20,22 +20,9 @@ mod invariants;
 
 use serde::{Deserialize, Serialize};
 
-use super::worker::{ExitStatus, KillReason, Worker, WorkerState};
+use super::worker::{KillReason, Worker, WorkerState};
 use uppercased_ctl::clock::Tick;
 use uppercased_ctl::identity::{Generation, ReleaseId, SlotId, WorkerId};
-
-/// The latest failure of a slot, for status and logs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastCrash {
-    /// The worker that failed.
-    pub worker: WorkerId,
-    /// The exit status; `None` if the process could not be created.
-    pub exit: Option<ExitStatus>,
-    /// The worker's error message, or the supervisor's reason for the kill.
-    pub cause: Option<String>,
-    /// Time at which the supervisor detected it.
-    pub at: Tick,
-}
 
 /// The accept queue of the slot's listeners, and the worker that accepts from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +50,7 @@ pub enum Queue {
 
 /// A slot, as shown in status and logs.
 #[derive(Clone, Debug)]
-pub struct SlotView<'a> {
+pub struct SlotView {
     /// Its number.
     pub id: SlotId,
     /// The generation of the active worker, or of the latest one; 0 before the first.
@@ -85,8 +72,6 @@ pub struct SlotView<'a> {
     /// Total failures: unexpected exits, failed starts and failed spawns, including those before
     /// the slot left and came back.
     pub crashes: u32,
-    /// The latest of them.
-    pub last_crash: Option<&'a LastCrash>,
     /// The worker that starts beside the active one, or that failed to and is being killed.
     pub successor: Option<WorkerView>,
     /// The former active workers that are leaving, oldest first; rarely more than one.
@@ -133,7 +118,6 @@ pub(super) struct History {
     pub(super) failures: u32,
     /// Total failures.
     pub(super) crashes: u32,
-    pub(super) last_crash: Option<LastCrash>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,7 +151,6 @@ impl Slot {
                 release,
                 failures: 0,
                 crashes: 0,
-                last_crash: None,
             },
         }
     }
@@ -297,7 +280,7 @@ impl Slot {
 
 /// The slot, as shown in status and logs.
 impl Slot {
-    pub(super) fn view(&self) -> SlotView<'_> {
+    pub(super) fn view(&self) -> SlotView {
         let active = self.active();
         let shown = |it: &Worker| WorkerView {
             worker: self.id_of(it.generation),
@@ -315,7 +298,6 @@ impl Slot {
             turned_at: active.and_then(|it| Some(it.pulse.as_ref()?.moved)),
             queue: self.queue,
             crashes: self.history.crashes,
-            last_crash: self.history.last_crash.as_ref(),
             successor: self.successor().map(shown),
             predecessors: self.predecessors().map(shown).collect(),
         }

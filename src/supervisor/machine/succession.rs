@@ -363,7 +363,7 @@ impl Machine {
             return self.report_exit(worker, report);
         }
         let why = report.to_string();
-        self.record_failure(worker, report, now);
+        self.record_failure(worker, report);
         self.roll_lost_worker(worker.slot, it.release, &why, now);
     }
 
@@ -389,7 +389,7 @@ impl Machine {
         if it.is_handing_over() {
             self.damage(format!("{worker} exited before the end of its handover"));
         }
-        self.record_failure(worker, report, now);
+        self.record_failure(worker, report);
         // It was the last active worker of its slot, and has not released the queue. (The loss of
         // an earlier one, which only drained, does not affect the one that hands over now.)
         let index = worker.slot.index();

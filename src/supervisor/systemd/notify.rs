@@ -385,8 +385,8 @@ pub(crate) const STORED_LEASE: &str = "lease";
 /// worker would become an outage. While an operation is in progress a queue may be between two
 /// workers; but not the queue of a slot that is backing off, or whose worker was killed because it
 /// was unresponsive.
-pub(crate) fn unserved<'a>(
-    slots: impl IntoIterator<Item = SlotView<'a>>,
+pub(crate) fn unserved(
+    slots: impl IntoIterator<Item = SlotView>,
     excused: bool,
 ) -> Option<Unserved> {
     slots.into_iter().find_map(|slot| {

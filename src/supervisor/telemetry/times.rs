@@ -1,20 +1,22 @@
 //! Durations of worker starts, handovers, rescues and planned operations, counts of keepers, and the
-//! latest messages of each slot.
+//! latest crashes and messages of each slot.
 //!
-//! The machine measures most of them and reports them in its notices; here they are added up, for the
-//! status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its
+//! The machine measures most of them and reports them in its notices; here they are added up, for
+//! the status and the metrics. Invariants: they survive an upgrade; a slot that has left keeps its
 //! times and continues them if it is added again, so that no count ever decreases; bounded by the
 //! maximum number of slots and the kinds of operations. It must not read a clock.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::supervisor::machine::{Answer, Notice};
+use crate::config::CRASHES_LISTED_MAX;
+use crate::supervisor::machine::{Answer, ExitStatus, Notice};
 use uppercased_ctl::clock::{Tick, millis};
-use uppercased_ctl::identity::SlotId;
+use uppercased_ctl::identity::{SlotId, WorkerId};
 use uppercased_ctl::operation::OperationKind;
-use uppercased_ctl::status::{Durations, LastOperation, OperationTimes, Rescues};
+use uppercased_ctl::status::{Crash, Durations, LastOperation, OperationTimes, Rescues};
 
 use super::history::History;
 use super::starts::Starts;
@@ -42,6 +44,32 @@ pub(crate) struct SlotTimes {
     pub(crate) workers: Starts,
     pub(crate) keepers: Starts,
     pub(crate) history: History,
+    /// The latest crashes and failed starts, oldest first.
+    crashes: VecDeque<Crashed>,
+}
+
+/// A worker that crashed, or did not start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Crashed {
+    worker: WorkerId,
+    /// `None` if the process could not be created.
+    exit: Option<ExitStatus>,
+    error: Option<String>,
+    at: Tick,
+}
+
+impl SlotTimes {
+    /// Returns the latest crashes and failed starts, the last one first.
+    pub(crate) fn last_crashes(&self, now: Tick) -> Vec<Crash> {
+        let latest = self.crashes.iter().rev();
+        let latest = latest.map(|crashed| Crash {
+            generation: crashed.worker.generation,
+            exit: crashed.exit.map(|exit| exit.to_string()),
+            error: crashed.error.clone(),
+            age_ms: millis(now.since(crashed.at)),
+        });
+        latest.collect()
+    }
 }
 
 /// The operation that ended last.
@@ -64,8 +92,19 @@ impl Times {
             Notice::HandoverEnded { from, took, .. } => {
                 self.slot_mut(from.slot).handovers.note(*took);
             }
+            Notice::WorkerDied {
+                worker,
+                exit,
+                cause,
+                ..
+            } => self.crashed(*worker, Some(*exit), cause.clone(), now),
+            Notice::SpawnFailed { worker, cause } => {
+                self.crashed(*worker, None, Some(cause.clone()), now);
+            }
             Notice::WorkerRescued {
                 worker,
+                exit,
+                cause,
                 connections,
                 owed_bytes,
                 took,
@@ -74,11 +113,31 @@ impl Times {
                 let times = self.slot_mut(worker.slot);
                 times.workers.note_restart(now);
                 times.rescues.note(*connections, *owed_bytes, *took);
+                self.crashed(*worker, Some(*exit), cause.clone(), now);
             }
             Notice::OperationStarted { .. } => self.began = Some(now),
             Notice::OperationEnded { operation, answer } => self.ended(*operation, answer, now),
             _ => {}
         }
+    }
+
+    fn crashed(
+        &mut self,
+        worker: WorkerId,
+        exit: Option<ExitStatus>,
+        error: Option<String>,
+        now: Tick,
+    ) {
+        let crashes = &mut self.slot_mut(worker.slot).crashes;
+        if crashes.len() == CRASHES_LISTED_MAX {
+            crashes.pop_front();
+        }
+        crashes.push_back(Crashed {
+            worker,
+            exit,
+            error,
+            at: now,
+        });
     }
 
     /// Adds a sample of the number of messages of each present slot, in their order.
@@ -169,8 +228,8 @@ const fn result(error: Option<&String>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::machine::{Done, ExitStatus};
-    use uppercased_ctl::identity::{Generation, RequestId, WorkerId};
+    use crate::supervisor::machine::Done;
+    use uppercased_ctl::identity::{Generation, RequestId};
 
     fn worker(slot: u16) -> WorkerId {
         WorkerId {
@@ -262,5 +321,38 @@ mod tests {
         assert_eq!(times.of(SlotId(2)).history.latest(9), [0]);
         let json = serde_json::to_string(&times).unwrap();
         assert_eq!(serde_json::from_str::<Times>(&json).unwrap(), times);
+    }
+    #[test]
+    fn latest_crashes_are_kept() {
+        let mut times = Times::default();
+        let at = Tick::from_millis;
+        for second in 1..=9 {
+            let cause = Some(format!("error {second}"));
+            let died = Notice::WorkerDied {
+                worker: worker(1),
+                exit: ExitStatus::Exited(1),
+                served_for: None,
+                cause,
+            };
+            times.note(&died, at(second * 1000));
+        }
+        let failed = Notice::SpawnFailed {
+            worker: worker(1),
+            cause: "no memory".to_owned(),
+        };
+        times.note(&failed, at(10_000));
+        let crashes = times.of(SlotId(1)).last_crashes(at(12_000));
+        assert_eq!(crashes.len(), CRASHES_LISTED_MAX);
+        let shown: Vec<_> = crashes
+            .iter()
+            .map(|it| (it.exit.as_deref(), it.error.as_deref(), it.age_ms))
+            .take(2)
+            .collect();
+        let expected = [
+            (None, Some("no memory"), 2000),
+            (Some("exit code 1"), Some("error 9"), 3000),
+        ];
+        assert_eq!(shown, expected);
+        assert!(times.of(SlotId(0)).last_crashes(at(12_000)).is_empty());
     }
 }

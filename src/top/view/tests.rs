@@ -14,7 +14,7 @@ use super::*;
 use uppercased_ctl::control::Reply;
 use uppercased_ctl::identity::{Generation, SlotId};
 use uppercased_ctl::status::{
-    AcceptQueueStatus, LastCrash, LastOperation, ProcessStatus, Sockets, Source, Usage,
+    AcceptQueueStatus, Crash, LastOperation, ProcessStatus, Sockets, Source, Usage,
 };
 
 const NOW: Tick = Tick::from_millis(10_000);
@@ -67,12 +67,12 @@ fn busy() -> Model {
     status.slots[2].queue = "lent".to_owned();
     status.slots[2].pid = None;
     status.slots[2].crashes = 7;
-    status.slots[2].last_crash = Some(LastCrash {
+    status.slots[2].last_crashes = vec![Crash {
         generation: Generation(9),
         exit: Some("signal 9 (SIGKILL)".to_owned()),
         error: None,
         age_ms: 3000,
-    });
+    }];
     status.sum_up();
     let states = [("ESTABLISHED", 2400), ("LISTEN", 3)];
     sample.sockets = Some(Sockets {
@@ -291,12 +291,12 @@ fn detailed() -> Model {
     let pauses = "accept_pauses.connection_limit".to_owned();
     slot.traffic.counters.insert(pauses, 2);
     slot.starts.note(Duration::from_millis(6));
-    slot.last_crash = Some(LastCrash {
+    slot.last_crashes = vec![Crash {
         generation: Generation(2),
         exit: Some("exit code 1".to_owned()),
         error: Some("worker panicked".to_owned()),
         age_ms: 9000,
-    });
+    }];
     let source = |address: &str, connections| Source {
         address: address.to_owned(),
         connections,
@@ -344,6 +344,26 @@ fn view_shows_worker_in_detail() {
         "q quit  r reload  u upgrade  + - scale  Enter detail  s sort  c clients  ? help",
     ];
     assert_eq!(lines(&model, (80, 24)), expected);
+}
+
+#[test]
+fn view_lists_latest_crashes_of_worker() {
+    let mut model = detailed();
+    let sample = model.sample.as_mut().unwrap();
+    let slot = &mut sample.status.slots[1];
+    slot.last_crashes.push(Crash {
+        generation: Generation(1),
+        exit: Some("signal 11 (SIGSEGV)".to_owned()),
+        error: None,
+        age_ms: 61_000,
+    });
+    model.press(Key::Down);
+    model.press(Key::Enter);
+    let expected = [
+        "slot 1: generation 2 exited 9s ago, exit code 1: worker panicked",
+        "        generation 1 exited 1m ago, signal 11 (SIGSEGV)",
+    ];
+    assert_eq!(lines(&model, (80, 24))[9..11], expected);
 }
 
 #[test]

@@ -258,8 +258,9 @@ pub struct SlotStatus {
     pub keeper_restarts_10m: u32,
     /// Unexpected exits of this slot's workers.
     pub crashes: u64,
-    /// The latest of these exits.
-    pub last_crash: Option<LastCrash>,
+    /// The latest of these exits, and failed starts; the last one first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub last_crashes: Vec<Crash>,
     /// Times from fork to Ready of its workers.
     #[serde(skip_serializing_if = "Durations::is_empty")]
     pub starts: Durations,
@@ -305,10 +306,10 @@ pub struct Neighbour {
     pub open: u64,
 }
 
-/// The last unexpected exit of a slot's worker.
+/// An unexpected exit of a slot's worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct LastCrash {
+pub struct Crash {
     /// The worker's generation in the slot.
     pub generation: Generation,
     /// "signal 9 (SIGKILL)"; `None` if the process could not be created.

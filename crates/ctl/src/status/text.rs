@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::data::{
-    AcceptQueueStatus, AdminStatus, LastCrash, LastOperation, Neighbour, ServiceManagerStatus,
+    AcceptQueueStatus, AdminStatus, Crash, LastOperation, Neighbour, ServiceManagerStatus,
     SlotStatus, Status,
 };
 use super::processes::{ProcessStatus, Usage};
@@ -510,23 +510,22 @@ pub(super) fn notes(slot: &SlotStatus, status: &Status) -> Vec<String> {
     if let Some(predecessor) = &slot.predecessor {
         note(format!("predecessor {}", neighbour(predecessor)));
     }
-    if let Some(LastCrash {
-        generation,
-        exit,
-        error,
-        age_ms,
-    }) = &slot.last_crash
-    {
-        let exit = exit.as_deref().unwrap_or("not started");
-        let error = error
-            .as_deref()
-            .map_or_else(String::new, |error| format!(": {error}"));
-        let ago = age(*age_ms);
-        note(format!(
-            "generation {generation} exited {ago} ago, {exit}{error}"
-        ));
+    if let Some(crash) = slot.last_crashes.first() {
+        note(exited(crash));
     }
     notes
+}
+
+/// Returns how a worker exited: "generation 3 exited 2s ago, signal 9 (SIGKILL)".
+pub(super) fn exited(crash: &Crash) -> String {
+    let exit = crash.exit.as_deref().unwrap_or("not started");
+    let error = crash.error.as_deref();
+    let error = error.map_or_else(String::new, |error| format!(": {error}"));
+    let ago = age(crash.age_ms);
+    format!(
+        "generation {} exited {ago} ago, {exit}{error}",
+        crash.generation
+    )
 }
 
 fn neighbour(worker: &Neighbour) -> String {

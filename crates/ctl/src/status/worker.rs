@@ -6,7 +6,7 @@ use super::data::{SlotStatus, Status};
 use super::durations::Durations;
 use super::processes::ProcessStatus;
 use super::rates::Rates;
-use super::text::{by_frequency, notes, usage_cells};
+use super::text::{by_frequency, exited, notes, usage_cells};
 use crate::metrics::{Counter, PauseCause};
 use crate::units::{age, counted, per_second, percent, short, time_ms};
 
@@ -29,6 +29,8 @@ pub(super) fn lines(slot: &SlotStatus, status: &Status, rates: Option<&Rates>) -
     lines.extend(used("process", slot.pid));
     lines.extend(used("keeper", slot.keeper_pid));
     lines.extend(notes(slot, status));
+    let earlier = slot.last_crashes.iter().skip(1).map(exited);
+    lines.extend(earlier.map(|crash| format!("        {crash}")));
     let limit = status.capacity / (status.slots.len() as u64).max(1);
     lines.push(format!(
         "connections  {} open of {}, {} accepted, {} migrated in, {} out",

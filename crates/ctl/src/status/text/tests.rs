@@ -119,12 +119,12 @@ fn text_shows_troubled_server() {
         queue: "lent".to_owned(),
         lent_to: Some(SlotId(0)),
         crashes: 7,
-        last_crash: Some(LastCrash {
+        last_crashes: vec![Crash {
             generation: Generation(3),
             exit: Some("exit code 1".to_owned()),
             error: Some("cannot\nraise the limit of open files, and so on".to_owned()),
             age_ms: 1312,
-        }),
+        }],
         ..slot(2)
     };
     status.sum_up();
@@ -414,7 +414,6 @@ proptest! {
             unserved_ms: 0,
             turn_age_ms: None,
             worker_starts: numbers[0],
-            history: numbers.iter().map(|&number| number as u32).collect(),
             worker_restarts_10m: small.2,
             keeper_restarts_10m: small.3,
             stalled_ms: None,
@@ -427,10 +426,11 @@ proptest! {
             }),
             queue: text.clone(), lent_to: None, accept_queues: queues, traffic, crashes: numbers[1],
             starts: Durations::default(), handovers: Durations::default(), rescues,
-            last_crash: extras.then(|| LastCrash {
+            history: numbers.iter().map(|&number| number as u32).collect(),
+            last_crashes: vec![Crash {
                 generation: Generation(small.1), exit: Some(text.clone()),
                 error: Some(text.clone()), age_ms: numbers[2],
-            }),
+            }; usize::from(extras) * 2],
             successor: neighbour.clone(), predecessor: neighbour,
         };
         let mut status = Status {
