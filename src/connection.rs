@@ -19,7 +19,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::config::{Config, FIRST_BYTE_TIMEOUT};
+use crate::config::{AGE_GRACE, Config, FIRST_BYTE_TIMEOUT};
 use crate::memory::layout::{Flags, State};
 use crate::memory::{Hand, NoBuffer, Probe, Record, RecordMut};
 use crate::service;
@@ -66,6 +66,8 @@ pub struct Rules {
     pub linger_timeout: Duration,
     /// The stream is ended at this age, give or take a tenth.
     pub max_age: Option<Duration>,
+    /// At that age what has arrived is answered first, for this long if the peer never pauses.
+    pub age_grace: Duration,
     /// When these rules began to apply: connections that are too old by then do not end all at
     /// once.
     pub since: Tick,
@@ -83,6 +85,7 @@ impl Rules {
             first_byte_timeout: FIRST_BYTE_TIMEOUT,
             linger_timeout: config.linger_timeout,
             max_age: config.max_connection_age,
+            age_grace: AGE_GRACE,
             since: now,
         }
     }
@@ -96,17 +99,17 @@ impl Rules {
         let spread = mixed(opened.as_nanos() ^ u64::from(record.peer().port())) >> 32;
         let spread = (age / 5).mul_f64(spread as f64 / f64::from(u32::MAX));
         let due = opened + (age - age / 10) + spread;
-        Some(if due < self.since {
+        Some(if due + self.age_grace < self.since {
             self.since + spread
         } else {
             due
         })
     }
 
-    /// Returns why a stream was ended that was to be ended after its last reply.
-    fn reason_of_stop(&self, record: &Record<'_>, now: Tick) -> CloseReason {
+    /// Returns why the stream of a lingering connection was ended after its last reply.
+    fn reason_of_stop(&self, record: &Record<'_>) -> CloseReason {
         match self.end_of_life(record) {
-            Some(due) if due <= now => CloseReason::MaxAge,
+            Some(due) if due <= record.last_progress() => CloseReason::MaxAge,
             _ => CloseReason::Drained,
         }
     }
@@ -150,7 +153,7 @@ pub fn drive<P: Probe>(
         State::Open => turn.relay(rules.bytes_per_turn),
         State::LingeringIdle => turn.discard(CloseReason::IdleTimeout),
         State::LingeringStop => {
-            let reason = rules.reason_of_stop(turn.record, now);
+            let reason = rules.reason_of_stop(turn.record);
             turn.discard(reason)
         }
         State::AwaitingHeader => Outcome::Header,
@@ -260,10 +263,10 @@ pub fn expire<P: Probe>(
             return outcome;
         }
     }
-    let is_aged = rules.end_of_life(record).is_some_and(|due| due <= now);
+    let is_by_age = deadline_of_progress(record, rules).is_none_or(|due| due > now);
     match record.state() {
         // As when the worker stops: what has arrived is answered, then the stream is ended.
-        State::Open if is_aged && !is_finishing(record) => {
+        State::Open if is_by_age => {
             record.finish();
             drive(record, stream, rules, now)
         }
@@ -274,7 +277,7 @@ pub fn expire<P: Probe>(
         }
         State::Open => end_stream(record, stream, State::LingeringIdle, now),
         State::LingeringIdle => Outcome::Close(CloseReason::IdleTimeout),
-        State::LingeringStop => Outcome::Close(rules.reason_of_stop(record, now)),
+        State::LingeringStop => Outcome::Close(rules.reason_of_stop(record)),
         State::AwaitingHeader => Outcome::Refuse(RefusalCause::ProxyTimeout),
         State::Free | State::Closing | State::Handed => Outcome::Waiting,
     }
@@ -355,10 +358,11 @@ impl<'a, 'm, P: Probe, S: Stream> Turn<'a, 'm, P, S> {
             if self.flags.has(Flags::PEER_ENDED) {
                 return Outcome::Close(CloseReason::PeerClosed);
             }
-            if !self.flags.has(Flags::READABLE) {
-                if !self.flags.has(Flags::FINISH) || self.awaits_first_byte() {
-                    return Outcome::Waiting;
-                }
+            let is_dry = !self.flags.has(Flags::READABLE);
+            if is_dry && (!self.flags.has(Flags::FINISH) || self.awaits_first_byte()) {
+                return Outcome::Waiting;
+            }
+            if is_dry || self.is_past_grace() {
                 let state = State::LingeringStop;
                 return end_stream(self.record, self.stream, state, self.now);
             }
@@ -376,6 +380,16 @@ impl<'a, 'm, P: Probe, S: Stream> Turn<'a, 'm, P, S> {
     fn awaits_first_byte(&self) -> bool {
         self.record.bytes_moved().0 == 0
             && self.record.last_progress() + self.rules.first_byte_timeout > self.now
+    }
+
+    /// Returns whether nothing more is received from the peer, because the connection is too old.
+    #[inline]
+    fn is_past_grace(&self) -> bool {
+        self.flags.has(Flags::FINISH)
+            && self
+                .rules
+                .end_of_life(self.record)
+                .is_some_and(|due| due + self.rules.age_grace <= self.now)
     }
 
     /// Sends pending output.

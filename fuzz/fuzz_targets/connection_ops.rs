@@ -26,6 +26,8 @@ struct Script {
     write_stall_timeout_ms: Option<u8>,
     first_word_ms: u8,
     linger_timeout_ms: u8,
+    max_age_ms: Option<u8>,
+    age_grace_ms: u8,
     steps: Vec<Step>,
 }
 
@@ -106,6 +108,8 @@ fuzz_target!(|script: Script| {
             write_stall_timeout: script.write_stall_timeout_ms.map(span),
             first_byte_timeout: span(script.first_word_ms),
             linger_timeout: span(script.linger_timeout_ms),
+            max_age: script.max_age_ms.map(span),
+            age_grace: span(script.age_grace_ms),
             ..Terms::PLAIN.rules
         },
     });

@@ -195,6 +195,10 @@ pub const REBALANCE_REST_MAX: Duration = Duration::from_secs(600);
 /// so that a client that sends its request at once is answered.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a connection that has reached `max_connection_age` is still received from, if its client
+/// never pauses.
+pub const AGE_GRACE: Duration = Duration::from_secs(1);
+
 /// Maximum clients of the control socket. One more replaces a slow client; if all clients wait for
 /// a reply, it is refused with a retry hint.
 pub const CONTROL_CLIENTS_MAX: usize = 32;

@@ -107,7 +107,9 @@ settings! {
              are added or subtracted, different for each connection, so that those opened \
              together do not end together. Received input is answered first; then the server \
              ends its stream, and waits for the client as linger_timeout allows. A client that \
-             never pauses sending is not interrupted. off: no limit."
+             does not pause sending is served for another second; what it sends after that is \
+             not answered, so it finds the end of the stream before its last replies. off: no \
+             limit."
         /// Timeout of a peer that reads none of its pending output; `None`: none.
         write_stall_timeout: Option<Duration> = OrWord("off", Span::new(10 * MS, 30 * 24 * HOUR));
             "TIME", default "1m", example "20s";

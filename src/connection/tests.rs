@@ -14,6 +14,7 @@ const RULES: Rules = Rules {
     first_byte_timeout: PATIENCE,
     linger_timeout: PATIENCE,
     max_age: None,
+    age_grace: PATIENCE,
     since: Tick::ZERO,
 };
 
@@ -299,6 +300,93 @@ fn input_of_old_connection_is_answered_first() {
     assert_eq!(outcome, Outcome::Waiting);
     assert_eq!(memory.record(FD).bytes_moved(), (6, 6));
     assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+/// A peer that has always sent more, and reads everything.
+struct Flood;
+
+impl Stream for Flood {
+    fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        into.fill(b'a');
+        Ok(into.len())
+    }
+
+    fn send(&mut self, from: &[u8]) -> io::Result<usize> {
+        Ok(from.len())
+    }
+
+    fn end_output(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn flooding_peer_is_ended_after_grace() {
+    let mut memory = opened();
+    let due = deadline(&memory.record(FD), &AGING).unwrap();
+    let outcome = expire(&mut memory.record_mut(FD), &mut Flood, &AGING, due);
+    assert_eq!(outcome, Outcome::Again, "it is served a little longer");
+    let end = due + AGING.age_grace;
+    let before = due + (AGING.age_grace - Duration::from_millis(1));
+    let outcome = drive(&mut memory.record_mut(FD), &mut Flood, &AGING, before);
+    assert_eq!(outcome, Outcome::Again);
+    let (received, _) = memory.record(FD).bytes_moved();
+    let outcome = drive(&mut memory.record_mut(FD), &mut Flood, &AGING, end);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+    assert_eq!(memory.record(FD).bytes_moved(), (received, received));
+    let closed = end + PATIENCE;
+    let outcome = expire(&mut memory.record_mut(FD), &mut Flood, &AGING, closed);
+    assert_eq!(outcome, Outcome::Close(CloseReason::MaxAge));
+}
+
+#[test]
+fn pending_output_is_sent_after_grace() {
+    let (mut memory, mut peer) = stalled();
+    let due = deadline_of_life(&memory);
+    let late = due + AGING.age_grace;
+    peer.room = 1;
+    let _ = expire(&mut memory.record_mut(FD), &mut peer, &AGING, due);
+    assert_eq!(memory.record(FD).pending().unwrap().len(), 8);
+    // The peer has sent more, and reads the rest: nothing more is received.
+    peer.room = 100;
+    peer.message = Some(b"more");
+    let ready = Flags::READABLE.with(Flags::WRITABLE);
+    let flags = memory.record(FD).flags().with(ready);
+    memory.record_mut(FD).set_flags(flags);
+    let outcome = drive(&mut memory.record_mut(FD), &mut peer, &AGING, late);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).bytes_moved(), (10, 10));
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+#[test]
+fn grace_goes_on_at_next_worker() {
+    let mut memory = opened();
+    let due = deadline_of_life(&memory);
+    let next = Rules {
+        since: due + AGING.age_grace / 2,
+        ..AGING
+    };
+    memory.record_mut(FD).finish();
+    let ready = Flags::READABLE.with(Flags::WRITABLE);
+    let flags = memory.record(FD).flags().with(ready);
+    memory.record_mut(FD).set_flags(flags);
+    let end = due + AGING.age_grace;
+    let outcome = drive(&mut memory.record_mut(FD), &mut Flood, &next, next.since);
+    assert_eq!(outcome, Outcome::Again);
+    let outcome = drive(&mut memory.record_mut(FD), &mut Flood, &next, end);
+    assert_eq!(outcome, Outcome::Waiting);
+    assert_eq!(memory.record(FD).state(), State::LingeringStop);
+}
+
+/// Returns when the connection is too old by [`AGING`].
+fn deadline_of_life(memory: &Memory) -> Tick {
+    let patient = Rules {
+        write_stall_timeout: None,
+        ..AGING
+    };
+    deadline(&memory.record(FD), &patient).unwrap()
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::io;
 
 use mio::event::Event;
 
-use super::{CONTROL, NO_GENERATION, Reactor, Reports, unpack_token};
+use super::{CONTROL, NO_GENERATION, Reactor, Reports, timers, unpack_token};
 use crate::connection::{self, ORDINARY, Outcome};
 use crate::log::event;
 use crate::memory::layout::{Flags, State};
@@ -163,9 +163,14 @@ impl Reactor {
     #[inline]
     pub(super) fn arm(&mut self, fd: u32) {
         let record = self.memory.record(fd);
-        if let Some(due) = connection::deadline(&record, &self.rules)
-            && !self.timers.is_armed_by(fd, due, self.now)
-        {
+        let Some(mut due) = connection::deadline(&record, &self.rules) else {
+            return;
+        };
+        if self.rules.max_age.is_some() {
+            // The end of an age is followed by a short time of grace, so it must not come late.
+            due = timers::ahead(due, self.now);
+        }
+        if !self.timers.is_armed_by(fd, due, self.now) {
             self.timers.arm(fd, due, self.now);
         }
     }

@@ -147,6 +147,14 @@ impl Timers {
     }
 }
 
+/// Returns the time to arm for a deadline that must not fire late by [`PRECISION`]: it fires before
+/// the deadline if that is far away, and is armed again then.
+#[must_use]
+pub fn ahead(due: Tick, now: Tick) -> Tick {
+    let left = due.since(now);
+    now + (left - left / PRECISION as u32)
+}
+
 const fn granularity_ns() -> u64 {
     GRANULARITY.as_nanos() as u64
 }
@@ -213,6 +221,23 @@ mod tests {
         assert!(fired(&mut timers, ms(59_999)).is_empty());
         assert_eq!(fired(&mut timers, ms(60_000 + 59_000 / 32)), [5]);
         assert_eq!(timers.next_deadline(), None);
+    }
+
+    #[test]
+    fn deadline_armed_ahead_fires_in_time() {
+        let due = ms(3_600_000);
+        let (mut timers, mut now, mut wakes) = (Timers::new(2, ms(0)), ms(0), 0);
+        while now < due {
+            let at = ahead(due, now);
+            assert!(!timers.is_armed_by(1, at, now), "{now:?}");
+            timers.arm(1, at, now);
+            while fired(&mut timers, now).is_empty() {
+                now = timers.next_deadline().unwrap().max(now);
+            }
+            wakes += 1;
+        }
+        assert!(now.since(due) <= 2 * GRANULARITY, "{now:?}");
+        assert!(wakes <= 6, "{wakes} wakes");
     }
 
     #[test]

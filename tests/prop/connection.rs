@@ -252,6 +252,28 @@ fn deadlines_count_from_last_moved_byte() {
 }
 
 #[test]
+fn flooding_client_is_ended_at_its_age() {
+    let rules = Rules {
+        max_age: Some(Duration::from_millis(100)),
+        age_grace: Duration::from_millis(20),
+        ..Terms::PLAIN.rules
+    };
+    // More than a turn's budget arrives between any two turns.
+    let mut world = after(with_rules(rules), &[CONNECT, room(60_000), Op::Turn]);
+    for _ in 0..131 {
+        world.run(&[data(100), Op::Pass(1)]);
+    }
+    let wire = &world.kernel.wires[0];
+    let (lived, ended) = (wire.ended.since(wire.accepted), wire.ended_at);
+    assert!(ended.is_some_and(|at| at == wire.written.len() && at < wire.arrived.len()));
+    let span = Duration::from_millis(110)..=Duration::from_millis(130);
+    assert!(span.contains(&lived), "{lived:?}");
+    world.run(&[Op::HandOver, data(100), Op::Turn, end()]);
+    world.conclude();
+    assert_eq!(world.server.end_of(0), Some(CloseReason::MaxAge));
+}
+
+#[test]
 fn deadline_ends_with_its_connection() {
     let rules = Rules {
         idle_timeout: Some(Duration::from_millis(100)),

@@ -51,7 +51,9 @@ pub(crate) fn terms() -> impl Strategy<Value = Terms> {
         1u32..60,
         timeout(),
         timeout(),
+        timeout(),
         1u64..600,
+        0u64..600,
         0u64..600,
     )
         .prop_map(
@@ -60,8 +62,10 @@ pub(crate) fn terms() -> impl Strategy<Value = Terms> {
                 buffer_bytes,
                 idle_timeout,
                 write_stall_timeout,
+                max_age,
                 linger,
                 first_byte_timeout,
+                age_grace,
             )| Terms {
                 buffer_bytes,
                 rules: Rules {
@@ -71,7 +75,8 @@ pub(crate) fn terms() -> impl Strategy<Value = Terms> {
                     header_timeout: Duration::from_secs(5),
                     first_byte_timeout: Duration::from_millis(first_byte_timeout),
                     linger_timeout: Duration::from_millis(linger),
-                    max_age: None,
+                    max_age,
+                    age_grace: Duration::from_millis(age_grace),
                     since: Tick::ZERO,
                 },
             },

@@ -74,7 +74,7 @@ fn op(random: &mut fastrand::Rng) -> Op {
     }
 }
 
-/// Returns the limits of connections; in half of the runs deadlines pass.
+/// Returns the limits of connections: in half of the runs deadlines pass, in a third connections age.
 fn terms(random: &mut fastrand::Rng) -> Terms {
     let mut terms = Terms::PLAIN;
     if random.bool() {
@@ -85,6 +85,10 @@ fn terms(random: &mut fastrand::Rng) -> Terms {
             header_timeout: Duration::from_millis(120),
             ..terms.rules
         };
+    }
+    if random.u8(0..3) == 0 {
+        terms.rules.max_age = Some(Duration::from_millis(80));
+        terms.rules.age_grace = Duration::from_millis(20);
     }
     terms
 }

@@ -108,6 +108,10 @@ pub struct Wire {
     pub closed: bool,
     /// Whether closing resets it.
     pub abortive: bool,
+    /// Time at which the worker began to serve it.
+    pub accepted: Tick,
+    /// Time at which the worker ended its stream.
+    pub ended: Tick,
     /// Time of the last read, write, accept or end of stream.
     pub last_moved: Tick,
     /// Number of bytes that had arrived when the worker received the stop request.
@@ -233,6 +237,8 @@ impl Wire {
             ended_at: None,
             closed: false,
             abortive: false,
+            accepted: Tick::ZERO,
+            ended: Tick::ZERO,
             last_moved: Tick::ZERO,
             arrived_at_stop: 0,
             urgent: BTreeSet::new(),
@@ -579,6 +585,7 @@ impl Stream for Handle<'_> {
         if wire.ended_at.is_none() {
             assert_eq!(wire.owed(), 0, "the stream ends before its last byte");
             wire.ended_at = Some(wire.consumed);
+            wire.ended = now;
             wire.last_moved = now;
             wire.edge = true;
         }

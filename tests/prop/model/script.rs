@@ -10,7 +10,7 @@ use uppercased_ctl::clock::Tick;
 use uppercased_ctl::metrics::CloseReason;
 
 use super::server::{Fault, Server, fresh_memory};
-use super::{Countdown, Event, Kernel, Meanwhile, Stops};
+use super::{Countdown, Event, Kernel, Meanwhile, Stops, Wire};
 
 /// Maximum number of turns until an undisturbed server is idle.
 const TURNS_TO_REST: usize = 5_000;
@@ -65,6 +65,7 @@ impl Terms {
             first_byte_timeout: Duration::ZERO,
             linger_timeout: Duration::from_secs(3600),
             max_age: None,
+            age_grace: Duration::from_secs(1),
             since: Tick::ZERO,
         },
     };
@@ -204,7 +205,16 @@ impl World {
                 !work || coming,
                 "work of {fd} was lost: {record:?} {wire:?}"
             );
-            let (moved, now) = (wire.last_moved, self.kernel.now);
+            let (moved, accepted, now) = (wire.last_moved, wire.accepted, self.kernel.now);
+            if let (State::Open, Some(age)) = (record.state(), self.server.rules.max_age) {
+                let oldest = accepted + age + age / 10;
+                let is_finishing = record.flags().has(Flags::FINISH);
+                assert!(now < oldest || is_finishing, "{fd} is past its age");
+                // Its pending output is sent first, and its first byte has a time of its own.
+                let is_served = waiting > 0 || record.bytes_moved().0 == 0;
+                let grace = self.server.rules.age_grace;
+                assert!(now < oldest + grace || is_served, "{fd} is past its grace");
+            }
             // An interrupted peek at a header is repeated in the next turn.
             let repeats = has_turn && record.state() == State::AwaitingHeader;
             assert!(
@@ -258,15 +268,23 @@ impl World {
             CloseReason::IdleTimeout => answered,
             CloseReason::WriteStall => wire.abortive,
             CloseReason::Drained => answered && wire.written.len() >= wire.arrived_at_stop,
+            CloseReason::MaxAge => answered && self.is_aged(wire),
             CloseReason::Refused => wire.header_taken < wire.header && wire.abortive,
             CloseReason::PeerVanished
             | CloseReason::DrainTimeout
             | CloseReason::WorkerDied
             | CloseReason::Corrupt
-            | CloseReason::Poisoned
-            | CloseReason::MaxAge => false,
+            | CloseReason::Poisoned => false,
         };
         assert!(right, "client {client} ended as {reason:?}: {wire:?}");
+    }
+
+    /// Returns whether the stream was ended at its age, give or take a tenth, or later.
+    fn is_aged(&self, wire: &Wire) -> bool {
+        // Recorded times are rounded down by less than a millisecond.
+        let earliest = |age| wire.accepted + (age - age / 10);
+        let age = self.server.rules.max_age.map(earliest);
+        age.is_some_and(|earliest| earliest <= wire.ended + Duration::from_millis(1))
     }
 }
 

@@ -107,9 +107,8 @@ impl Server {
             let is_due = connection::is_due(&record, &self.rules, kernel.now);
             if is_due && record.state() == State::AwaitingHeader {
                 self.read_header(kernel, fd);
-            } else {
-                self.expire(kernel, fd);
             }
+            self.expire(kernel, fd);
         }
         self.shares.clear();
     }
@@ -336,13 +335,14 @@ impl Server {
 
     fn open(&mut self, kernel: &mut Kernel, fd: u32) {
         self.last_generation += 1;
+        let now = kernel.now;
+        kernel.wire(fd).accepted = now;
         let peer = ([192, 0, 2, 1], kernel.descriptors[&fd] as u16).into();
         let state = match kernel.wire(fd).header {
             0 => State::Open,
             _ => State::AwaitingHeader,
         };
-        self.memory
-            .open(fd, self.last_generation, peer, kernel.now, state);
+        self.memory.open(fd, self.last_generation, peer, now, state);
         kernel.watch(fd, self.last_generation);
     }
 
