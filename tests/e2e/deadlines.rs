@@ -1,7 +1,8 @@
 //! Deadlines of connections: none fires before the worker has polled the socket, long ones cost an
 //! idle worker almost nothing, and output in the kernel has one, too.
 
-use std::io;
+use std::io::{self, Read as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -12,9 +13,9 @@ use uppercased_ctl::metrics::{CloseReason, Counter, PauseCause, RefusalCause};
 use uppercased_ctl::proxy_header::{Version, encode};
 
 use crate::support::adversity::Frozen;
-use crate::support::observe::{count_sockets, number, unacknowledged, until};
+use crate::support::observe::{count_sockets, number, unacknowledged, until, worker_of};
 use crate::support::usage::Counters;
-use crate::support::{Client, DEADLINE, Deadline, Server};
+use crate::support::{Client, DEADLINE, Deadline, Server, assert_same, pattern, upper};
 
 const IDLE: Duration = Duration::from_millis(400);
 
@@ -268,4 +269,82 @@ fn old_connections_end_gracefully_across_reload() {
     assert!(*shortest >= AGE - AGE / 10, "{lives:?}");
     let aged = || counters.count(Counter::Closed(CloseReason::MaxAge));
     until("every end is counted", || aged() == 40);
+}
+
+/// Its age counts from its accept, whichever process serves it.
+#[test]
+fn rescued_connection_ends_at_its_age() {
+    const AGE: Duration = Duration::from_secs(6);
+    let server = server(&["--max-connection-age", "6s", "--crash-rescue=true"]);
+    let counters = Counters::of(&server);
+    let mut clients: Vec<(Client, Tick)> = (0..20)
+        .map(|_| {
+            let since = clock::now();
+            (Client::connect(server.addr()), since)
+        })
+        .collect();
+    for (client, _) in &mut clients {
+        client.roundtrip(b"young");
+    }
+    until("the worker has a keeper", || {
+        !server.keeper_pids().is_empty()
+    });
+    clients[0].0.expect_silence(AGE / 2);
+    let died = clock::now();
+    worker_of(&server, 0).signal(Signal::SIGKILL);
+    server.wait_log(|line| line.contains("worker rescued"));
+    for (client, _) in &mut clients {
+        client.roundtrip(b"rescued");
+    }
+    for (mut client, since) in clients {
+        client.expect_eof();
+        let now = clock::now();
+        assert!(now.since(since) >= AGE - AGE / 10, "ended early");
+        // An age that began anew would end later than this.
+        assert!(now.since(died) < AGE - AGE / 10, "ended late");
+    }
+    let aged = || counters.count(Counter::Closed(CloseReason::MaxAge));
+    until("every end is counted", || aged() == 20);
+    assert_eq!(counters.count(Counter::Closed(CloseReason::WorkerDied)), 0);
+}
+
+/// A client that never pauses gets every reply to what was received, and then the end of the stream.
+#[test]
+fn flooding_client_is_ended_at_its_age() {
+    const STEP: usize = 16 * 1024;
+    let server = server(&["--max-connection-age", "2s"]);
+    let counters = Counters::of(&server);
+    let deadline = Deadline::after(DEADLINE);
+    let client = Client::connect(server.addr());
+    let (mut sending, is_ended) = (client.try_clone(), AtomicBool::new(false));
+    let (sent, received) = std::thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let mut sent = 0;
+            while !is_ended.load(Ordering::Relaxed) {
+                sending.send_all(&pattern(sent, STEP));
+                sent += STEP as u64;
+            }
+            sending.half_close();
+            sent
+        });
+        let (mut received, mut bytes) = (0, vec![0; STEP]);
+        loop {
+            assert!(deadline.left() > Duration::ZERO, "it is not ended");
+            let len = client.socket().read(&mut bytes).expect("no reset");
+            if len == 0 {
+                break;
+            }
+            let expected = upper(&pattern(received, len));
+            assert_same(&bytes[..len], &expected, "a flood");
+            received += len as u64;
+        }
+        is_ended.store(true, Ordering::Relaxed);
+        (sent.join().expect("it only sends"), received)
+    });
+    assert!(
+        received > 0 && sent > received,
+        "{sent} sent, {received} received"
+    );
+    counters.wait(Counter::Closed(CloseReason::MaxAge), 1);
+    counters.wait_open(0);
 }
