@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::support::adversity::skipped;
+use crate::support::cgroup::CpuGroup;
 use crate::support::load::{Load, LoadSize};
 use crate::support::netns::{KernelCounters, isolated};
 use crate::support::observe::{freeze, lose_worker, queued, until, worker_of};
@@ -196,5 +197,37 @@ fn workers_follow_cpus_and_lose_no_client() {
         limit(server, &cpus);
         server.reload().expect_success();
         assert_eq!(planned.workers().0.len(), 1);
+    });
+}
+
+/// The quota of the server's cgroup changes, as at the resize of a pod in place.
+#[test]
+fn workers_follow_cpu_quota_and_lose_no_client() {
+    isolated(|| {
+        let group = match CpuGroup::new() {
+            Ok(group) => group,
+            Err(why) => return skipped(&why),
+        };
+        let cpus = available_parallelism().map_or(0, usize::from);
+        if cpus < 2 {
+            return skipped("the machine has one CPU, or a quota");
+        }
+        let before = KernelCounters::read();
+        let (shell, program) = group.program(env!("CARGO_BIN_EXE_uppercased"));
+        let server = Server::builder().program(shell).args(program).args(QUICK);
+        let server = server.start();
+        assert_eq!(server.worker_pids().len(), cpus);
+        let load = Load::start(server.addr(), LoadSize::small());
+        for (quota, workers) in [(Some(1), 1), (None, cpus)] {
+            let mark = server.log_len();
+            group.limit(quota);
+            server.wait_log_from(mark, |line| line.contains("event=cpus_changed"));
+            server.wait_log_from(mark, |line| line.contains("event=operation_done"));
+            assert_eq!(server.worker_pids().len(), workers);
+            load.go_on_for(30);
+        }
+        load.finish().assert_clean();
+        KernelCounters::read().assert_no_loss_since(&before);
+        assert_eq!(server.stop().code(), Some(0));
     });
 }

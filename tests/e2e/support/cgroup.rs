@@ -1,5 +1,5 @@
-//! A memory cgroup for one server. Needs root and a hierarchy with the memory controller, of either
-//! version.
+//! Cgroups for one server, with a limit on its memory or on its CPU time. They need root and a
+//! hierarchy with the controller, of either version.
 
 use std::fs;
 use std::io;
@@ -10,12 +10,35 @@ use super::observe::until;
 use super::process::{Watched, wait_gone};
 use super::{DEADLINE, Server};
 
-/// A memory cgroup. Dropping it removes it; the server must have exited by then.
+/// A cgroup. Dropping it removes it; the server must have exited by then.
+#[derive(Debug)]
+struct Group(PathBuf);
+
+/// A memory cgroup.
 #[derive(Debug)]
 pub struct MemoryGroup {
-    folder: PathBuf,
+    group: Group,
     files: Files,
 }
+
+/// A cgroup with a quota of CPU time.
+#[derive(Debug)]
+pub struct CpuGroup {
+    group: Group,
+    quota: Quota,
+}
+
+/// The file of the quota and its form.
+#[derive(Clone, Copy, Debug)]
+enum Quota {
+    /// `cpu.max`: quota and period (version 2).
+    Max,
+    /// `cpu.cfs_quota_us`: quota (version 1).
+    Cfs,
+}
+
+/// Microseconds of the kernel's default period.
+const PERIOD_US: u32 = 100_000;
 
 /// File names of one cgroup version.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +67,89 @@ const SECOND: Files = Files {
     counts_sockets: true,
 };
 
+impl Group {
+    /// Creates a cgroup below one of the `parents`, with what they are paired with; it must have the
+    /// file that `needed` names, which one without the controller lacks.
+    ///
+    /// # Errors
+    ///
+    /// The reason why none can be created.
+    fn new<T>(
+        parents: impl IntoIterator<Item = (PathBuf, T)>,
+        needed: impl Fn(&T) -> &'static str,
+    ) -> Result<(Self, T), String> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("uppercased-test-{}-{number}", std::process::id());
+        let mut refusals = Vec::new();
+        for (parent, kind) in parents {
+            let folder = parent.join(&name);
+            let group = fs::create_dir(&folder).map(|()| Self(folder));
+            match group.and_then(|it| it.read(needed(&kind)).map(|_| it)) {
+                Ok(group) => return Ok((group, kind)),
+                Err(error) => refusals.push(format!("{}: {error}", parent.display())),
+            }
+        }
+        Err(refusals.join("; "))
+    }
+
+    /// Returns a program, with its first arguments, that starts a server inside the cgroup.
+    fn program(&self, program: &str) -> (&'static str, [String; 3]) {
+        let procs = self.0.join("cgroup.procs");
+        let script = format!("echo $$ > '{}' && exec \"$0\" \"$@\"", procs.display());
+        ("/bin/sh", ["-c".to_owned(), script, program.to_owned()])
+    }
+
+    fn read(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.0.join(file))
+    }
+
+    #[track_caller]
+    fn write(&self, file: &str, text: &str) {
+        let path = self.0.join(file);
+        fs::write(&path, text).unwrap_or_else(|e| panic!("write {text} to {path:?}: {e}"));
+    }
+}
+
+impl CpuGroup {
+    /// Creates a cgroup without a quota.
+    ///
+    /// # Errors
+    ///
+    /// The reason why none can be created, for [`super::adversity::skipped`].
+    pub fn new() -> Result<Self, String> {
+        let file = |quota: &Quota| quota.file();
+        let made = Group::new(parents("cpu", Quota::Cfs, Quota::Max), file);
+        let (group, quota) = made.map_err(|why| format!("no CPU cgroup: {why}"))?;
+        Ok(Self { group, quota })
+    }
+
+    /// See [`Group::program`].
+    pub fn program(&self, program: &str) -> (&'static str, [String; 3]) {
+        self.group.program(program)
+    }
+
+    /// Sets the quota to that of so many CPUs; `None`: to none.
+    #[track_caller]
+    pub fn limit(&self, cpus: Option<u32>) {
+        let us = cpus.map(|cpus| (cpus * PERIOD_US).to_string());
+        let text = match self.quota {
+            Quota::Max => format!("{} {PERIOD_US}", us.as_deref().unwrap_or("max")),
+            Quota::Cfs => us.unwrap_or_else(|| "-1".to_owned()),
+        };
+        self.group.write(self.quota.file(), &text);
+    }
+}
+
+impl Quota {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Max => "cpu.max",
+            Self::Cfs => "cpu.cfs_quota_us",
+        }
+    }
+}
+
 impl MemoryGroup {
     /// Creates a cgroup without a limit.
     ///
@@ -51,21 +157,10 @@ impl MemoryGroup {
     ///
     /// The reason why none can be created, for [`super::adversity::skipped`].
     pub fn new() -> Result<Self, String> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("uppercased-test-{}-{number}", std::process::id());
-        let mut refusals = Vec::new();
-        for (parent, files) in parents() {
-            let folder = parent.join(&name);
-            let made = fs::create_dir(&folder);
-            let group = made.map(|()| Self { folder, files });
-            // A cgroup without the controller lacks these files.
-            match group.and_then(|it| it.number(files.used).map(|_| it)) {
-                Ok(group) => return Ok(group),
-                Err(error) => refusals.push(format!("{}: {error}", parent.display())),
-            }
-        }
-        Err(format!("no memory cgroup: {}", refusals.join("; ")))
+        let file = |files: &Files| files.used;
+        let made = Group::new(parents("memory", FIRST, SECOND), file);
+        let (group, files) = made.map_err(|why| format!("no memory cgroup: {why}"))?;
+        Ok(Self { group, files })
     }
 
     /// Moves all processes of `server` into it. Memory in use stays charged to the old group; only
@@ -80,20 +175,18 @@ impl MemoryGroup {
     /// Moves one process into it.
     #[track_caller]
     pub fn take_process(&self, pid: u32) {
-        self.write("cgroup.procs", &pid.to_string());
+        self.group.write("cgroup.procs", &pid.to_string());
     }
 
-    /// Returns a program, with its first arguments, that starts a server inside the cgroup.
+    /// See [`Group::program`].
     pub fn program(&self, program: &str) -> (&'static str, [String; 3]) {
-        let procs = self.folder.join("cgroup.procs");
-        let script = format!("echo $$ > '{}' && exec \"$0\" \"$@\"", procs.display());
-        ("/bin/sh", ["-c".to_owned(), script, program.to_owned()])
+        self.group.program(program)
     }
 
     /// Sets the memory limit.
     #[track_caller]
     pub fn limit(&self, bytes: u64) {
-        self.write(self.files.limit, &bytes.to_string());
+        self.group.write(self.files.limit, &bytes.to_string());
     }
 
     /// Returns whether socket memory counts towards the limit.
@@ -115,58 +208,52 @@ impl MemoryGroup {
     /// Returns the number of processes killed by the kernel for lack of memory.
     #[track_caller]
     pub fn kills(&self) -> u64 {
-        let text = fs::read_to_string(self.folder.join(self.files.kills)).expect("its events");
+        let text = self.group.read(self.files.kills).expect("its events");
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.expect("a count").parse().expect("a number")
     }
 
     fn number(&self, file: &str) -> io::Result<u64> {
-        let text = fs::read_to_string(self.folder.join(file))?;
-        text.trim().parse().map_err(io::Error::other)
-    }
-
-    #[track_caller]
-    fn write(&self, file: &str, text: &str) {
-        let path = self.folder.join(file);
-        fs::write(&path, text).unwrap_or_else(|e| panic!("write {text} to {path:?}: {e}"));
+        self.group
+            .read(file)?
+            .trim()
+            .parse()
+            .map_err(io::Error::other)
     }
 }
 
-/// Returns the cgroups below which one can be created: this process's own in version 1; the root in
-/// version 2, where only a cgroup without processes may have children with controllers.
-fn parents() -> Vec<(PathBuf, Files)> {
+/// Returns the cgroups below which one with `controller` can be created, with what stands for their
+/// version: this process's own in version 1, and its root; the root in version 2, where only a cgroup
+/// without processes may have children with controllers.
+fn parents<T: Copy>(controller: &str, first: T, second: T) -> Vec<(PathBuf, T)> {
+    let mounts = Path::new("/sys/fs/cgroup");
     let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mut fields = memberships.lines().map(|line| line.splitn(3, ':').skip(1));
-    let own = fields.find_map(|mut fields| {
+    let own = memberships.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
         let controllers = fields.next()?;
-        let memory = controllers.split(',').any(|it| it == "memory");
-        memory.then(|| fields.next())?
+        let has_it = controllers.split(',').any(|it| it == controller);
+        let path = fields.next().filter(|_| has_it)?;
+        let mount = mounts.join(controllers);
+        Some([mount.join(path.trim_start_matches('/')), mount])
     });
-    let first = Path::new("/sys/fs/cgroup/memory");
-    let own = own.map(|path| first.join(path.trim_start_matches('/')));
-    let first = own.into_iter().chain([first.to_owned()]);
-    let first = first.map(|parent| (parent, FIRST));
-    first
-        .chain([(PathBuf::from("/sys/fs/cgroup"), SECOND)])
-        .collect()
+    let own = own.into_iter().flatten().map(|parent| (parent, first));
+    own.chain([(mounts.to_owned(), second)]).collect()
 }
 
-impl Drop for MemoryGroup {
+impl Drop for Group {
     fn drop(&mut self) {
         // Remaining processes belong to the server, which has been killed by now.
-        let inside = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
+        let inside = self.read("cgroup.procs").unwrap_or_default();
         for pid in inside.lines().filter_map(|pid| pid.parse().ok()) {
             if Watched::open(pid).is_some() {
                 wait_gone(pid, DEADLINE);
             }
         }
-        let removed = fs::remove_dir(&self.folder);
+        let removed = fs::remove_dir(&self.0);
         if !std::thread::panicking() {
             // An exited process leaves the cgroup with a delay.
             if removed.is_err() {
-                until("the cgroup is empty", || {
-                    fs::remove_dir(&self.folder).is_ok()
-                });
+                until("the cgroup is empty", || fs::remove_dir(&self.0).is_ok());
             }
         }
     }
