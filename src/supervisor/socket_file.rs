@@ -103,9 +103,6 @@ pub(crate) struct FileId {
     inode: u64,
 }
 
-/// Time for a socket's owner to accept before it counts as busy.
-const LOOK_TIMEOUT: Duration = Duration::from_millis(1);
-
 /// Time to wait for another process that binds the same path, which takes less than a millisecond.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Retry interval meanwhile.
@@ -244,16 +241,21 @@ fn make_room(path: &Path) -> Result<(), Error> {
             path: PathBuf::from(path),
         });
     }
-    // A running server's queue may be full: that counts as an answer, too.
-    match Conversation::open(path, Some(LOOK_TIMEOUT)) {
-        Ok(live) => Err(Error::InUse {
-            path: PathBuf::from(path),
-            pid: live.server(),
-        }),
+    // A running server's queue may be full: that counts as an answer, too. Nothing is awaited: a
+    // deadline that passes before this process gets a CPU would make every socket look served.
+    match Conversation::open_at_once(path) {
+        Ok(live) if live.server().is_none_or(|pid| exists(pid.cast_unsigned())) => {
+            Err(Error::InUse {
+                path: PathBuf::from(path),
+                pid: live.server(),
+            })
+        }
+        // A child of a killed server that has not exec'd yet still has the socket, and serves nobody.
+        Ok(_) => remove_old(path),
         Err(AskError::Unreachable { source, .. })
             if source.kind() == io::ErrorKind::ConnectionRefused =>
         {
-            fs::remove_file(path).map_err(refused(path, "remove the old socket"))
+            remove_old(path)
         }
         Err(_) => Err(Error::InUse {
             path: PathBuf::from(path),
@@ -262,12 +264,20 @@ fn make_room(path: &Path) -> Result<(), Error> {
     }
 }
 
+fn remove_old(path: &Path) -> Result<(), Error> {
+    fs::remove_file(path).map_err(refused(path, "remove the old socket"))
+}
+
+fn exists(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
 /// Removes the sockets of servers that were killed. One whose process exists is kept: the process
 /// may be about to listen.
 fn remove_left_behind(directory: &Path) {
     let candidates = place::candidates(directory).unwrap_or_default();
     for candidate in candidates {
-        if Path::new("/proc").join(candidate.pid.to_string()).exists() {
+        if exists(candidate.pid) {
             continue;
         }
         let turn = Turn::take(&candidate.path, Duration::ZERO);
@@ -359,6 +369,13 @@ impl Drop for SocketFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::{Command, Stdio};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::*;
 
     #[test]
@@ -382,6 +399,58 @@ mod tests {
         let why = bind(&path).unwrap_err().to_string();
         assert!(why.contains("lock it"), "{why}");
         assert!(!path.exists());
+    }
+
+    /// The role of a test process that creates a socket here, gives it to a child, and exits.
+    const ROLE: &str = "TEST_KILLED_SERVER";
+
+    #[test]
+    fn socket_of_killed_server_is_replaced() {
+        if let Some(path) = std::env::var_os(ROLE) {
+            let listener = OwnedFd::from(UnixListener::bind(path).unwrap());
+            let child = Command::new("sleep")
+                .arg("600")
+                .stdin(listener)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            println!("child={}", child.unwrap().id());
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.sock");
+        let name = "supervisor::socket_file::tests::socket_of_killed_server_is_replaced";
+        let server = Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(ROLE, &path)
+            .output();
+        let output = String::from_utf8(server.unwrap().stdout).unwrap();
+        let child = output.split("child=").nth(1).unwrap();
+        let child: i32 = child.lines().next().unwrap().parse().unwrap();
+        let is_served = UnixStream::connect(&path).is_ok();
+        let bound = bind(&path);
+        kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+        assert!(is_served, "the child has the socket");
+        assert!(bound.unwrap().1.is_there());
+    }
+
+    #[test]
+    fn live_server_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let own = std::process::id().cast_signed();
+        let in_use = |pid: Option<i32>| move |bound: Result<_, Error>| matches!(bound.err(), Some(Error::InUse { pid: found, .. }) if found == pid);
+        assert!(in_use(Some(own))(bind(&path)));
+        // Until its queue is full, which is no time to wait either.
+        listener.set_nonblocking(true).unwrap();
+        let mut queued = Vec::new();
+        while let Ok(client) = Conversation::open_at_once(&path) {
+            queued.push(client);
+        }
+        assert!(in_use(None)(bind(&path)));
+        drop(listener);
+        assert!(bind(&path).is_ok());
     }
 
     #[test]

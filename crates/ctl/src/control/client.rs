@@ -90,15 +90,30 @@ impl Conversation {
     /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::System`].
     pub fn open(path: &Path, within: Option<Duration>) -> Result<Self, Error> {
         let deadline = within.map(|within| clock::now() + within);
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::System)?;
+        // `connect` waits for room in the accept queue up to the socket's write timeout.
+        let limit = left(deadline)?;
+        socket.set_write_timeout(limit).map_err(Error::System)?;
+        Self::over(socket, path, deadline)
+    }
+
+    /// Connects to the server at `path` without waiting, to find out whether there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]; [`Error::TimedOut`] if there is a server whose accept queue is full;
+    /// [`Error::System`].
+    pub fn open_at_once(path: &Path) -> Result<Self, Error> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::System)?;
+        socket.set_nonblocking(true).map_err(Error::System)?;
+        Self::over(socket, path, None)
+    }
+
+    fn over(socket: Socket, path: &Path, deadline: Option<Tick>) -> Result<Self, Error> {
         let unreachable = |source| Error::Unreachable {
             path: PathBuf::from(path),
             source,
         };
         let address = SockAddr::unix(path).map_err(unreachable)?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(Error::System)?;
-        // `connect` waits for room in the accept queue up to the socket's write timeout.
-        let limit = left(deadline)?;
-        socket.set_write_timeout(limit).map_err(Error::System)?;
         match socket.connect(&address) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::TimedOut),
