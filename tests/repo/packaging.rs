@@ -121,6 +121,12 @@ fn packaged_configuration_shows_the_defaults() {
 }
 
 #[test]
+fn service_shows_what_workers_use() {
+    // They are not dumpable, so a hidden /proc hides them from their own user, too.
+    assert_eq!(values(&read(SERVICE), "ProtectProc", "="), [""; 0]);
+}
+
+#[test]
 fn systemd_waits_longer_than_any_slot() {
     let unit = read(SERVICE);
     let configuration = read(CONFIGURATION);
