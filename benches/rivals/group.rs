@@ -1,10 +1,10 @@
 //! A server's processes: all in one process group, so that those of earlier generations are found
 //! and ended as well.
 //!
-//! Invariant: no process outlives its group's value.
+//! Invariant: no process outlives its group's value, or the bench, however that ends.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Polling interval for a server that does not report its state.
 const POLL_EVERY: Duration = Duration::from_millis(2);
 
+/// Reads numbers of a group, of which the last one counts, and kills the group at the end of the
+/// input: when the bench has exited.
+const KEEPER: &str = "while read -r number; do group=$number; done; kill -s KILL -- \"-$group\"";
+
 /// The processes of a server.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     /// Those that the bench has started and not reaped; the first one gave the group its number.
     children: Vec<Child>,
     number: i32,
+    /// A shell that executes [`KEEPER`].
+    keeper: Option<Child>,
 }
 
 impl Group {
@@ -44,17 +50,25 @@ impl Group {
             .spawn()
             .map_err(|error| io::Error::other(format!("cannot start {name}: {error}")))?;
         let pid = child.id();
-        if self.number == 0 {
-            self.number = pid.cast_signed();
-        }
         self.children.push(child);
+        if self.number == 0 {
+            self.follow(pid)?;
+        }
         Ok(pid)
     }
 
-    /// Makes this the group of `leader`, which a process of this group has started in a session of
-    /// its own.
-    pub(crate) const fn follow(&mut self, leader: u32) {
+    /// Makes this the group of `leader`, which a process of this group may have started in a session
+    /// of its own.
+    pub(crate) fn follow(&mut self, leader: u32) -> io::Result<()> {
         self.number = leader.cast_signed();
+        if self.keeper.is_none() {
+            // In a group of its own, so that Ctrl-C ends the bench and not the keeper.
+            let mut shell = Command::new("sh");
+            shell.args(["-c", KEEPER]).process_group(0);
+            self.keeper = Some(shell.stdin(Stdio::piped()).spawn()?);
+        }
+        let keeper = self.keeper.as_mut().and_then(|shell| shell.stdin.as_mut());
+        keeper.map_or(Ok(()), |input| writeln!(input, "{leader}"))
     }
 
     /// Returns the processes of the group that have not exited.
@@ -80,6 +94,10 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            let _ = keeper.kill();
+            let _ = keeper.wait();
+        }
         if self.number != 0 {
             // Fails only if all have exited. The first child is reaped last, below, so that the
             // number cannot belong to others.
@@ -153,12 +171,15 @@ pub(crate) fn free_port() -> io::Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-/// Returns the version that the program prints: the first word that begins with a digit.
+/// Returns the version that the program prints: the first word that begins with a digit and has a
+/// point.
 pub(crate) fn version_of(program: &Path, flag: &str) -> String {
     let output = Command::new(program).arg(flag).output();
     let printed = output.map(|it| [it.stdout, it.stderr].concat());
     let printed = String::from_utf8(printed.unwrap_or_default()).unwrap_or_default();
     let mut words = printed.split(['/', ' ', '\n']);
-    let version = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let is_version =
+        |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    let version = words.find(is_version);
     version.unwrap_or("unknown").to_owned()
 }

@@ -46,7 +46,7 @@ impl Nginx {
         let mut command = nginx.command();
         nginx.group.start(&mut command)?;
         let master = await_some("its start", || nginx.main())?;
-        nginx.group.follow(master);
+        nginx.group.follow(master)?;
         nginx.await_workers(&[])?;
         Ok(nginx)
     }
