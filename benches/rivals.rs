@@ -6,10 +6,10 @@
 //! (numbers in `rivals/clients.rs`). The event happens under this load, in the way that the server's
 //! own manual recommends ([`Rival::settings`]); the load ends [`Rival::watch`] later.
 //!
-//! nginx, HAProxy and Sōzu forward and do not answer; behind them is one more process of the floor
-//! of the other benches, in C, which is not disturbed. A server that is not installed, or cannot be
-//! built, is named and skipped. A wrong byte fails the bench, and so does a connection that this
-//! crate's server loses, resets or refuses.
+//! nginx (without a script), HAProxy, Sōzu and Envoy forward and do not answer; behind them is one
+//! more process of the floor of the other benches, in C, which is not disturbed. A server that is
+//! not installed, or cannot be built, is named and skipped. A wrong byte fails the bench, and so
+//! does a connection that this crate's server loses, resets or refuses.
 //!
 //! ```text
 //! cargo bench --bench rivals -- [EVENT...] [--server NAME] [--rounds N] [--json FILE]
@@ -38,6 +38,8 @@ use self::server::{Event, MORE_WORKERS, Rival, Server};
 mod clients;
 #[path = "rivals/echo.rs"]
 mod echo;
+#[path = "rivals/envoy.rs"]
+mod envoy;
 #[path = "rivals/group.rs"]
 mod group;
 #[path = "rivals/haproxy.rs"]

@@ -1,5 +1,5 @@
-//! nginx: its stream module forwards; it has no module that answers by itself. (A filter of njs can
-//! send to the client, but needs a connection to another server all the same.) It runs as a daemon,
+//! nginx, twice: its stream module forwards; a filter in JavaScript (njs) answers by itself, although
+//! nginx still demands a connection to another server, which receives nothing. It runs as a daemon,
 //! because it ignores the signal for an upgrade otherwise.
 
 use std::fs;
@@ -16,14 +16,32 @@ use super::server::{Server, WORKERS};
 
 const PROGRAM: &str = "nginx";
 
-/// The stream module, where it is not a part of the program.
-const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+/// The folder of the modules that are not a part of the program.
+const MODULES: &str = "/usr/lib/nginx/modules";
+const STREAM: &str = "ngx_stream_module.so";
+const NJS: &str = "ngx_stream_js_module.so";
+
+/// Answers every byte in upper case, and passes the end of the stream on.
+const SCRIPT: &str = "\
+function echo(session) {
+  session.on('upstream', (bytes, flags) => {
+    const answer = Buffer.from(bytes);
+    for (let at = 0; at < answer.length; at++)
+      if (answer[at] >= 97 && answer[at] <= 122) answer[at] -= 32;
+    session.sendDownstream(answer);
+    if (flags.last) session.send('', flags);
+  });
+}
+export default { echo };
+";
 
 pub(crate) struct Nginx {
     program: PathBuf,
     address: SocketAddr,
     folder: PathBuf,
     workers: usize,
+    /// Whether its script answers.
+    answers: bool,
     group: Group,
     backend: Prefork,
 }
@@ -33,15 +51,21 @@ impl Nginx {
         version_of(Path::new(PROGRAM), "-v")
     }
 
-    pub(crate) fn start(folder: &Path) -> io::Result<Self> {
+    /// Starts it; its script `answers`, or it forwards.
+    pub(crate) fn start(folder: &Path, answers: bool) -> io::Result<Self> {
         let mut nginx = Self {
             program: installed(PROGRAM)?,
             address: (Ipv4Addr::LOCALHOST, free_port()?).into(),
             folder: folder.to_owned(),
             workers: WORKERS,
+            answers,
             backend: Prefork::backend(folder)?,
             group: Group::default(),
         };
+        if answers && !Path::new(MODULES).join(NJS).exists() {
+            return Err(io::Error::other("its njs module is not installed"));
+        }
+        fs::write(folder.join("echo.js"), SCRIPT)?;
         nginx.configure()?;
         let mut command = nginx.command();
         nginx.group.start(&mut command)?;
@@ -60,15 +84,23 @@ impl Nginx {
     }
 
     fn configure(&self) -> io::Result<()> {
-        let module = if Path::new(MODULE).exists() {
-            format!("load_module {MODULE};\n")
-        } else {
-            String::new()
+        let (modules, script, filter) = match self.answers {
+            true => (
+                [STREAM, NJS].as_slice(),
+                "js_import echo.js;",
+                "js_filter echo.echo;",
+            ),
+            false => ([STREAM].as_slice(), "", ""),
         };
+        let modules = modules.iter().map(|module| Path::new(MODULES).join(module));
+        let modules = modules.filter(|module| module.exists());
+        let load = |module: PathBuf| format!("load_module {};\n", module.display());
         let text = format!(
-            "{module}worker_processes {};\npid {};\n\
+            "{}worker_processes {};\npid {};\n\
              events {{ worker_connections 4096; }}\n\
-             stream {{ server {{ listen {} reuseport; proxy_pass {}; }} }}\n",
+             stream {{\n{script}\n\
+             server {{ listen {} reuseport; {filter} proxy_pass {}; }}\n}}\n",
+            modules.map(load).collect::<String>(),
             self.workers,
             self.folder.join("pid").display(),
             self.address,

@@ -102,7 +102,7 @@ impl Server for Prefork {
 }
 
 /// Returns the number of listening sockets on a port.
-fn listeners(port: u16) -> usize {
+pub(crate) fn listeners(port: u16) -> usize {
     const LISTEN: &str = "0A";
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     let ending = format!(":{port:04X}");

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::echo::Echo;
+use super::envoy::Envoy;
 use super::group::Group;
 use super::haproxy::Haproxy;
 use super::nginx::Nginx;
@@ -79,19 +80,23 @@ pub(crate) enum Rival {
     Ours,
     Prefork,
     Nginx,
+    NginxScript,
     Haproxy,
     Sozu,
+    Envoy,
     Pingora,
     Ecdysis,
 }
 
 impl Rival {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Ours,
         Self::Prefork,
         Self::Nginx,
+        Self::NginxScript,
         Self::Haproxy,
         Self::Sozu,
+        Self::Envoy,
         Self::Pingora,
         Self::Ecdysis,
     ];
@@ -101,8 +106,10 @@ impl Rival {
             Self::Ours => "uppercased",
             Self::Prefork => "C pre-fork",
             Self::Nginx => "nginx",
+            Self::NginxScript => "nginx njs",
             Self::Haproxy => "HAProxy",
             Self::Sozu => "sozu",
+            Self::Envoy => "Envoy",
             Self::Pingora => "pingora echo",
             Self::Ecdysis => "ecdysis echo",
         }
@@ -120,11 +127,16 @@ impl Rival {
                 "stream proxy to the C server, 2 workers, reuseport; `-s reload`; upgrade by USR2, \
                  then QUIT to the old master; number of workers by configuration and reload"
             }
+            Self::NginxScript => "the same, but a filter in JavaScript (njs) answers",
             Self::Haproxy => {
                 "TCP proxy to the C server, master-worker mode, 2 threads; reload and upgrade by \
                  USR2 to the master; number of threads by configuration and reload"
             }
             Self::Sozu => "TCP proxy to the C server, 2 workers; its own commands",
+            Self::Envoy => {
+                "TCP proxy to the C server, 2 threads; every operation by a hot restart, after which \
+                 the old process serves its connections for at most 15 min (default)"
+            }
             Self::Pingora => {
                 "2 threads; every operation starts a new process with --upgrade, then QUIT to the \
                  old one, which serves its connections for at most 5 min (default)"
@@ -149,9 +161,10 @@ impl Rival {
         match self {
             Self::Ours => env!("CARGO_PKG_VERSION").to_owned(),
             Self::Prefork => "-".to_owned(),
-            Self::Nginx => Nginx::version(),
+            Self::Nginx | Self::NginxScript => Nginx::version(),
             Self::Haproxy => Haproxy::version(),
             Self::Sozu => Sozu::version(),
+            Self::Envoy => Envoy::version(),
             Self::Pingora => Echo::Pingora.version(),
             Self::Ecdysis => Echo::Ecdysis.version(),
         }
@@ -165,9 +178,11 @@ impl Rival {
         Ok(match self {
             Self::Ours => Box::new(Ours::start(folder)?),
             Self::Prefork => Box::new(Prefork::start(folder)?),
-            Self::Nginx => Box::new(Nginx::start(folder)?),
+            Self::Nginx => Box::new(Nginx::start(folder, false)?),
+            Self::NginxScript => Box::new(Nginx::start(folder, true)?),
             Self::Haproxy => Box::new(Haproxy::start(folder)?),
             Self::Sozu => Box::new(Sozu::start(folder)?),
+            Self::Envoy => Box::new(Envoy::start(folder)?),
             Self::Pingora => Box::new(Echo::Pingora.start(folder)?),
             Self::Ecdysis => Box::new(Echo::Ecdysis.start(folder)?),
         })
