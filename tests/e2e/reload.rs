@@ -155,10 +155,9 @@ impl ListenerOptions {
         let names: Vec<String> = (0..workers).map(|slot| format!("slot-{slot}")).collect();
         manager.wait_stored(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let stored = manager.stored();
-        stored
-            .iter()
-            .map(|(_, listener)| Self::of(listener))
-            .collect()
+        // The lease of the workers is stored, too.
+        let listeners = stored.iter().filter(|(name, _)| names.contains(name));
+        listeners.map(|(_, listener)| Self::of(listener)).collect()
     }
 }
 
