@@ -358,13 +358,12 @@ impl<'a, 'm, P: Probe, S: Stream> Turn<'a, 'm, P, S> {
             if self.flags.has(Flags::PEER_ENDED) {
                 return Outcome::Close(CloseReason::PeerClosed);
             }
-            let is_dry = !self.flags.has(Flags::READABLE);
-            if is_dry && (!self.flags.has(Flags::FINISH) || self.awaits_first_byte()) {
-                return Outcome::Waiting;
-            }
-            if is_dry || self.is_past_grace() {
+            if self.flags.has(Flags::FINISH) && self.is_finished() {
                 let state = State::LingeringStop;
                 return end_stream(self.record, self.stream, state, self.now);
+            }
+            if !self.flags.has(Flags::READABLE) {
+                return Outcome::Waiting;
             }
             if budget == 0 || self.record.must_wait() {
                 return Outcome::Again;
@@ -382,14 +381,16 @@ impl<'a, 'm, P: Probe, S: Stream> Turn<'a, 'm, P, S> {
             && self.record.last_progress() + self.rules.first_byte_timeout > self.now
     }
 
-    /// Returns whether nothing more is received from the peer, because the connection is too old.
-    #[inline]
-    fn is_past_grace(&self) -> bool {
-        self.flags.has(Flags::FINISH)
-            && self
-                .rules
-                .end_of_life(self.record)
-                .is_some_and(|due| due + self.rules.age_grace <= self.now)
+    /// Returns whether nothing more is received from the peer of a connection that is to end: nothing
+    /// is there and its first byte has had its time, or the connection is past its grace.
+    #[cold]
+    fn is_finished(&self) -> bool {
+        if !self.flags.has(Flags::READABLE) {
+            return !self.awaits_first_byte();
+        }
+        let rules = self.rules;
+        let end = rules.end_of_life(self.record);
+        end.is_some_and(|due| due + rules.age_grace <= self.now)
     }
 
     /// Sends pending output.
