@@ -91,6 +91,7 @@ fn comparison_is_exported_with_its_runs() {
     assert_self_contained(&page);
     assert_eq!(charts_in(&page), 1);
     assert!(page.contains("is faster than"));
+    assert!(page.contains("<p>A: a &lt;b&gt; | c; B: 127.0.0.1:9999</p>"));
     assert_text("export_comparison", &comparison.markdown());
     assert!(!page.contains("class=\"result"));
     // Five pairs agree by chance too often.

@@ -181,6 +181,20 @@ fn page_describes_charts_in_words() {
 }
 
 #[test]
+fn page_breaks_no_flag_at_its_hyphen() {
+    let mut outcome = outcomes::clean();
+    outcome.client.is_bottleneck = true;
+    outcome.command = format!("uppercased bench --rate 5 --{}", "x".repeat(99));
+    let page = page("flags", &outcome);
+    for part in [
+        "<code>uppercased bench <span>--rate</span> 5 --xxx",
+        "try <span>--threads</span> 2</li>",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+}
+
+#[test]
 fn page_escapes_markup_in_outcome() {
     let mut outcome = outcomes::failed();
     let evil = "</style></svg><script>alert(1)</script>'\"&\u{0}";

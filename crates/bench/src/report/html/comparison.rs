@@ -25,9 +25,12 @@ pub fn comparison_html(comparison: &Comparison, json: serde_json::Result<String>
         ),
     };
     let heading = format!(
-        "<header>\n<h1>{}</h1>\n<p class=\"conclusion\">{}</p>\n{failed}<p>{}</p>\n</header>\n",
+        "<header>\n<h1>{}</h1>\n<p class=\"conclusion\">{}</p>\n{failed}<p>A: {}; B: {}</p>\n<p>{}</p>\n\
+         </header>\n",
         escaped(&title),
         escaped(&comparison.result()),
+        escaped(&a.name),
+        escaped(&b.name),
         escaped(&a.plan.join(", "))
     );
     let criteria = comparison.criteria.iter().map(summary::criterion);
@@ -45,8 +48,6 @@ pub fn comparison_html(comparison: &Comparison, json: serde_json::Result<String>
 }
 
 fn medians(comparison: &Comparison) -> String {
-    let [a, b] = &comparison.sides;
-    let [a, b] = [("A", a), ("B", b)].map(|(side, one)| format!("{side}: {}", escaped(&one.name)));
     let rows: Vec<Vec<String>> = comparison
         .rows
         .iter()
@@ -63,7 +64,8 @@ fn medians(comparison: &Comparison) -> String {
             ]
         })
         .collect();
-    let head = ["median", &a, &b, "B/A", "min", "max", "B is"];
+    // Without the names, so that the ratio is in sight on a phone.
+    let head = ["median", "A", "B", "B/A", "min", "max", "B is"];
     let table = table("Medians and their ratio", &head, &rows);
     format!("<section class=\"numbers\">\n{table}</section>\n")
 }

@@ -9,7 +9,7 @@ use super::super::advice::Advice;
 use super::super::capacity;
 use super::super::figures::{self, Work};
 use super::super::summary;
-use super::page::{date, document, escaped, notes, table};
+use super::page::{date, document, escaped, notes, table, with_flags};
 use super::{chart, curves};
 use crate::outcome::{Latency, Mark, Outcome};
 use uppercased_ctl::units;
@@ -78,7 +78,7 @@ fn heading(outcome: &Outcome) -> String {
         escaped(&summary::subject(outcome)),
         escaped(&plan),
         date(outcome.started_unix_ms),
-        escaped(&outcome.command)
+        with_flags(&outcome.command)
     )
 }
 
@@ -174,7 +174,7 @@ fn marks(marks: &[Mark]) -> String {
                 format!(
                     "{}<code>{}</code><br><small>{}</small>",
                     summary::ending(mark),
-                    escaped(&mark.command),
+                    with_flags(&mark.command),
                     escaped(&mark.output)
                 ),
             ]

@@ -11,6 +11,9 @@ use uppercased_ctl::units;
 /// Maximum length of a text from an outcome, in characters.
 const TEXT_MAX: usize = 500;
 
+/// Maximum length of a flag, in bytes, so that it fits a phone.
+const FLAG_MAX: usize = 24;
+
 /// Maximum number of notes listed.
 const NOTES_MAX: usize = 50;
 
@@ -62,11 +65,25 @@ pub(super) fn escaped(text: &str) -> String {
     safe
 }
 
+/// Returns untrusted text for the page, in which no flag is broken at a hyphen.
+pub(super) fn with_flags(text: &str) -> String {
+    let text = escaped(text);
+    let words = text.split(' ').map(|word| {
+        // A longer one must be broken.
+        if word.starts_with('-') && word.len() <= FLAG_MAX {
+            format!("<span>{word}</span>")
+        } else {
+            word.to_owned()
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// Returns a list of notes, which must not be escaped; nothing if there are none.
 pub(super) fn notes(all: impl Iterator<Item = String>) -> String {
     let items: String = all
         .take(NOTES_MAX)
-        .map(|note| format!("<li>{}</li>\n", escaped(&note)))
+        .map(|note| format!("<li>{}</li>\n", with_flags(&note)))
         .collect();
     if items.is_empty() {
         return items;
