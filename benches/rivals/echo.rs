@@ -132,10 +132,6 @@ impl Server for Running {
         self.restart()
     }
 
-    fn upgrade(&mut self) -> io::Result<()> {
-        self.restart()
-    }
-
     fn scale(&mut self, threads: usize) -> io::Result<()> {
         self.set_threads(threads)?;
         self.restart()

@@ -97,10 +97,6 @@ impl Server for Envoy {
         self.restart()
     }
 
-    fn upgrade(&mut self) -> io::Result<()> {
-        self.restart()
-    }
-
     fn scale(&mut self, threads: usize) -> io::Result<()> {
         self.threads = threads;
         self.restart()

@@ -96,11 +96,6 @@ impl Server for Haproxy {
         self.await_worker(&old)
     }
 
-    /// The master executes the program on disk at every reload.
-    fn upgrade(&mut self) -> io::Result<()> {
-        self.reload()
-    }
-
     fn scale(&mut self, threads: usize) -> io::Result<()> {
         self.threads = threads;
         self.configure()?;

@@ -75,10 +75,6 @@ impl Server for Prefork {
             .try_for_each(|pid| send(pid, Signal::SIGTERM))
     }
 
-    fn upgrade(&mut self) -> io::Result<()> {
-        self.reload()
-    }
-
     fn scale(&mut self, workers: usize) -> io::Result<()> {
         if let Some(more) = workers.checked_sub(self.workers.len()) {
             return self.add(more);

@@ -61,7 +61,10 @@ pub(crate) trait Server {
 
     fn reload(&mut self) -> io::Result<()>;
 
-    fn upgrade(&mut self) -> io::Result<()>;
+    /// Executes the program on disk, which a reload does in most servers.
+    fn upgrade(&mut self) -> io::Result<()> {
+        self.reload()
+    }
 
     /// Changes the number of workers, or of threads.
     fn scale(&mut self, workers: usize) -> io::Result<()>;

@@ -4,14 +4,17 @@ use super::*;
 use crate::options::{Close, Expect, Sources};
 use crate::size::Sizes;
 
-fn read(args: &[&str]) -> Result<Options, String> {
+fn parsed(args: &[&str]) -> Result<Task, String> {
     let typed = command()
         .try_get_matches_from([&[BENCH], args].concat())
         .map_err(|error| error.to_string())?;
-    match task(&typed, String::new()) {
-        Ok(Task::Measure(options)) => Ok(*options),
-        Ok(other) => panic!("{other:?}"),
-        Err(misuse) => Err(misuse.why),
+    task(&typed, String::new()).map_err(|misuse| misuse.why)
+}
+
+fn read(args: &[&str]) -> Result<Options, String> {
+    match parsed(args)? {
+        Task::Measure(options) => Ok(*options),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -60,14 +63,10 @@ fn flags_may_precede_pattern_that_has_them() {
 #[test]
 fn capacity_needs_target() {
     let quest = |args: &[&str]| {
-        let typed = command()
-            .try_get_matches_from([&[BENCH], args].concat())
-            .unwrap();
-        match task(&typed, String::new()) {
-            Ok(Task::Capacity(quest)) => Ok(*quest),
-            Ok(other) => panic!("{other:?}"),
-            Err(misuse) => Err(misuse.why),
-        }
+        parsed(args).map(|task| match task {
+            Task::Capacity(quest) => *quest,
+            other => panic!("{other:?}"),
+        })
     };
     let found = quest(&["-c7", "capacity", "--p99", "5ms", "--p99.9", "20ms", "a:1"]).unwrap();
     assert_eq!(found.options.connections, Some(7));
@@ -89,14 +88,10 @@ fn capacity_needs_target() {
 #[test]
 fn versus_has_flags_for_each_server() {
     let duel = |args: &[&str]| {
-        let typed = command()
-            .try_get_matches_from([&[BENCH], args].concat())
-            .unwrap();
-        match task(&typed, String::new()) {
-            Ok(Task::Versus(duel)) => Ok(*duel),
-            Ok(other) => panic!("{other:?}"),
-            Err(misuse) => Err(misuse.why),
-        }
+        parsed(args).map(|task| match task {
+            Task::Versus(duel) => *duel,
+            other => panic!("{other:?}"),
+        })
     };
     let args = "versus :1 b:2 --label x --label y --pid 3 --pid 4 --expect echo --pattern rate";
     let args: Vec<&str> = args.split(' ').collect();
