@@ -9,11 +9,12 @@ use uppercased_ctl::clock;
 use crate::support::image::Image;
 use crate::support::load::{Load, LoadSize};
 use crate::support::observe::{
-    OWED_BYTES, become_owed, descriptors, lose_worker, queued, until, until_some, wait_draining,
-    wait_ready, worker_of,
+    OWED_BYTES, become_owed, descriptors, lose_worker, number, queued, state, until, until_some,
+    wait_draining, wait_ready, worker_of,
 };
 use crate::support::{
-    Client, DEADLINE, Server, ServerBuilder, Watched, in_background, pattern, upper, wait_gone,
+    Client, DEADLINE, Server, ServerBuilder, Watched, children, in_background, pattern, upper,
+    wait_gone,
 };
 
 /// An `orphan_timeout` that a test does not reach.
@@ -197,6 +198,12 @@ pub(crate) fn next(first: &Server, args: &[&str]) -> ServerBuilder {
         .control_of(first)
 }
 
+fn has_argument(pid: u32, wanted: &str) -> bool {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut arguments = arguments.split(|byte| *byte == 0);
+    arguments.any(|argument| argument == wanted.as_bytes())
+}
+
 /// Waits until the server has replaced the workers that it adopted.
 #[track_caller]
 fn wait_replaced(server: &Server) {
@@ -294,6 +301,34 @@ fn adopted_worker_is_rescued_and_watched() {
     }
     assert!(second.stop().success());
     until("every process has exited", || first.processes().is_empty());
+}
+
+/// Its supervisor knows the process that introduced itself; its keeper runs the worker by then.
+#[test]
+fn worker_that_dies_during_adoption_is_rescued() {
+    let first = server(&["--workers=1", LONG]);
+    let mut client = Client::connect(first.addr());
+    client.roundtrip(b"before");
+    kill_supervisor(&first, 1);
+    let builder = next(&first, &["--workers=1", QUICK]);
+    let builder = builder.env("FAULT_POINTS", "supervisor.adopts=stop");
+    let second = in_background(move || builder.start());
+    let listen = format!("--listen={}", first.addr());
+    let supervisor = until_some("the next supervisor has met the worker", || {
+        let is_it = |&pid: &u32| state(pid) == Some('T') && has_argument(pid, &listen);
+        children(std::process::id()).into_iter().find(is_it)
+    });
+    kill_orphan(&first);
+    client.roundtrip(b"by the keeper");
+    let supervisor = Watched::open(supervisor).expect("it is stopped");
+    supervisor.signal(Signal::SIGCONT);
+    let second = second.join().expect("it starts");
+    wait_replaced(&second);
+    client.roundtrip(b"after the adoption");
+    assert_eq!(adopted(&second), 1);
+    assert!(second.stop().success());
+    let total = second.wait_log(|line| line.contains("event=server_stopped"));
+    assert_eq!(number(&total, "lost_connections"), 0, "{total}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use mio::Registry;
 
 use crate::fault;
 use crate::log::event;
-use crate::memory::{self, life};
+use crate::memory;
 use crate::supervisor::adoption::Orphan;
 use crate::supervisor::machine::{self, ListenerSource};
 use crate::supervisor::rendezvous::RendezvousFile;
@@ -129,7 +129,7 @@ impl Fleet {
             file,
             ..
         } = orphan;
-        let lives = life::lives(&memory);
+        fault::point("supervisor.adopts");
         let connections = memory::open_connections(&memory);
         let worker_pid = process.pid();
         let child = Child {
@@ -141,10 +141,9 @@ impl Fleet {
             memory,
             sandbox: None,
             quota: Quota::resumed(true),
-            life: Life {
-                ended: lives.saturating_sub(1),
-                ..Life::default()
-            },
+            // Which life introduced itself is not known: its keeper may have followed it since, and
+            // reports that next.
+            life: Life::default(),
             rendezvous: Some(file),
         };
         self.next_serial += 1;
