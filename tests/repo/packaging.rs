@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -208,10 +208,18 @@ fn deployment_parts_reference_each_other() {
     );
 }
 
+/// Reports it on standard error itself: the test runner hides the output of a test that passes.
+fn report_skipped(program: &str) {
+    drop(writeln!(
+        io::stderr(),
+        "SKIPPED: {program} is not installed"
+    ));
+}
+
 /// Returns what a program prints that must succeed; `None` where it is not installed.
 fn run_if_installed(program: &str, args: &[&str]) -> Option<String> {
     let Ok(output) = Command::new(program).args(args).output() else {
-        println!("skipped: {program} is not installed");
+        report_skipped(program);
         return None;
     };
     assert!(output.status.success(), "{args:?}: {}", text_of(&output));
@@ -372,7 +380,7 @@ impl Root {
     /// Returns `None` where dpkg is not installed.
     fn new() -> Option<Self> {
         if Command::new("dpkg-deb").arg("--version").output().is_err() {
-            println!("skipped: dpkg is not installed");
+            report_skipped("dpkg");
             return None;
         }
         let root = Self(TempDir::new().unwrap());
