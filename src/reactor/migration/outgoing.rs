@@ -107,7 +107,9 @@ impl Reactor {
             let was_ready = outgoing.link.as_ref().is_some_and(|link| link.ready);
             self.receive_answers(&mut outgoing);
             self.execute(&mut outgoing);
-            if !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now) {
+            let is_due = !outgoing.machine.is_blocked() || was_ready || outgoing.is_due(self.now);
+            // A worker whose handover is over may serve on, and needs its listeners.
+            if is_due && !outgoing.machine.is_over() {
                 let event = self.count_waiting(&mut outgoing);
                 outgoing.machine.handle(event);
                 self.execute(&mut outgoing);
