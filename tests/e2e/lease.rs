@@ -64,12 +64,15 @@ fn adopted_worker_has_lease_of_each_supervisor() {
     let mut supervisors = Vec::new();
     for _ in 0..2 {
         expect_served(&mut client);
+        let mark = manager.len();
         let server = next(&first, &[])
             .env("NOTIFY_SOCKET", manager.notify_socket())
             .env("UPPERCASED_IDLE_TIMEOUT", "soon")
             .hand_over(manager.stored())
             .start();
         assert_eq!(adopted(&server), 1);
+        // Then that of the supervisor before goes, because the worker has this one.
+        manager.wait_for(mark, "FDSTORE=1\nFDNAME=lease");
         manager.wait_leased();
         server.kill();
         supervisors.push(server);
