@@ -456,6 +456,7 @@ impl Worker {
 
     fn advance(&mut self) {
         self.conclude_handover();
+        self.keep_slot();
         self.handle_deferred();
         self.note_unnamed();
         let now = self.reactor.now();

@@ -25,6 +25,10 @@ use uppercased_ctl::identity::SlotId;
 impl Worker {
     /// Answers the processes that have connected at the rendezvous.
     pub(super) fn meet_visitors(&mut self) {
+        if self.is_orphan() && matches!(self.phase, Phase::HandingOver { last: true }) {
+            // They wait until that has ended, a moment later.
+            return;
+        }
         for _ in 0..ADOPTION_VISITS_PER_TURN {
             let Some(adoption) = &self.adoption else {
                 return;

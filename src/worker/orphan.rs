@@ -74,8 +74,23 @@ impl Worker {
             // The worker that it was to replace serves.
             self.enter(Phase::Done);
         }
+        if matches!(self.phase, Phase::HandingOver { last: true }) {
+            self.reactor.stop_handing_over();
+        }
         self.decide_alone();
         self.advance_orphan(now);
+    }
+
+    /// Serves on after a handover with which the slot was to be removed: an orphan stops that, because
+    /// only a supervisor can find another receiver if there must be one. The next one decides anew.
+    pub(super) fn keep_slot(&mut self) {
+        if self.is_orphan()
+            && matches!(self.phase, Phase::HandingOver { last: true })
+            && !self.reactor.is_handing_over()
+        {
+            self.enter(Phase::Serving);
+            self.reactor.begin_accepting();
+        }
     }
 
     /// Serves the connections that could not be handed over if no supervisor decides about them.

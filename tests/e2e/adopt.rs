@@ -657,6 +657,68 @@ fn supervisor_death_in_handover_costs_nothing() {
     }
 }
 
+/// The supervisor dies while a slot is being removed. Its worker keeps what has not migrated, and is
+/// adopted, also by a server that starts meanwhile; then the slot stays or is removed, as configured.
+#[test]
+fn supervisor_death_in_scaling_costs_nothing() {
+    for workers in [2, 1] {
+        let mut plan = "supervisor.handover_ordered=kill".to_owned();
+        if workers == 2 {
+            // The receiver waits, and then leaves half of the connections with the sender.
+            plan.push_str(";receiver.received=stop;receiver.watch=fail_alternately");
+        }
+        let first = Server::builder()
+            .args(["--listen=127.0.0.1:0", "--crash-rescue=true"])
+            .args(["--workers=2", "--handshake-timeout=100ms", LONG])
+            .env("FAULT_POINTS", plan)
+            .start();
+        let receiver = worker_of(&first, 0);
+        let mut clients: Vec<_> = (0..24).map(|_| Client::connect(first.addr())).collect();
+        for client in &mut clients {
+            client.roundtrip(b"before");
+        }
+        assert_eq!(first.command(&["scale", "1"]).code, 1);
+        first.wait_exit(DEADLINE);
+        if workers == 2 {
+            until("the receiver waits", || state(receiver.pid()) == Some('T'));
+        }
+        let number = format!("--workers={workers}");
+        let start = next(&first, &[&number, QUICK, "--handshake-timeout=100ms"]);
+        let second = in_background(move || start.start());
+        if workers == 2 {
+            let rendezvous = first.control().with_extension("workers");
+            let rendezvous = rendezvous.join(format!("{}-1-1.sock", first.pid()));
+            until("the next server has connected", || {
+                let sockets = procfs::net::unix().expect("read /proc/net/unix");
+                let there = sockets.iter().map(|it| it.path.as_deref());
+                there.filter(|path| *path == Some(&rendezvous)).count() > 1
+            });
+            receiver.signal(Signal::SIGCONT);
+        }
+        let second = second.join().expect("it starts");
+        if workers == 2 {
+            assert_eq!(adopted(&second), 2);
+        }
+        for client in &mut clients {
+            client.roundtrip(b"with a supervisor again");
+        }
+        wait_replaced(&second);
+        until("as many slots as configured", || {
+            generations(&second).len() == workers
+        });
+        for client in &mut clients {
+            client.roundtrip(b"after the reload");
+        }
+        Client::connect(second.addr()).roundtrip(b"a new client");
+        assert_eq!(second.status_json()["totals"]["crashes"], 0);
+        drop(clients);
+        until("the adopted workers have exited", || {
+            first.processes().is_empty()
+        });
+        assert!(second.stop().success());
+    }
+}
+
 /// A slot has no worker; clients wait in its queue, which is lent to a sibling that no longer accepts.
 #[test]
 fn lent_queue_is_passed_on() {
