@@ -2,8 +2,8 @@
 //!
 //! It connects at every rendezvous in its directory. A worker whose supervisor lives refuses; an
 //! orphan introduces itself. Those that listen on the same addresses are adopted, one for each slot,
-//! and another of the slot, which hands its connections over to it; those that are in the way are
-//! told to stop; all others are left alone.
+//! and another of the slot, which hands its connections over to it; so are those that leave, if one
+//! serves. Those that are in the way are told to stop; all others are left alone.
 //!
 //! Invariants: nothing here is irrevocable but the signal to stop: an orphan whose connection is
 //! closed without [`ToWorker::Adopt`] serves on; the process that is signalled, and later killed, is
@@ -29,6 +29,7 @@ use crate::sys::shared::SharedMemory;
 use crate::wire::{Adoptable, Envelope, FromWorker, Listen, ToWorker};
 use uppercased_ctl::clock;
 use uppercased_ctl::identity::{SlotId, WorkerId};
+use uppercased_ctl::limits::WORKERS_MAX;
 
 use super::machine::Adopted;
 use super::rendezvous::{Directory, RendezvousFile};
@@ -46,7 +47,7 @@ pub(crate) struct Orphan {
     pub(crate) process: Process,
     pub(crate) channel: Channel<ToWorker, FromWorker>,
     pub(crate) memory: SharedMemory,
-    /// In the order of its addresses.
+    /// In the order of its addresses; none if it leaves.
     pub(crate) listeners: Vec<OwnedFd>,
     /// The listeners of other slots, likewise.
     passed: Vec<(SlotId, Vec<OwnedFd>)>,
@@ -67,6 +68,8 @@ enum Met {
 pub(crate) struct Adoption {
     /// The orphans to adopt, by slot, the one that is to serve first.
     pub(crate) orphans: Vec<Orphan>,
+    /// Those that leave, without listeners.
+    pub(crate) leaving: Vec<Orphan>,
     /// Those in the way.
     others: Vec<Process>,
     /// Whether these are about to close their listeners.
@@ -90,7 +93,10 @@ impl Adoption {
             };
             let listen = &orphan.introduction.listen;
             if adopt && is_same(listen, wanted) {
-                adoption.orphans.push(*orphan);
+                match orphan.introduction.leaves_within_ms {
+                    None => adoption.orphans.push(*orphan),
+                    Some(_) => adoption.leaving.push(*orphan),
+                }
             } else if is_of_unit || listen.iter().any(|one| wanted.contains(one)) {
                 adoption.others.push(orphan.process);
             }
@@ -165,6 +171,17 @@ impl Adoption {
             *count > ORPHANS_PER_SLOT
         });
         self.others.extend(surplus.map(|orphan| orphan.process));
+        let is_server = !self.orphans.is_empty();
+        self.leaving
+            .retain(|orphan| is_server && orphan.worker.slot.0 < WORKERS_MAX);
+    }
+
+    /// Returns the workers to adopt that leave, each with its time.
+    pub(crate) fn leaving(&self) -> Vec<(WorkerId, Duration)> {
+        let time = |orphan: &Orphan| orphan.introduction.leaves_within_ms.unwrap_or(0);
+        let leaving = self.leaving.iter();
+        let leaving = leaving.map(|it| (it.worker, Duration::from_millis(time(it))));
+        leaving.collect()
     }
 
     /// Returns the workers to adopt.
@@ -311,7 +328,10 @@ fn understand(
         let listeners = rest.by_ref().take(addresses.len()).collect();
         in_order(listeners, addresses).ok_or(wrong)
     };
-    let listeners = next()?;
+    let listeners = match introduction.leaves_within_ms {
+        None => next()?,
+        Some(_) => Vec::new(),
+    };
     let passed = introduction.passed.iter().map(|slot| Ok((*slot, next()?)));
     let passed: Vec<(SlotId, Vec<OwnedFd>)> = passed.collect::<Result<_, &str>>()?;
     let all = passed.iter().map(|(_, passed)| passed).chain([&listeners]);

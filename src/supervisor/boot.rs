@@ -146,8 +146,9 @@ impl Supervisor {
 
     /// Goes on with the orphans.
     fn adopt(&mut self, adoption: Adoption, now: Tick) {
-        self.machine.adopt(&adoption.adopted(), now);
-        for orphan in adoption.orphans {
+        self.machine
+            .adopt(&adoption.adopted(), &adoption.leaving(), now);
+        for orphan in adoption.orphans.into_iter().chain(adoption.leaving) {
             let release = self.machine.release();
             let registry = self.poll.registry();
             self.fleet

@@ -54,6 +54,7 @@ mod upgrade;
 mod worker;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -160,8 +161,9 @@ impl Machine {
     }
 
     /// Begins with workers that serve already, of the first release, instead of a boot: in some slots,
-    /// which have listeners, one and perhaps another, which hands its connections over to it.
-    pub fn adopt(&mut self, workers: &[Adopted], now: Tick) {
+    /// which have listeners, one and perhaps another, which hands its connections over to it. Those in
+    /// `leaving` leave within the time beside them, also from slots that have left.
+    pub fn adopt(&mut self, workers: &[Adopted], leaving: &[(WorkerId, Duration)], now: Tick) {
         self.phase = Phase::Serving;
         for Adopted { worker, other } in workers {
             let Some(slot) = self.slots.get_mut(worker.slot.index()) else {
@@ -173,6 +175,9 @@ impl Machine {
                 // What cannot migrate stays there until its clients leave.
                 self.hand_over(from, *worker, true, false, now);
             }
+        }
+        for (worker, within) in leaving {
+            self.adopt_leaving(*worker, *within, now);
         }
         self.start_waiting(now);
         self.spread();

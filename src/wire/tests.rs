@@ -105,6 +105,7 @@ fn from_worker() -> Vec<FromWorker> {
             lent: vec![SlotId(3)],
             passed: vec![SlotId(4)],
             is_handing_over: true,
+            leaves_within_ms: Some(30_000),
         })),
         FromWorker::NotAdoptable {
             cause: "its supervisor runs".to_owned(),

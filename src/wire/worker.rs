@@ -205,6 +205,9 @@ pub struct Adoptable {
     /// Whether it hands its connections over to another worker of its slot.
     #[serde(default)]
     pub is_handing_over: bool,
+    /// If it leaves, so that it has no listeners to attach: within this time, in milliseconds.
+    #[serde(default)]
+    pub leaves_within_ms: Option<u64>,
 }
 
 /// The receiver and the extent of a handover.

@@ -20,6 +20,7 @@ use crate::log::event;
 use crate::sys::fd::replace;
 use crate::sys::keeper::own_pidfd;
 use crate::wire::{Envelope, FDS_MAX, FromWorker, ToWorker};
+use uppercased_ctl::clock::millis;
 use uppercased_ctl::identity::SlotId;
 
 impl Worker {
@@ -60,12 +61,12 @@ impl Worker {
         match self.phase {
             Phase::Serving
             | Phase::HandingOver { last: false }
-            | Phase::Undecided { last: false } => None,
+            | Phase::Undecided { last: false }
+            | Phase::Leaving { .. } => None,
             Phase::StandingBy
             | Phase::LameDuck { .. }
             | Phase::HandingOver { last: true }
             | Phase::Undecided { last: true }
-            | Phase::Leaving { .. }
             | Phase::Draining { .. }
             | Phase::Done => Some("it is about to exit"),
         }
@@ -95,6 +96,10 @@ impl Worker {
         let lent = self.reactor.lent_slots(self.id.slot).into_iter();
         (adoption.introduction.passed, adoption.introduction.lent) = lent.partition(passed);
         adoption.introduction.is_handing_over = matches!(self.phase, Phase::HandingOver { .. });
+        adoption.introduction.leaves_within_ms = match self.phase {
+            Phase::Leaving { until } => Some(millis(until.since(self.reactor.now()))),
+            _ => None,
+        };
         let message = FromWorker::Adoptable(Box::new(adoption.introduction.clone()));
         let envelope = Envelope {
             worker: self.id,

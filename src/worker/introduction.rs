@@ -41,6 +41,7 @@ impl Adoption {
                 lent: Vec::new(),
                 passed: Vec::new(),
                 is_handing_over: false,
+                leaves_within_ms: None,
             },
         }))
     }

@@ -117,7 +117,8 @@ impl Orphan {
             Phase::StandingBy
             | Phase::Serving
             | Phase::HandingOver { .. }
-            | Phase::Undecided { .. } => Some(self.until.min(self.check_at)),
+            | Phase::Undecided { .. }
+            | Phase::Leaving { until: Tick::MAX } => Some(self.until.min(self.check_at)),
             Phase::LameDuck { .. } | Phase::Leaving { .. } => Some(self.check_at),
             Phase::Draining { .. } | Phase::Done => None,
         }
@@ -132,7 +133,11 @@ impl Orphan {
         is_given_up: bool,
         now: Tick,
     ) -> Option<&'static str> {
-        if signal.is_some() || matches!(phase, Phase::LameDuck { .. } | Phase::Leaving { .. }) {
+        let has_end = match phase {
+            Phase::Leaving { until } => until < Tick::MAX,
+            _ => matches!(phase, Phase::LameDuck { .. }),
+        };
+        if signal.is_some() || has_end {
             return signal;
         }
         if self.until <= now {
@@ -191,6 +196,7 @@ mod tests {
             ..orphan
         };
         let leaving = Phase::Leaving { until: later };
+        let endless = Phase::Leaving { until: Tick::MAX };
         for (orphan, phase, signal, is_given_up, at, reason) in [
             (orphan, Phase::Serving, None, false, now, None),
             (orphan, Phase::Serving, None, true, now, Some("lease_ended")),
@@ -204,6 +210,8 @@ mod tests {
                 Some("orphan_timeout"),
             ),
             (orphan, leaving, None, true, later, None),
+            (orphan, endless, None, false, now, None),
+            (orphan, endless, None, false, later, Some("orphan_timeout")),
             (
                 visited,
                 leaving,

@@ -719,6 +719,42 @@ fn supervisor_death_in_scaling_costs_nothing() {
     }
 }
 
+/// A slot has been removed, and its worker serves the connections that could not migrate.
+#[test]
+fn draining_worker_is_adopted() {
+    let first = Server::builder()
+        .args(["--listen=127.0.0.1:0", "--crash-rescue=true"])
+        .args(["--workers=2", "--handshake-timeout=100ms"])
+        .args(["--drain-timeout=1h", LONG])
+        .env("FAULT_POINTS", "receiver.watch=fail")
+        .start();
+    let leaving = worker_of(&first, 1);
+    let mut clients: Vec<_> = (0..24).map(|_| Client::connect(first.addr())).collect();
+    for client in &mut clients {
+        client.roundtrip(b"before");
+    }
+    first.command(&["scale", "1", "--drain"]).expect_success();
+    kill_supervisor(&first, 2);
+    let second = next(&first, &["--workers=1", QUICK]).start();
+    assert_eq!(adopted(&second), 2);
+    for client in &mut clients {
+        client.roundtrip(b"with a supervisor");
+    }
+    let open = || {
+        let slots = second.status_json()["slots"].clone();
+        let slots = slots.as_array().expect("slots").iter();
+        slots.map(|slot| slot["open"].as_u64()).sum::<Option<u64>>()
+    };
+    assert_eq!(open(), Some(24));
+    assert!(!leaving.is_gone());
+    drop(clients);
+    assert!(leaving.wait_gone(DEADLINE));
+    wait_replaced(&second);
+    assert_eq!(generations(&second), [2]);
+    assert_eq!(second.status_json()["totals"]["crashes"], 0);
+    assert!(second.stop().success());
+}
+
 /// A slot has no worker; clients wait in its queue, which is lent to a sibling that no longer accepts.
 #[test]
 fn lent_queue_is_passed_on() {

@@ -148,7 +148,12 @@ impl Fleet {
         };
         self.next_serial += 1;
         let watched = child.watch(registry);
-        self.slots[worker.slot.index()].insert(child);
+        let index = worker.slot.index();
+        if self.slots.len() <= index {
+            // It leaves, as its slot did.
+            self.slots.resize_with(index + 1, SlotResources::default);
+        }
+        self.slots[index].insert(child);
         let adopted = watched.and_then(|()| own_pidfd());
         let supervisor = match adopted {
             Ok(supervisor) => supervisor,

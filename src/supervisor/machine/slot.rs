@@ -355,20 +355,25 @@ impl Slot {
     /// Adds a worker that serves already, as the active one, and perhaps another, which is to leave.
     pub(super) fn adopt(&mut self, generation: Generation, other: Option<Generation>, now: Tick) {
         for generation in [Some(generation), other].into_iter().flatten() {
-            self.history.born = self.history.born.max(generation);
-            self.workers.push(Worker {
-                generation,
-                release: self.next_release,
-                state: WorkerState::Serving { owes_report: false },
-                since: now,
-                served_since: Some(now),
-                pulse: None,
-                kept: false,
-                crashed: Vec::new(),
-            });
+            self.add(generation, WorkerState::Serving { owes_report: false }, now);
         }
-        self.workers.sort_by_key(|worker| worker.generation);
         self.activate(generation, now);
+    }
+
+    /// Adds a worker that runs already.
+    pub(super) fn add(&mut self, generation: Generation, state: WorkerState, now: Tick) {
+        self.history.born = self.history.born.max(generation);
+        self.workers.push(Worker {
+            generation,
+            release: self.next_release,
+            state,
+            since: now,
+            served_since: Some(now),
+            pulse: None,
+            kept: false,
+            crashed: Vec::new(),
+        });
+        self.workers.sort_by_key(|worker| worker.generation);
     }
 
     /// Changes the state of a worker. Returns whether the slot has that worker.

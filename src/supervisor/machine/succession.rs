@@ -13,10 +13,11 @@
 use std::time::Duration;
 
 use super::pulse::SAMPLE_FLOOR;
+use super::slot::Slot;
 use super::worker::{ExitReport, Watch, Worker, WorkerState};
 use super::{
     Action, Effect, ExitStatus, HandoverEnd, KILL_GRACE, KillReason, Machine, Notice, Phase,
-    Progress, Queue, ReloadConnections, SlotState, WorkerId,
+    Progress, Queue, ReloadConnections, SlotId, SlotState, WorkerId,
 };
 use crate::config::HANDOVER_CHECKS;
 use uppercased_ctl::clock::Tick;
@@ -66,10 +67,27 @@ impl Machine {
     /// Makes a worker stop accepting, serve its connections, and exit after `within` at the latest.
     /// The limits in force apply: they are those that it was sent, and those that it started with.
     fn leave(&mut self, worker: WorkerId, within: Duration, now: Tick) {
+        let leaving = self.leaving(within, now);
+        self.enter(worker, leaving, now);
+        self.actions.push_back(Action::Leave { worker, within });
+    }
+
+    /// Adds a worker that leaves already, on the request of an earlier supervisor.
+    pub(super) fn adopt_leaving(&mut self, worker: WorkerId, within: Duration, now: Tick) {
+        for slot in (0..=worker.slot.0).skip(self.slots.len()) {
+            let mut left = Slot::new(SlotId(slot), self.born_before, self.release);
+            left.state = SlotState::Retired;
+            left.queue = Queue::Closed;
+            self.slots.push(left);
+        }
+        let leaving = self.leaving(within, now);
+        self.slots[worker.slot.index()].add(worker.generation, leaving, now);
+    }
+
+    fn leaving(&self, within: Duration, now: Tick) -> WorkerState {
         let deadline = now + within + self.policy.linger_timeout + KILL_GRACE;
         let done = false;
-        self.enter(worker, WorkerState::Leaving { deadline, done }, now);
-        self.actions.push_back(Action::Leave { worker, within });
+        WorkerState::Leaving { deadline, done }
     }
 
     /// Returns the pause between two samples of the progress of a handover to `to`.

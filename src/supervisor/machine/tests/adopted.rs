@@ -16,7 +16,7 @@ fn adopted_workers_serve_beside_missing_slots() {
     stage.machine = stage.machine.with_listeners(3, Tick::ZERO);
     stage
         .machine
-        .adopt(&[alone(0, 7), alone(2, 4)], Tick::from_millis(1));
+        .adopt(&[alone(0, 7), alone(2, 4)], &[], Tick::from_millis(1));
     assert_eq!(stage.machine.life(), Life::Serving);
     // Slot 3 has no listener yet, so it comes last.
     let begun = [adopt(1, 1), bind(3), spread(3), Action::Announce];
@@ -42,7 +42,7 @@ fn second_worker_hands_over_to_first() {
             other: Some(Generation(3)),
             ..alone(0, 4)
         };
-        stage.machine.adopt(&[both], Tick::from_millis(1));
+        stage.machine.adopt(&[both], &[], Tick::from_millis(1));
         let begun = [
             hand_over(worker(0, 3), worker(0, 4), false),
             spread(1),
@@ -87,4 +87,25 @@ fn second_worker_hands_over_to_first() {
     assert_eq!(lost.at(5, killed(0, 4)), []);
     assert_eq!(lost.state(0), "serving");
     assert_eq!(lost.at(6, handed_over(0, 3, HandoverEnd::PeerGone)), []);
+}
+
+#[test]
+fn leaving_workers_go_on_until_their_end() {
+    let mut stage = Stage::new(policy(1));
+    stage.machine = stage.machine.with_listeners(1, Tick::ZERO);
+    let within = Duration::from_secs(5);
+    // One of a slot that stays, and one of a slot that has left, like the one below it.
+    let leaving = [(worker(0, 2), Duration::MAX), (worker(2, 3), within)];
+    stage
+        .machine
+        .adopt(&[alone(0, 4)], &leaving, Tick::from_millis(1));
+    assert_eq!(stage.actions(), [spread(1), Action::Announce]);
+    assert_eq!(stage.state(0), "serving");
+    assert_eq!(stage.machine.policy().workers, 1);
+    assert!(stage.machine.refusal(Tick::from_millis(2)).is_some());
+    let dropped = [2, 1].map(|slot| Action::DropSlot { slot: SlotId(slot) });
+    assert_eq!(stage.at(90, exited(2, 3, 0)), dropped);
+    // One without an end blocks nothing.
+    assert!(stage.machine.refusal(Tick::from_millis(91)).is_none());
+    assert_eq!(stage.at(95, exited(0, 2, 0)), []);
 }
