@@ -163,7 +163,7 @@ fn rescued_oom_kill_has_its_cause() {
     }
     good.roundtrip(b"after");
     assert_eq!(counters.open(), READERS as u64 + 1);
-    let crash = server.status_json()["slots"][0]["last_crash"]["error"].clone();
+    let crash = server.status_json()["slots"][0]["last_crashes"][0]["error"].clone();
     assert!(crash.to_string().contains("out of memory"), "{crash}");
     drop(readers);
     assert!(server.stop().success());
