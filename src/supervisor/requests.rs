@@ -256,7 +256,6 @@ impl Supervisor {
             Answer::Failed { cause } => Reply::Failed(cause),
             Answer::Refused { cause } => Reply::Refused(cause),
         };
-        self.reply(request, reply);
         if self.machine.operation().is_none() {
             let workers = self.machine.slots().flat_map(|slot| {
                 let successor = slot.successor.map(|it| it.release);
@@ -266,6 +265,8 @@ impl Supervisor {
             self.fleet.keep_releases(&in_use);
             self.store_config();
         }
+        // Last: whoever reads it may kill this process.
+        self.reply(request, reply);
     }
 
     /// Stores the configuration in force for a later start whose own is refused.
