@@ -265,7 +265,7 @@ impl Supervisor {
             self.fleet.keep_releases(&in_use);
             self.store_config();
         }
-        // Last: whoever reads it may kill this process.
+        // Last: its client may kill this process as soon as the reply arrives.
         self.reply(request, reply);
     }
 
