@@ -231,21 +231,24 @@ fn kernel_ends_connection_of_unresponsive_client() {
     let _ = client.recv_exact(1);
 }
 
+/// Returns clients that have been served, each with a time just before its connect.
+fn young_clients(server: &Server, count: usize) -> Vec<(Client, Tick)> {
+    let connect = |_| {
+        let since = clock::now();
+        let mut client = Client::connect(server.addr());
+        client.roundtrip(b"young");
+        (client, since)
+    };
+    (0..count).map(connect).collect()
+}
+
 /// Half of the clients are busy throughout. A reload in between neither resets their age nor ends
 /// them early.
 #[test]
 fn old_connections_end_gracefully_across_reload() {
     const AGE: Duration = Duration::from_secs(3);
     let server = server(&["--max-connection-age", "3s", "--bake-time", "0s"]);
-    let mut clients: Vec<(Client, Tick)> = (0..40)
-        .map(|_| {
-            let since = clock::now();
-            (Client::connect(server.addr()), since)
-        })
-        .collect();
-    for (client, _) in &mut clients {
-        client.roundtrip(b"young");
-    }
+    let mut clients = young_clients(&server, 40);
     server.reload().expect_success();
     let counters = Counters::of(&server);
     let mut lives = Vec::new();
@@ -277,15 +280,7 @@ fn rescued_connection_ends_at_its_age() {
     const AGE: Duration = Duration::from_secs(6);
     let server = server(&["--max-connection-age", "6s", "--crash-rescue=true"]);
     let counters = Counters::of(&server);
-    let mut clients: Vec<(Client, Tick)> = (0..20)
-        .map(|_| {
-            let since = clock::now();
-            (Client::connect(server.addr()), since)
-        })
-        .collect();
-    for (client, _) in &mut clients {
-        client.roundtrip(b"young");
-    }
+    let mut clients = young_clients(&server, 20);
     until("the worker has a keeper", || {
         !server.keeper_pids().is_empty()
     });
